@@ -1,0 +1,397 @@
+"""The actor's core: plays E sub-environments with the newest parameters and packs transitions.
+
+Called by the local runtime and by the Ray shell in `remote.py`. It has no Ray, clock or thread.
+
+Source: Horgan et al. 2018 (Ape-X), alg. 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import astuple
+from typing import NamedTuple
+
+import numpy as np
+
+from qfleet.actors.n_step import NStepAccumulator
+from qfleet.actors.policy import Exploration, QFunction, select_actions
+from qfleet.common import seeding
+from qfleet.common.config import Config
+from qfleet.common.errors import CheckpointError, InvariantError, NonFiniteError, QfleetError
+from qfleet.common.td import td_errors_by_networks
+from qfleet.common.types import (
+    ACTION,
+    Array,
+    Capture,
+    ChunkId,
+    Columns,
+    EnvironmentSpec,
+    EpisodeSummary,
+    ParamsSnapshot,
+    TargetSyncEvent,
+    TransitionChunk,
+    check_columns,
+    transition_columns,
+)
+from qfleet.common.vector_envs import StepResult, VectorEnvAdapter
+
+
+class _Held(NamedTuple):
+    """A snapshot and the function built from it."""
+
+    snapshot: ParamsSnapshot
+    q_function: QFunction
+
+
+class Actor:
+    """One slot of the fleet; owned by one process, not thread-safe.
+
+    Every real env step opens one n-step window; completed ones wait in `pending_rows` until
+    `take_chunk`. Chunks of an incarnation are numbered from 0 without gaps. Parameters never go
+    back to an older version.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_id: str,
+        slot: int,
+        incarnation: int,
+        n_actors: int,
+        config: Config,
+        spec: EnvironmentSpec,
+        env: VectorEnvAdapter,
+        build_q_function: Callable[[ParamsSnapshot], QFunction],
+        seed: int,
+    ) -> None:
+        self._run_id, self._slot, self._incarnation = run_id, slot, incarnation
+        self._config, self._spec, self._env, self._seed = config, spec, env, seed
+        self._build_q_function = build_q_function
+        n_envs = env.n_envs
+        self._accumulator = NStepAccumulator(
+            n_envs, config.actors.n_step, config.actors.discount, spec
+        )
+        self._rng = seeding.generator(seed, "actor.policy", slot)
+        self.set_n_actors(n_actors)
+        self._online: _Held | None = None
+        self._target: _Held | None = None
+        self._env_steps_at_params = 0
+        self._acted_version = 0
+        self._seq = 0
+        self._env_steps_at_chunk = 0
+        self._pending: list[Columns] = []
+        self._pending_rows = 0
+        self._pending_episodes: list[EpisodeSummary] = []
+        self._episode_returns = np.zeros(n_envs, dtype=np.float64)
+        self._episode_lengths = np.zeros(n_envs, dtype=np.int64)
+        self.env_steps = 0
+        """Real environment steps of this slot: reset steps do not count."""
+        self.episodes = 0
+        """Episodes that ended."""
+        self.stale_params = 0
+        """Snapshots ignored because a newer one was held."""
+        env.reset(seeding.seed_int(seed, "actor.env", slot, incarnation))
+
+    @property
+    def n_envs(self) -> int:
+        """E."""
+        return self._env.n_envs
+
+    @property
+    def params_version(self) -> int | None:
+        """Version of the online parameters, None before the first."""
+        return None if self._online is None else self._online.snapshot.version
+
+    @property
+    def params_learner_step(self) -> int:
+        """Learner step of the online parameters, 0 before the first."""
+        return 0 if self._online is None else self._online.snapshot.learner_step
+
+    @property
+    def target_version(self) -> int | None:
+        """Version of the last target sync taken, None before the first."""
+        return None if self._target is None else self._target.snapshot.version
+
+    @property
+    def pending_rows(self) -> int:
+        """Transitions that the next chunk will hold."""
+        return self._pending_rows
+
+    @property
+    def open_windows(self) -> int:
+        """Steps whose n-step window is not complete yet."""
+        return self._accumulator.pending
+
+    @property
+    def produced(self) -> int:
+        """Transitions that the accumulator has completed since the start."""
+        return self._accumulator.produced
+
+    @property
+    def dropped_transitions(self) -> int:
+        """Open windows given up by restores into an environment that cannot continue."""
+        return self._accumulator.dropped
+
+    def set_n_actors(self, n_actors: int) -> None:
+        """Spread the ε ladder over `n_actors` actors from now on."""
+        self._n_actors = n_actors
+        self._exploration = Exploration(self._config.actors, self._slot, n_actors, self._env.n_envs)
+
+    def set_params(self, snapshot: ParamsSnapshot) -> TargetSyncEvent | None:
+        """Act with `snapshot` from the next step on; the target sync that this acknowledges.
+
+        A version older than the held one is ignored and counted in `stale_params`; the held
+        version again changes nothing.
+        """
+        held = self._online
+        if held is not None and snapshot.version < held.snapshot.version:
+            self.stale_params += 1
+            return None
+        if held is None or snapshot.version > held.snapshot.version:
+            held = _Held(snapshot, self._build_q_function(snapshot))
+            self._online = held
+            self._env_steps_at_params = self.env_steps
+        if not snapshot.is_target_sync or self.target_version == snapshot.version:
+            return None
+        self._target = held
+        return TargetSyncEvent(snapshot.learner_step, snapshot.version)
+
+    def step(self) -> None:
+        """One vector step with the current parameters.
+
+        Raises:
+            QfleetError: when no parameters have arrived yet.
+        """
+        if self._online is None:
+            raise QfleetError(f"actor {self._slot} has no parameters yet: call set_params first")
+        observations = self._env.observations
+        epsilons = self._exploration.epsilons(self._fleet_env_steps())
+        q_values = self._online.q_function.q_values(observations)
+        actions = select_actions(q_values, epsilons, self._rng, self._spec.n_actions)
+        result = self._env.step(actions)
+        self._acted_version = self._online.snapshot.version
+        columns = self._accumulator.push(observations, actions, result)
+        if columns is not None:
+            self._pending.append(columns)
+            self._pending_rows += len(columns[ACTION])
+        self._count(result, epsilons)
+
+    def act_steps(self, n: int) -> int:
+        """Vector steps until at least `n` real env steps were taken; how many were taken."""
+        start = self.env_steps
+        while self.env_steps - start < n:
+            self.step()
+        return self.env_steps - start
+
+    def act_episode(self) -> None:
+        """Vector steps until an episode has ended; meant for a single sub-environment."""
+        start = self.episodes
+        while self.episodes == start:
+            self.step()
+
+    def take_chunk(self) -> TransitionChunk | None:
+        """Everything completed since the last chunk; None when nothing at all happened.
+
+        Raises:
+            NonFiniteError: when a priority is NaN or infinite.
+        """
+        env_steps = self.env_steps - self._env_steps_at_chunk
+        if not (self._pending_rows or self._pending_episodes or env_steps):
+            return None
+        columns = self._pending_columns()
+        prioritized = self._config.replay.sampling == "prioritized"
+        chunk = TransitionChunk(
+            ChunkId(self._run_id, self._slot, self._incarnation, self._seq),
+            columns,
+            self._priorities(columns) if prioritized else None,
+            self._acted_version,
+            env_steps,
+            tuple(self._pending_episodes),
+        )
+        self._seq += 1
+        self._env_steps_at_chunk = self.env_steps
+        self._pending, self._pending_rows, self._pending_episodes = [], 0, []
+        return chunk
+
+    def close(self) -> None:
+        """Close the sub-environments."""
+        self._env.close()
+
+    def _fleet_env_steps(self) -> float:
+        """The learner's count, plus what the fleet has played since if all play at our speed."""
+        assert self._online is not None, "step() checks"
+        own = self.env_steps - self._env_steps_at_params
+        return self._online.snapshot.env_steps + own * self._n_actors
+
+    def _count(self, result: StepResult, epsilons: Array) -> None:
+        self.env_steps += int(np.count_nonzero(result.is_transition))
+        # A reset step's reward is 0 in Gymnasium, but that is its promise, not ours.
+        self._episode_returns += result.rewards * result.is_transition
+        self._episode_lengths += result.is_transition
+        ended = np.flatnonzero(result.terminated | result.truncated)
+        for index in ended.tolist():
+            self._pending_episodes.append(
+                EpisodeSummary(
+                    self._slot,
+                    index,
+                    float(self._episode_returns[index]),
+                    int(self._episode_lengths[index]),
+                    float(epsilons[index]),
+                    bool(result.terminated[index]),
+                )
+            )
+        if len(ended):
+            self.episodes += len(ended)
+            self._episode_returns[ended] = 0.0
+            self._episode_lengths[ended] = 0
+
+    def _pending_columns(self) -> Columns:
+        if not self._pending:
+            return {
+                column.name: np.empty((0, *column.shape), dtype=column.dtype)
+                for column in transition_columns(self._spec)
+            }
+        return {
+            name: np.concatenate([part[name] for part in self._pending])
+            for name in self._pending[0]
+        }
+
+    def _priorities(self, columns: Columns) -> Array:
+        """float64 [rows] |δ| by the networks held now; the learner revises it after sampling."""
+        if not len(columns[ACTION]):
+            return np.empty(0, dtype=np.float64)
+        assert self._online is not None, "rows exist only after a step"
+        online = self._online.q_function
+        learner = self._config.learner
+        # Polyak averaging announces no target; the online network then serves, as without one.
+        has_target = learner.target_network and learner.target_tau is None
+        target = self._target.q_function if has_target and self._target is not None else online
+        errors = td_errors_by_networks(
+            columns, online.q_values, target.q_values, double_q=learner.double_q
+        )
+        if not np.isfinite(errors).all():
+            raise NonFiniteError(
+                f"actor {self._slot} got a TD error that is NaN or infinite with parameters "
+                f"version {self.params_version}; try a smaller learner.learning_rate"
+            )
+        return np.abs(errors)
+
+    def capture(self) -> Capture:
+        """All state, parameters included; the environment's where `env.supports_capture`."""
+        meta = {
+            "slot": self._slot,
+            "incarnation": self._incarnation,
+            "seq": self._seq,
+            "env_steps": self.env_steps,
+            "episodes": self.episodes,
+            "stale_params": self.stale_params,
+            "env_steps_at_params": self._env_steps_at_params,
+            "env_steps_at_chunk": self._env_steps_at_chunk,
+            "acted_version": self._acted_version,
+            "rng": self._rng.bit_generator.state,
+            "pending_episodes": [list(astuple(episode)) for episode in self._pending_episodes],
+        }
+        capture = Capture(
+            meta,
+            {
+                "episode_returns": self._episode_returns.copy(),
+                "episode_lengths": self._episode_lengths.copy(),
+            },
+        )
+        _put(capture, "pending", Capture({}, self._pending_columns()))
+        _put(capture, "n_step", self._accumulator.capture())
+        if self._env.supports_capture:
+            _put(capture, "env", self._env.capture())
+        for name, held in (("online", self._online), ("target", self._target)):
+            if held is not None:
+                _put(capture, name, _capture_snapshot(held.snapshot))
+        return capture
+
+    def restore(self, capture: Capture) -> None:
+        """The inverse of `capture`; a new incarnation numbers its chunks from 0.
+
+        Where the environment cannot be restored, episodes start anew and the open n-step windows
+        are dropped (`dropped_transitions`).
+
+        Raises:
+            CheckpointError: when it was captured from another slot, n_step or E.
+        """
+        meta = capture.meta
+        if meta["slot"] != self._slot:
+            raise CheckpointError(f"captured from actor {meta['slot']}, this is {self._slot}")
+        self._accumulator.restore(_get(capture, "n_step"))
+        self._seq = meta["seq"] if meta["incarnation"] == self._incarnation else 0
+        self.env_steps, self.episodes = meta["env_steps"], meta["episodes"]
+        self.stale_params = meta["stale_params"]
+        self._env_steps_at_chunk = meta["env_steps_at_chunk"]
+        self._acted_version = meta["acted_version"]
+        self._rng.bit_generator.state = meta["rng"]
+        self._pending_episodes = [EpisodeSummary(*fields) for fields in meta["pending_episodes"]]
+        columns = _get(capture, "pending").arrays
+        self._pending_rows = len(columns[ACTION])
+        self._pending = [columns] if self._pending_rows else []
+        self._episode_returns = capture.arrays["episode_returns"].copy()
+        self._episode_lengths = capture.arrays["episode_lengths"].copy()
+        self._restore_params(capture)
+        self._env_steps_at_params = meta["env_steps_at_params"]
+        self._restore_env(capture)
+
+    def _restore_params(self, capture: Capture) -> None:
+        self._online = self._target = None
+        for name in ("target", "online"):  # oldest first: versions only grow
+            if name in capture.meta:
+                self.set_params(_restore_snapshot(_get(capture, name)))
+
+    def _restore_env(self, capture: Capture) -> None:
+        if "env" in capture.meta and self._env.supports_capture:
+            self._env.restore(_get(capture, "env"))
+            return
+        # The step count in the seed keeps a repeated incarnation from replaying its first episodes.
+        self._env.reset(
+            seeding.seed_int(self._seed, "actor.env", self._slot, self._incarnation, self.env_steps)
+        )
+        self._accumulator.drop_pending()
+        self._episode_returns[:] = 0.0
+        self._episode_lengths[:] = 0
+
+    def check_valid(self) -> None:
+        """Raise `InvariantError` when counters, windows or columns contradict one another."""
+        self._accumulator.check_valid()
+        self._env.check_valid()
+        check_columns(self._pending_columns(), transition_columns(self._spec), self._pending_rows)
+        if self.env_steps != self._accumulator.opened:
+            raise InvariantError(
+                f"{self.env_steps} env steps, but {self._accumulator.opened} windows were opened"
+            )
+        if self._env_steps_at_chunk > self.env_steps or self._pending_rows > self.produced:
+            raise InvariantError("a chunk holds more than was played")
+
+
+def _put(capture: Capture, name: str, part: Capture) -> None:
+    capture.meta[name] = part.meta
+    for key, array in part.arrays.items():
+        capture.arrays[f"{name}/{key}"] = array
+
+
+def _get(capture: Capture, name: str) -> Capture:
+    prefix = f"{name}/"
+    arrays = {
+        key.removeprefix(prefix): array
+        for key, array in capture.arrays.items()
+        if key.startswith(prefix)
+    }
+    return Capture(capture.meta[name], arrays)
+
+
+def _capture_snapshot(snapshot: ParamsSnapshot) -> Capture:
+    meta = {
+        "version": snapshot.version,
+        "learner_step": snapshot.learner_step,
+        "env_steps": snapshot.env_steps,
+        "is_target_sync": snapshot.is_target_sync,
+    }
+    return Capture(meta, dict(snapshot.arrays))
+
+
+def _restore_snapshot(capture: Capture) -> ParamsSnapshot:
+    return ParamsSnapshot(**capture.meta, arrays=capture.arrays)

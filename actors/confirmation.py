@@ -1,0 +1,37 @@
+"""Evaluate a snapshot and, when it reaches the threshold, confirm it on disjoint seeds.
+
+Called by the local runtime and by the evaluator's Ray shell. Only the confirmation is reported as a
+score: the first evaluation chose the snapshot, so its mean is biased upwards.
+"""
+
+from __future__ import annotations
+
+from qfleet.actors.evaluator import Evaluator
+from qfleet.common.q_functions import QFunction
+from qfleet.common.types import EvaluationReport, EvaluationRequest, ParamsSnapshot
+
+
+def run_request(
+    evaluator: Evaluator,
+    q_function: QFunction,
+    snapshot: ParamsSnapshot,
+    request: EvaluationRequest,
+) -> EvaluationReport:
+    """The report on `snapshot`, whose parameters `q_function` plays."""
+    first = evaluator.evaluate(q_function, request.episodes, request.seed).returns
+    confirm = None
+    if request.threshold is not None and first.mean() >= request.threshold:
+        confirm = evaluator.evaluate(
+            q_function, request.confirm_episodes, request.confirm_seed
+        ).returns
+    return EvaluationReport(
+        snapshot.version,
+        snapshot.learner_step,
+        snapshot.env_steps,
+        float(first.mean()),
+        float(first.std()),
+        len(first),
+        None if confirm is None else float(confirm.mean()),
+        None if confirm is None else float(confirm.std()),
+        0 if confirm is None else len(confirm),
+    )

@@ -1,0 +1,82 @@
+"""ε-greedy acting: how much each sub-environment explores, and what it then plays.
+
+Called by the actor and the evaluator.
+
+Source: Mnih et al. 2015 (ε-greedy, linear schedule); Horgan et al. 2018 (Ape-X, ε ladder).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from qfleet.common import schedules
+from qfleet.common.config import ActorsConfig
+from qfleet.common.types import Array
+
+
+class QFunction(Protocol):
+    """A network with fixed parameters, in eval mode."""
+
+    def q_values(self, observations: Array) -> Array:
+        """`float32 [B, A]` action values of `float32 [B, *O]`; a row depends on its row alone."""
+        ...
+
+
+class Exploration:
+    """ε of each sub-environment of one actor; a pure function of the fleet's env steps.
+
+    In the ladder, slot `actor_slot·E + e` of all `n_actors·E` slots has one ε for ever.
+    """
+
+    def __init__(self, config: ActorsConfig, actor_slot: int, n_actors: int, n_envs: int) -> None:
+        if not 0 <= actor_slot < n_actors:
+            raise ValueError(f"actor_slot must be in 0…{n_actors - 1}, got {actor_slot}")
+        self._config = config
+        self._n_envs = n_envs
+        ladder = schedules.epsilon_ladder(
+            n_actors * n_envs, config.epsilon_base, config.epsilon_ladder_exponent
+        )
+        self._ladder = ladder[actor_slot * n_envs : (actor_slot + 1) * n_envs].copy()
+        self._ladder.flags.writeable = False
+
+    def epsilons(self, fleet_env_steps: float) -> Array:
+        """float64 [E] after `fleet_env_steps` environment steps of all actors together."""
+        config = self._config
+        if config.epsilon_schedule == "ladder":
+            return self._ladder
+        if config.epsilon_schedule == "constant":
+            return np.full(self._n_envs, config.epsilon_end)
+        schedule = (
+            schedules.linear if config.epsilon_schedule == "linear" else schedules.exponential
+        )
+        epsilon = schedule(
+            fleet_env_steps,
+            config.epsilon_start,
+            config.epsilon_end,
+            config.epsilon_decay_env_steps,
+        )
+        return np.full(self._n_envs, epsilon)
+
+
+def explore(q_values: Array, epsilons: Array | float, uniforms: Array, n_actions: int) -> Array:
+    """int32 [E]: the best action (the first of equals), or with probability ε any action.
+
+    Args:
+        q_values: float [E, A].
+        epsilons: float [E], or one for all.
+        uniforms: float64 [2, E] in [0, 1): one decides whether to explore, the other what to play.
+        n_actions: A.
+    """
+    # u < 1 is at most 1 − 2⁻⁵³, whose product with A rounds below A.
+    random_actions = (uniforms[1] * n_actions).astype(np.int32)
+    greedy_actions = q_values.argmax(axis=1).astype(np.int32)  # [E, A] -> [E]
+    return np.asarray(np.where(uniforms[0] < epsilons, random_actions, greedy_actions))
+
+
+def select_actions(
+    q_values: Array, epsilons: Array, rng: np.random.Generator, n_actions: int
+) -> Array:
+    """int32 [E] by ε-greedy; always draws 2·E numbers, so that a stream's position is known."""
+    return explore(q_values, epsilons, rng.random((2, len(q_values))), n_actions)

@@ -1,0 +1,1 @@
+"""What actors, replay server and learner share: types, configuration, wire format, networks."""

@@ -1,0 +1,139 @@
+"""The numbers behind every `auto`, and the limiter's formula.
+
+The door calls `resolve_config` once, after `config_checks.check_config`, and the roles then read
+numbers only. The replay server checks its window with the same formula.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+from qfleet.common.config import Config
+from qfleet.common.types import EnvironmentSpec
+
+DEFAULT_ENVS_PER_ACTOR = 16
+MAX_AUTO_UPDATES_PER_CALL = 50
+REPLAY_SHARD_CPUS = 0.5
+"""CPUs that `actors.count: auto` leaves to each replay shard."""
+
+_CHUNKS_IN_FLIGHT = 2
+_SAMPLE_REQUESTS_IN_FLIGHT = 2
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def resolve_config(
+    config: ConfigT, spec: EnvironmentSpec | None, *, cpus: int, gpus: int
+) -> ConfigT:
+    """Replace each `auto` that is a number by its number.
+
+    `learner.device: auto` becomes `cpu` when the learner gets no GPU, else torch has the last
+    word; `run.schedule`, `metrics.console` and `eval.solved_at_return` stay as they are.
+
+    Args:
+        config: Must pass `check_config`.
+        spec: Not used by today's rules; the sizes of observations will be.
+        cpus: CPUs of the machine or cluster.
+        gpus: GPUs that the learner may have.
+    """
+    actors, learner = config.actors, config.learner
+    count = _actor_count(config, cpus)
+    num_gpus = learner.num_gpus
+    if num_gpus == "auto":
+        num_gpus = int(gpus > 0 and learner.device != "cpu")
+    numbers: dict[str, dict[str, object]] = {
+        "actors": {
+            "count": count,
+            "envs_per_actor": _envs_per_actor(config),
+            "chunk_transitions": chunk_transitions(config),
+        },
+        "replay": {"limiter_tolerance_samples": _limiter_tolerance(config, count)},
+        "learner": {
+            "updates_per_call": updates_per_call(config),
+            "num_gpus": num_gpus,
+            "device": "cpu" if learner.device == "auto" and num_gpus == 0 else learner.device,
+        },
+    }
+    return config.model_copy(
+        update={
+            "actors": actors.model_copy(update=numbers["actors"]),
+            "replay": config.replay.model_copy(update=numbers["replay"]),
+            "learner": learner.model_copy(update=numbers["learner"]),
+        }
+    )
+
+
+def _actor_count(config: Config, cpus: int) -> int:
+    """One actor for each CPU that learner and replay leave free, as many as the rules demand."""
+    actors = config.actors
+    if actors.count != "auto":
+        return actors.count
+    if config.learner.updates_per_episode is not None:
+        return 1
+    least = max(1, actors.min_count, config.replay.shards)
+    if config.runtime == "local":
+        return least
+    free = cpus - config.learner.num_cpus - config.replay.shards * REPLAY_SHARD_CPUS
+    return max(least, math.floor(free / math.ceil(actors.num_cpus)))
+
+
+def _envs_per_actor(config: Config) -> int:
+    if config.actors.envs_per_actor != "auto":
+        return config.actors.envs_per_actor
+    return 1 if config.learner.updates_per_episode is not None else DEFAULT_ENVS_PER_ACTOR
+
+
+def chunk_transitions(config: Config) -> int:
+    """Transitions per push, as set or as `auto` gives them."""
+    if config.actors.chunk_transitions != "auto":
+        return config.actors.chunk_transitions
+    per_shard = max(1, config.replay.capacity // config.replay.shards)
+    return min(max(32, _envs_per_actor(config) * 8), per_shard)
+
+
+def updates_per_call(config: Config) -> int:
+    """K: the largest block, up to 50 updates, that ends wherever something is due."""
+    if config.learner.updates_per_call != "auto":
+        return config.learner.updates_per_call
+    common = math.gcd(*block_periods(config).values())
+    return next(k for k in range(MAX_AUTO_UPDATES_PER_CALL, 0, -1) if common % k == 0)
+
+
+def _limiter_tolerance(config: Config, count: int) -> int:
+    """Twice what all chunks and requests in flight move, so that neither side stops for them."""
+    replay = config.replay
+    if replay.limiter_tolerance_samples != "auto":
+        return replay.limiter_tolerance_samples
+    in_flight = chunk_transitions(config) * _CHUNKS_IN_FLIGHT * count
+    requested = config.learner.batch_size * updates_per_call(config) * _SAMPLE_REQUESTS_IN_FLIGHT
+    return 2 * (math.ceil((replay.samples_per_insert or 1.0) * in_flight) + requested)
+
+
+def block_periods(config: Config) -> dict[str, int]:
+    """The keys that say after how many updates something happens between two blocks."""
+    learner = config.learner
+    periods = {"learner.publish_period_learner_steps": learner.publish_period_learner_steps}
+    if learner.target_network and learner.target_tau is None:
+        periods["learner.target_update_period_learner_steps"] = (
+            learner.target_update_period_learner_steps
+        )
+    periods["eval.period_learner_steps"] = config.eval.period_learner_steps
+    if learner.updates_per_episode is not None:
+        periods["learner.updates_per_episode"] = learner.updates_per_episode
+    return periods
+
+
+def minimum_limiter_tolerance_samples(
+    samples_per_insert: float, chunk_transitions: int, batch_size: int, updates_per_call: int
+) -> int:
+    """The smallest window, to either side of the ratio, in which one side can always go on.
+
+    With the balance e = inserted · samples_per_insert − sampled, a chunk waits while
+    e > tolerance − samples_per_insert · chunk, and a request while e < request − tolerance. No e
+    makes both wait exactly when 2 · tolerance ≥ samples_per_insert · chunk + request.
+
+    Source: Reverb, `SampleToInsertRatio` (its error buffer), for items that come in batches.
+    """
+    moved_samples = samples_per_insert * chunk_transitions + batch_size * updates_per_call
+    return math.ceil(moved_samples / 2)

@@ -1,0 +1,175 @@
+"""Q-networks in PyTorch, as modules and as pure functions of their parameters.
+
+Called by the learner (training), by `q_functions.py` (custom networks while acting) and by the
+public API. An actor on a built-in MLP uses `numpy_network.py` instead and never imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qfleet.common.config import NetworkConfig
+from qfleet.common.errors import ConfigError
+from qfleet.common.numpy_network import NORM_EPSILON
+from qfleet.common.types import Array, EnvironmentSpec
+
+BATCH_NORM_MOMENTUM = 0.1
+
+Tensors = dict[str, Tensor]
+Forward = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Tensor, bool], Tensor]
+"""`(parameters, buffers, observations [B, n_inputs], training) -> q_values [B, A]`.
+
+With `training` true, BatchNorm normalizes by the batch and updates its buffers in place.
+"""
+
+
+class Mlp(nn.Sequential):
+    """Linear, normalization and ReLU per hidden layer, then a linear layer to the actions.
+
+    A linear layer before a normalization has no bias. With `normalization="batch"` and hidden
+    sizes (128, 64) this is the course's network, layer by layer.
+    """
+
+    def __init__(
+        self, n_inputs: int, n_actions: int, hidden_sizes: tuple[int, ...], normalization: str
+    ) -> None:
+        layers: list[nn.Module] = []
+        width = n_inputs
+        for units in hidden_sizes:
+            layers.append(nn.Linear(width, units, bias=normalization == "none"))
+            if normalization == "batch":
+                layers.append(nn.BatchNorm1d(units))
+            elif normalization == "layer":
+                layers.append(nn.LayerNorm(units))
+            layers.append(nn.ReLU(inplace=True))
+            width = units
+        layers.append(nn.Linear(width, n_actions))
+        super().__init__(*layers)
+
+
+def build_network(config: NetworkConfig, spec: EnvironmentSpec, seed: int) -> nn.Module:
+    """The configured network with PyTorch's default initialization drawn from `seed`.
+
+    Torch's global generator is left as it was found.
+
+    Raises:
+        ConfigError: when a factory cannot be imported or does not return an `nn.Module`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if config.factory is None:
+            return Mlp(spec.n_inputs, spec.n_actions, config.hidden_sizes, config.normalization)
+        network = load_factory(config.factory, "network.factory")(
+            spec.n_inputs, spec.n_actions, **config.kwargs
+        )
+    if not isinstance(network, nn.Module):
+        raise ConfigError(
+            f"network.factory {config.factory!r} must return a torch.nn.Module, "
+            f"got {type(network).__name__}"
+        )
+    return network
+
+
+def load_factory(path: str, key: str) -> Callable[..., object]:
+    """The callable behind `module:function`; the working directory is importable.
+
+    Raises:
+        ConfigError: naming `key`, when the form, the module or the function is wrong.
+    """
+    module_name, separator, function_name = path.partition(":")
+    if not separator:
+        raise ConfigError(f"{key} must be `module:function`, got {path!r}")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        factory = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{key} {path!r} cannot be imported: {error}") from error
+    return cast("Callable[..., object]", factory)
+
+
+def to_arrays(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
+    """Copies as NumPy arrays, same names and order."""
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in tensors.items()}
+
+
+def load_arrays(network: nn.Module, arrays: Mapping[str, Array]) -> None:
+    """Copy parameters and buffers by name into `network`; names and shapes must match exactly."""
+    state = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    network.load_state_dict(state, strict=True)
+
+
+def forward_function(network: nn.Module) -> Forward:
+    """`network` as a pure function; the built-in MLP skips the module machinery (half the time)."""
+    if isinstance(network, Mlp):
+        return _mlp_forward(network)
+
+    def forward(
+        parameters: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        observations: Tensor,
+        training: bool,
+    ) -> Tensor:
+        network.train(training)
+        state = {**parameters, **buffers}
+        return cast("Tensor", torch.func.functional_call(network, state, (observations,)))
+
+    return forward
+
+
+def _mlp_forward(network: Mlp) -> Forward:
+    layers = [(str(index), layer) for index, layer in enumerate(network)]
+
+    def forward(
+        parameters: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        observations: Tensor,
+        training: bool,
+    ) -> Tensor:
+        x = observations
+        for name, layer in layers:
+            if isinstance(layer, nn.ReLU):
+                x = functional.relu(x)
+                continue
+            weight = parameters[f"{name}.weight"]
+            bias = parameters.get(f"{name}.bias")
+            if isinstance(layer, nn.Linear):
+                x = functional.linear(x, weight, bias)
+            elif isinstance(layer, nn.LayerNorm):
+                x = functional.layer_norm(x, layer.normalized_shape, weight, bias, NORM_EPSILON)
+            else:
+                x = _batch_norm(name, buffers, x, weight, bias, training)
+        return x
+
+    return forward
+
+
+def _batch_norm(
+    name: str,
+    buffers: Mapping[str, Tensor],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    training: bool,
+) -> Tensor:
+    if training:
+        buffers[f"{name}.num_batches_tracked"].add_(1)
+    return functional.batch_norm(
+        x,
+        buffers[f"{name}.running_mean"],
+        buffers[f"{name}.running_var"],
+        weight,
+        bias,
+        training,
+        BATCH_NORM_MOMENTUM,
+        NORM_EPSILON,
+    )

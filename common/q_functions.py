@@ -1,0 +1,55 @@
+"""From a parameter snapshot to something that answers Q-values.
+
+Called wherever a policy acts: actors, evaluators and `load_policy`. The built-in MLP is answered
+by NumPy; a custom network imports torch on first use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from qfleet.common.config import NetworkConfig
+from qfleet.common.numpy_network import NumpyMlp
+from qfleet.common.types import Array, EnvironmentSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class QFunction(Protocol):
+    """Q-values of a fixed set of parameters, in eval mode and without gradients."""
+
+    def q_values(self, observations: Array) -> Array:
+        """`float32 [B, A]` for `float32 [B, *O]`."""
+        ...
+
+
+class TorchQFunction:
+    """A torch module in eval mode; the module is kept, new parameters are copied into it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network.eval()
+
+    def q_values(self, observations: Array) -> Array:
+        """See `QFunction`."""
+        import torch
+
+        with torch.inference_mode():
+            inputs = torch.from_numpy(np.ascontiguousarray(observations, dtype=np.float32))
+            return np.asarray(self._network(inputs.reshape(len(inputs), -1)).numpy())
+
+
+def build_q_function(
+    config: NetworkConfig, spec: EnvironmentSpec, arrays: Mapping[str, Array]
+) -> QFunction:
+    """The Q-function of a snapshot's `arrays`."""
+    if config.factory is None:
+        return NumpyMlp(config, arrays)
+    from qfleet.common import networks
+
+    network = networks.build_network(config, spec, seed=0)
+    networks.load_arrays(network, arrays)
+    return TorchQFunction(network)

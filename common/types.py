@@ -1,0 +1,290 @@
+"""The data that crosses a boundary between rooms.
+
+Read this first: actors make `TransitionChunk`s, the replay server answers `ShardSample`s, the
+learner turns those into a `ReplaySample` of K batches, and sends back `PriorityUpdate`s and
+`ParamsSnapshot`s. Everything here is NumPy and plain Python; nothing imports torch or Ray.
+
+Shapes: B batch, K batches of a block, E sub-environments, A actions, O an observation's shape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qfleet.common.errors import InvariantError
+
+Array = NDArray[Any]
+Columns = dict[str, Array]
+
+OBSERVATION = "observation"
+ACTION = "action"
+N_STEP_RETURN = "n_step_return"
+BOOTSTRAP_DISCOUNT = "bootstrap_discount"
+NEXT_OBSERVATION = "next_observation"
+
+
+class ColumnSpec(NamedTuple):
+    """One column of a transition: its name, NumPy dtype string (`"<f4"`) and shape per row."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentSpec:
+    """What the other roles must know of an environment, measured once by the driver."""
+
+    env_id: str
+    """Gymnasium id, or `module:function` of a factory."""
+    observation_shape: tuple[int, ...]
+    """O, after our preprocessing (Discrete observations are one-hot encoded)."""
+    observation_dtype: str
+    """NumPy dtype string of what is stored, e.g. `"<f4"`."""
+    n_actions: int
+    reward_threshold: float | None
+    """The registered threshold that counts as solved; None when the id registers none."""
+    max_episode_steps: int | None
+
+    @property
+    def n_inputs(self) -> int:
+        """Length of a flat observation."""
+        return int(np.prod(self.observation_shape))
+
+    def to_json(self) -> str:
+        """As text, for another process or a file's metadata."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> EnvironmentSpec:
+        """The inverse of `to_json`."""
+        fields = json.loads(text)
+        fields["observation_shape"] = tuple(fields["observation_shape"])
+        return cls(**fields)
+
+
+def transition_columns(spec: EnvironmentSpec) -> tuple[ColumnSpec, ...]:
+    """The columns of one stored transition, in wire and storage order."""
+    observation = (spec.observation_dtype, spec.observation_shape)
+    return (
+        ColumnSpec(OBSERVATION, *observation),
+        ColumnSpec(ACTION, "<i4", ()),
+        ColumnSpec(N_STEP_RETURN, "<f4", ()),
+        ColumnSpec(BOOTSTRAP_DISCOUNT, "<f4", ()),
+        ColumnSpec(NEXT_OBSERVATION, *observation),
+    )
+
+
+def check_columns(columns: Mapping[str, Array], specs: tuple[ColumnSpec, ...], rows: int) -> None:
+    """Raise `InvariantError` unless `columns` holds exactly `specs`, each with `rows` rows."""
+    if list(columns) != [spec.name for spec in specs]:
+        raise InvariantError(f"columns {list(columns)} are not {[spec.name for spec in specs]}")
+    for spec in specs:
+        array = columns[spec.name]
+        if array.dtype != np.dtype(spec.dtype) or array.shape != (rows, *spec.shape):
+            raise InvariantError(
+                f"column {spec.name} is {array.dtype}{list(array.shape)}, "
+                f"must be {spec.dtype}{[rows, *spec.shape]}"
+            )
+
+
+class ChunkId(NamedTuple):
+    """Names one chunk for ever: a repeated chunk is accepted once, a zombie's is refused.
+
+    `incarnation` is issued by the supervisor and grows each time a slot is filled anew; `seq`
+    starts at 0 in each incarnation.
+    """
+
+    run_id: str
+    actor_slot: int
+    incarnation: int
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeSummary:
+    """One finished episode as an actor saw it."""
+
+    actor_slot: int
+    sub_env: int
+    episode_return: float
+    """Undiscounted sum of rewards."""
+    length_env_steps: int
+    epsilon: float
+    terminated: bool
+    """True when the environment ended it, False when a time limit truncated it."""
+
+
+@dataclass(frozen=True, slots=True)
+class TransitionChunk:
+    """Transitions on their way from one actor to one replay shard."""
+
+    chunk_id: ChunkId
+    columns: Columns
+    """`transition_columns`, each `[rows, ...]`."""
+    priorities: Array | None
+    """float64 [rows] |TD error| by the actor's own networks; None when sampling is uniform."""
+    params_version: int
+    """Version of the parameters that acted (the newest one in this chunk)."""
+    env_steps: int
+    """Environment steps taken since the previous chunk of this incarnation."""
+    episodes: tuple[EpisodeSummary, ...] = ()
+    """Episodes that ended since the previous chunk."""
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+
+class InsertAck(NamedTuple):
+    """A replay shard's answer to one chunk."""
+
+    status: str
+    """`accepted`, `duplicate`, `stale_incarnation`, `foreign_run` or `blocked` (send it again)."""
+    hwm: int
+    """High-water mark: every seq up to this one of the slot's incarnation was accepted."""
+    credits: int
+    """How many more transitions the shard takes before the rate limiter blocks."""
+
+
+class ReplayStats(NamedTuple):
+    """Counters of one replay shard; counts are transitions since the run began."""
+
+    size: int
+    inserted: int
+    sampled: int
+    evicted: int
+    mass: float
+    """Sum of sampling weights; equals `size` when sampling is uniform."""
+    duplicate_chunks: int
+    rejected_transitions: int
+    dropped_priority_updates: int
+    gap_chunks: int
+    """Numbers that were skipped, in chunks: those were lost on the way."""
+    env_steps: int = 0
+    """Environment steps behind the accepted chunks."""
+    episodes: int = 0
+    """Episodes that ended in the accepted chunks."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSample:
+    """n independent draws (with replacement) from one shard."""
+
+    shard: int
+    columns: Columns
+    """`transition_columns`, each `[n, ...]`."""
+    item_keys: Array
+    """int64 [n] insertion numbers: slot `key % capacity`, generation `key // capacity`."""
+    probabilities: Array
+    """float64 [n] probability of each draw within this shard."""
+    stats: ReplayStats
+    """The shard's counters just after this draw."""
+    mean_age_s: float
+    """Mean time since insertion of the drawn items, in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaySample:
+    """K batches for one block of K updates.
+
+    `columns` are `[K, B, ...]`; `item_keys` int64 [K, B]; `shards` int32 [K, B]; `is_weights`
+    float32 [K, B] importance-sampling weights, each batch divided by its maximum.
+    """
+
+    columns: Columns
+    item_keys: Array
+    shards: Array
+    is_weights: Array
+
+    @property
+    def n_batches(self) -> int:
+        """K."""
+        return int(self.item_keys.shape[0])
+
+
+@dataclass(frozen=True, slots=True)
+class PriorityUpdate:
+    """New |TD errors| for sampled items, by item key; keys since overwritten are dropped."""
+
+    item_keys: Array
+    """int64 [n]."""
+    td_errors_abs: Array
+    """float64 [n]; when a key occurs twice, the later entry wins."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParamsSnapshot:
+    """The online network at one learner step: parameters AND buffers (BatchNorm's statistics).
+
+    Every hard target sync publishes one with `is_target_sync` set: receivers that need the target
+    network take this very snapshot as their target, so a sync costs no second transfer.
+    """
+
+    version: int
+    learner_step: int
+    env_steps: int
+    """Env steps of the whole fleet that the learner knew of: actors run their ε schedule on it."""
+    is_target_sync: bool
+    arrays: dict[str, Array]
+    """PyTorch module names to arrays."""
+
+
+class TargetSyncEvent(NamedTuple):
+    """`target := version`, as the learner did it or as a receiver acknowledged it."""
+
+    learner_step: int
+    version: int
+
+
+@dataclass(slots=True)
+class Capture:
+    """The state of one core, ready to be written: JSON-able `meta` and named `arrays`.
+
+    Every core has `capture() -> Capture` and `restore(Capture)`; a round trip is exact.
+    """
+
+    meta: dict[str, Any] = field(default_factory=dict)
+    arrays: Columns = field(default_factory=dict)
+
+
+class LearnerStats(NamedTuple):
+    """Means over the updates since the previous report, and the learner's counters."""
+
+    learner_steps: int
+    params_version: int
+    target_syncs: int
+    loss: float
+    q_mean: float
+    td_error_abs_mean: float
+    grad_norm: float
+
+
+class EvaluationRequest(NamedTuple):
+    """Evaluate greedily; when the mean reaches `threshold`, confirm it on disjoint seeds."""
+
+    episodes: int
+    seed: int
+    threshold: float | None
+    confirm_episodes: int
+    confirm_seed: int
+
+
+class EvaluationReport(NamedTuple):
+    """What an evaluation of one snapshot found; `confirm_*` are None when it was not reached."""
+
+    params_version: int
+    learner_step: int
+    env_steps: int
+    return_mean: float
+    return_std: float
+    episodes: int
+    confirm_return_mean: float | None
+    confirm_return_std: float | None
+    confirm_episodes: int

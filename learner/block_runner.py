@@ -1,0 +1,107 @@
+"""One block at a time: ask the replay, train, return priorities. The lockstep half of learning.
+
+Called by the local runtime and, inside the learner's process, by the lockstep schedule on Ray. The
+asynchronous Ray loop pipelines the same steps in `remote.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from qfleet.common.config import Config
+from qfleet.common.schedules import linear
+from qfleet.common.seeding import generator
+from qfleet.common.types import (
+    Array,
+    Capture,
+    PriorityUpdate,
+    ReplaySample,
+    ReplayStats,
+    ShardSample,
+)
+from qfleet.learner.learner import Learner
+from qfleet.learner.sampling import assemble, split_draws
+
+
+class ReplayReader(Protocol):
+    """The learner's view of all replay shards; every call answers or raises within its timeout."""
+
+    def stats(self) -> list[ReplayStats]:
+        """Counters of every shard, in shard order, after all inserts and updates so far."""
+        ...
+
+    def sample(self, draws: list[int]) -> list[ShardSample]:
+        """`draws[i]` independent draws from shard i; shards with 0 draws are left out."""
+        ...
+
+    def update_priorities(self, updates: dict[int, PriorityUpdate]) -> None:
+        """Apply new |TD errors| per shard; returns when every shard has applied them."""
+        ...
+
+
+class BlockPlanner:
+    """Sizes and draws of a block's request, β of its weights, and where priorities go back to."""
+
+    def __init__(self, config: Config) -> None:
+        if not isinstance(config.learner.updates_per_call, int):
+            raise TypeError("learner.updates_per_call must be resolved to a number first")
+        self._config = config
+        self.n_batches = config.learner.updates_per_call
+        self.n_draws = self.n_batches * config.learner.batch_size
+        self._rng = generator(config.seed, "learner.shards")
+
+    def split(self, stats: list[ReplayStats]) -> list[int]:
+        """Draws per shard for the next block."""
+        return split_draws(self.n_draws, [s.mass for s in stats], self._rng)
+
+    def assemble(
+        self, parts: list[ShardSample], stats: list[ReplayStats], learner: Learner
+    ) -> ReplaySample:
+        """The parts as K batches with importance weights for the learner's current β."""
+        masses = [s.mass for s in stats]
+        return assemble(parts, masses, self.n_batches, self.importance_exponent(learner), self._rng)
+
+    def importance_exponent(self, learner: Learner) -> float | None:
+        """β, linear from its start to 1 at the budget; None for uniform replay."""
+        replay, run = self._config.replay, self._config.run
+        if replay.sampling == "uniform":
+            return None
+        start = replay.importance_sampling_exponent
+        if run.max_learner_steps is not None:
+            return linear(learner.learner_steps, start, 1.0, run.max_learner_steps)
+        if run.max_env_steps is not None:
+            return linear(learner.fleet_env_steps, start, 1.0, run.max_env_steps)
+        return start
+
+    def priority_updates(self, sample: ReplaySample, errors: Array) -> dict[int, PriorityUpdate]:
+        """|TD errors| `[K, B]` by shard, in draw order; empty for uniform replay."""
+        if self._config.replay.sampling == "uniform":
+            return {}
+        shards, keys, flat = sample.shards.ravel(), sample.item_keys.ravel(), errors.ravel()
+        return {
+            int(shard): PriorityUpdate(keys[shards == shard], flat[shards == shard])
+            for shard in np.unique(shards)
+        }
+
+    def capture(self) -> Capture:
+        """The generator that splits and permutes."""
+        return Capture({"rng": self._rng.bit_generator.state})
+
+    def restore(self, capture: Capture) -> None:
+        """The inverse of `capture`."""
+        self._rng.bit_generator.state = capture.meta["rng"]
+
+
+def run_blocks(
+    learner: Learner, planner: BlockPlanner, replay: ReplayReader, n_blocks: int
+) -> None:
+    """`n_blocks` blocks, each drawn after the priority updates of the one before."""
+    for _ in range(n_blocks):
+        stats = replay.stats()
+        learner.fleet_env_steps = sum(s.env_steps for s in stats)
+        parts = replay.sample(planner.split(stats))
+        sample = planner.assemble(parts, stats, learner)
+        errors = learner.update_block(sample)
+        replay.update_priorities(planner.priority_updates(sample, errors))

@@ -1,0 +1,308 @@
+"""The learner's core: owns the networks, runs blocks of updates, says when targets were synced.
+
+Driven by hand in tests, by the round loop in the local runtime and by the Ray shell. No Ray, no
+threads, no clock. Source: Mnih et al. 2013 and 2015 (DQN).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qfleet.common.config import Config
+from qfleet.common.errors import CheckpointError, InvariantError, NonFiniteError
+from qfleet.common.networks import Tensors, build_network, forward_function, to_arrays
+from qfleet.common.params import params_sha256
+from qfleet.common.seeding import seed_int
+from qfleet.common.types import (
+    ACTION,
+    BOOTSTRAP_DISCOUNT,
+    N_STEP_RETURN,
+    NEXT_OBSERVATION,
+    OBSERVATION,
+    Array,
+    Capture,
+    EnvironmentSpec,
+    LearnerStats,
+    ParamsSnapshot,
+    ReplaySample,
+    TargetSyncEvent,
+)
+from qfleet.learner.optimizers import Hyperparameters, OptimizerState, initial_state
+from qfleet.learner.update import Batches, LearnerState, UpdateRule, copy_tensors, run_block
+
+_STATS = ("loss", "q_mean", "td_error_abs_mean", "grad_norm")
+
+
+class Learner:
+    """Online and target network, optimizer and counters of one run.
+
+    Invariants: hard syncs happen only after `updates_per_call` updates; right after one, online
+    and target are equal bit for bit, buffers included; versions grow by one per snapshot.
+    Owned by one thread.
+    """
+
+    def __init__(self, config: Config, spec: EnvironmentSpec, device: str = "cpu") -> None:
+        self._learner = config.learner
+        self._device = torch.device(device)
+        network = build_network(config.network, spec, seed_int(config.seed, "learner.network"))
+        network.to(self._device)
+        parameters = {n: p.detach().clone() for n, p in network.named_parameters()}
+        buffers = {n: b.detach().clone() for n, b in network.named_buffers()}
+        self._rule = UpdateRule(
+            forward=forward_function(network),
+            loss=self._learner.loss,
+            optimizer=self._learner.optimizer,
+            double_q=self._learner.double_q,
+            target_network=self._learner.target_network,
+            polyak=self._learner.target_tau is not None,
+            clip=self._learner.max_grad_norm is not None,
+        )
+        has_target = self._learner.target_network
+        self._state = LearnerState(
+            parameters,
+            buffers,
+            copy_tensors(parameters) if has_target else {},
+            copy_tensors(buffers) if has_target else {},
+            initial_state(self._learner.optimizer, list(parameters.values())),
+        )
+        self._hyper = self._hyperparameters()
+        self.learner_steps = 0
+        self.target_syncs: list[TargetSyncEvent] = []
+        """Every hard sync of this run so far."""
+        self.fleet_env_steps = 0
+        """Env steps of the fleet, told by whoever sees the replay's counters."""
+        self._version = 0
+        self._published_at_learner_step = -1
+        self._outbox: list[ParamsSnapshot] = []
+        self._sums = dict.fromkeys(_STATS, 0.0)
+        self._updates_in_sums = 0
+        self._last_stats = dict.fromkeys(_STATS, 0.0)
+        self._sync_target()
+
+    def _hyperparameters(self) -> Hyperparameters:
+        def scalar(value: float) -> Tensor:
+            return torch.tensor(value, dtype=torch.float32, device=self._device)
+
+        return Hyperparameters(
+            scalar(self._learner.learning_rate),
+            scalar(self._learner.momentum),
+            scalar(self._learner.target_tau or 0.0),
+            scalar(self._learner.max_grad_norm or 0.0),
+            scalar(self._learner.huber_delta),
+        )
+
+    def update_block(self, sample: ReplaySample) -> Array:
+        """K updates; returns |TD errors| `float64 [K, B]` for the priorities.
+
+        A hard target sync that falls due is done at the end and queued as a snapshot.
+
+        Raises:
+            NonFiniteError: when a TD error or the gradient is NaN or infinite.
+        """
+        first_step = self.learner_steps + 1
+        result = run_block(self._rule, self._state, self._to_device(sample), self._hyper)
+        errors = result.td_errors_abs.cpu().numpy().astype(np.float64)
+        norms = result.grad_norms.cpu().numpy()
+        if not (np.isfinite(errors).all() and np.isfinite(norms).all()):
+            raise NonFiniteError(
+                f"training diverged: a TD error or gradient is not finite in updates "
+                f"{first_step}…{first_step + sample.n_batches - 1}; try a smaller "
+                "learner.learning_rate or set learner.max_grad_norm"
+            )
+        self._state = result.state
+        self.learner_steps += sample.n_batches
+        self._add_stats(result.losses, result.q_means, errors, norms)
+        self._sync_if_due()
+        return errors
+
+    def _to_device(self, sample: ReplaySample) -> Batches:
+        def tensor(array: Array, dtype: torch.dtype) -> Tensor:
+            # Arrays out of a message are read-only; the cast or copy gives torch its own memory.
+            return torch.as_tensor(np.array(array), device=self._device).to(dtype)
+
+        columns = sample.columns
+        return Batches(
+            tensor(columns[OBSERVATION], torch.float32).flatten(2),
+            tensor(columns[ACTION], torch.int64),
+            tensor(columns[N_STEP_RETURN], torch.float32),
+            tensor(columns[BOOTSTRAP_DISCOUNT], torch.float32),
+            tensor(columns[NEXT_OBSERVATION], torch.float32).flatten(2),
+            tensor(sample.is_weights, torch.float32),
+        )
+
+    def _add_stats(self, losses: Tensor, q_means: Tensor, errors: Array, norms: Array) -> None:
+        n_batches = len(norms)
+        self._sums["loss"] += float(losses.sum())
+        self._sums["q_mean"] += float(q_means.sum())
+        self._sums["td_error_abs_mean"] += float(errors.mean()) * n_batches
+        self._sums["grad_norm"] += float(norms.sum())
+        self._updates_in_sums += n_batches
+
+    def _sync_if_due(self) -> None:
+        period = self._learner.target_update_period_learner_steps
+        if self._has_hard_syncs and self.learner_steps % period == 0:
+            self._sync_target()
+
+    @property
+    def _has_hard_syncs(self) -> bool:
+        return self._learner.target_network and self._learner.target_tau is None
+
+    def _sync_target(self) -> None:
+        """target := online, parameters and buffers, and publish it as the new target."""
+        if self._learner.target_network:
+            self._state = self._state._replace(
+                target_parameters=copy_tensors(self._state.parameters),
+                target_buffers=copy_tensors(self._state.buffers),
+            )
+        self.publish(is_target_sync=True)
+        self.target_syncs.append(TargetSyncEvent(self.learner_steps, self._version))
+
+    def publish(self, *, is_target_sync: bool = False) -> ParamsSnapshot:
+        """Queue the online network, buffers included, under a new version."""
+        self._version += 1
+        snapshot = ParamsSnapshot(
+            self._version, self.learner_steps, self.fleet_env_steps, is_target_sync, self.params()
+        )
+        self._published_at_learner_step = self.learner_steps
+        self._outbox.append(snapshot)
+        return snapshot
+
+    def take_snapshots(self) -> list[ParamsSnapshot]:
+        """The snapshots published since the last call, oldest first."""
+        taken, self._outbox = self._outbox, []
+        return taken
+
+    @property
+    def publish_due(self) -> bool:
+        """Whether the publish period ends at this step and this step was not published yet."""
+        on_period = self.learner_steps % self._learner.publish_period_learner_steps == 0
+        return on_period and not self.is_published
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the newest version holds exactly the current parameters."""
+        return self._published_at_learner_step == self.learner_steps
+
+    def params(self) -> dict[str, Array]:
+        """The online network's parameters and buffers as arrays."""
+        return to_arrays({**self._state.parameters, **self._state.buffers})
+
+    def target_params(self) -> dict[str, Array]:
+        """The target network's parameters and buffers; empty without a target network."""
+        return to_arrays({**self._state.target_parameters, **self._state.target_buffers})
+
+    def params_sha256(self) -> str:
+        """Fingerprint of the online network."""
+        return params_sha256(self.params())
+
+    def stats(self) -> LearnerStats:
+        """Counters, and means since the previous call (the last ones when nothing was learned)."""
+        if self._updates_in_sums:
+            self._last_stats = {n: self._sums[n] / self._updates_in_sums for n in _STATS}
+            self._sums = dict.fromkeys(_STATS, 0.0)
+            self._updates_in_sums = 0
+        return LearnerStats(
+            self.learner_steps, self._version, len(self.target_syncs), **self._last_stats
+        )
+
+    def capture(self) -> Capture:
+        """Networks, optimizer, counters and the log of target syncs."""
+        arrays: dict[str, Array] = {}
+        for group, tensors in self._tensor_groups().items():
+            arrays.update({f"{group}/{name}": a for name, a in to_arrays(tensors).items()})
+        meta = {
+            "learner_steps": self.learner_steps,
+            "version": self._version,
+            "fleet_env_steps": self.fleet_env_steps,
+            "target_syncs": [list(event) for event in self.target_syncs],
+            "published_at_learner_step": self._published_at_learner_step,
+            "last_stats": self._last_stats,
+        }
+        return Capture(meta, arrays)
+
+    def _tensor_groups(self) -> dict[str, Tensors]:
+        state = self._state
+        names = list(state.parameters)
+        return {
+            "online": {**state.parameters, **state.buffers},
+            "target": {**state.target_parameters, **state.target_buffers},
+            "first": dict(zip(names, state.optimizer.first, strict=False)),
+            "second": dict(zip(names, state.optimizer.second, strict=False)),
+            "optimizer": {"step": state.optimizer.step},
+        }
+
+    def restore(self, capture: Capture) -> None:
+        """Continue from a capture; the latest parameters and the target are queued for receivers.
+
+        Raises:
+            CheckpointError: when names or shapes are not this network's, listing them.
+        """
+        wanted = {
+            f"{group}/{name}": tensor
+            for group, tensors in self._tensor_groups().items()
+            for name, tensor in tensors.items()
+        }
+        differing = sorted(
+            name
+            for name in wanted.keys() | capture.arrays.keys()
+            if name not in wanted
+            or name not in capture.arrays
+            or tuple(wanted[name].shape) != capture.arrays[name].shape
+        )
+        if differing:
+            raise CheckpointError(f"the checkpoint's network differs in {', '.join(differing)}")
+        self._load({n: torch.from_numpy(np.array(a)) for n, a in capture.arrays.items()})
+        self.learner_steps = capture.meta["learner_steps"]
+        self._version = capture.meta["version"]
+        self.fleet_env_steps = capture.meta["fleet_env_steps"]
+        self.target_syncs = [TargetSyncEvent(*event) for event in capture.meta["target_syncs"]]
+        self._published_at_learner_step = capture.meta["published_at_learner_step"]
+        self._last_stats = dict(capture.meta["last_stats"])
+        self._outbox = self.current_snapshots()
+
+    def _load(self, tensors: Tensors) -> None:
+        def group(prefix: str, names: Tensors | list[str]) -> Tensors:
+            return {name: tensors[f"{prefix}/{name}"].to(self._device) for name in names}
+
+        state = self._state
+        names = list(state.parameters)
+        self._state = LearnerState(
+            group("online", state.parameters),
+            group("online", state.buffers),
+            group("target", state.target_parameters),
+            group("target", state.target_buffers),
+            OptimizerState(
+                list(group("first", names).values()),
+                list(group("second", names).values()) if state.optimizer.second else [],
+                tensors["optimizer/step"].to(self._device),
+            ),
+        )
+
+    def current_snapshots(self) -> list[ParamsSnapshot]:
+        """What a new receiver needs: the target's snapshot and, when it is newer, the latest.
+
+        With Polyak averaging or without a target network there is no target to send.
+        """
+        latest = ParamsSnapshot(
+            self._version, self.learner_steps, self.fleet_env_steps, False, self.params()
+        )
+        if not self._has_hard_syncs:
+            return [latest]
+        sync = self.target_syncs[-1]
+        target = ParamsSnapshot(
+            sync.version, sync.learner_step, self.fleet_env_steps, True, self.target_params()
+        )
+        return [target] if sync.version == self._version else [target, latest]
+
+    def check_valid(self) -> None:
+        """Raise `InvariantError` unless the state is one that updates can lead to."""
+        state = self._state
+        if self._learner.target_network and list(state.parameters) != list(state.target_parameters):
+            raise InvariantError("online and target network have different parameters")
+        if any(not torch.isfinite(p).all() for p in state.parameters.values()):
+            raise InvariantError("a parameter is not finite")
+        versions = [event.version for event in self.target_syncs]
+        if versions != sorted(set(versions)) or (versions and versions[-1] > self._version):
+            raise InvariantError(f"target-sync versions {versions} do not grow to {self._version}")

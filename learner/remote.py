@@ -1,0 +1,366 @@
+"""Ray shell of the learner: the asynchronous loop, publishing, and answers to the driver.
+
+Created by the composition root alone. `run` occupies the default concurrency group; the `control`
+group answers meanwhile and cuts in only between two blocks. The learner talks to the shards and
+the actors itself; the driver owns all of them.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import sys
+import threading
+import time
+from typing import Any, NamedTuple
+
+import ray
+
+from qfleet.common.config import Config
+from qfleet.common.errors import WaitTimeoutError
+from qfleet.common.messages import decode_shard_sample, encode_priority_update, encode_snapshot
+from qfleet.common.params import params_sha256
+from qfleet.common.threads import limit_threads
+from qfleet.common.types import (
+    EnvironmentSpec,
+    ParamsSnapshot,
+    PriorityUpdate,
+    ReplaySample,
+    ReplayStats,
+    ShardSample,
+)
+from qfleet.common.wire import decode_capture, encode, encode_capture
+from qfleet.learner.block_runner import BlockPlanner, run_blocks
+from qfleet.learner.learner import Learner
+
+ANSWER_TIMEOUT_S = 60.0
+REQUESTS_IN_FLIGHT = 2
+MAX_UNACKNOWLEDGED_SNAPSHOTS = 4
+INLINE_SNAPSHOT_BYTES = 100_000
+"""Ray sends arguments up to this size inside the call; larger ones go through its object store."""
+POLL_S = 0.2
+
+
+class _BlockRequest(NamedTuple):
+    """One block's draws on their way: per shard the number and the reference."""
+
+    stats: list[ReplayStats]
+    draws: dict[int, int]
+    refs: dict[int, Any]
+
+
+class RemoteReplay:
+    """`ReplayReader` over shard handles, every wait with a timeout that names the shard."""
+
+    def __init__(self, shards: list[Any]) -> None:
+        self.shards = shards
+
+    def _get(self, refs: list[Any], what: str) -> list[Any]:
+        try:
+            return list(ray.get(refs, timeout=ANSWER_TIMEOUT_S))
+        except ray.exceptions.GetTimeoutError as error:
+            raise WaitTimeoutError(
+                f"learner waited {ANSWER_TIMEOUT_S:.0f} s for the replay server to {what}"
+            ) from error
+
+    def stats(self) -> list[ReplayStats]:
+        """See `ReplayReader`."""
+        answers = self._get([s.stats.remote() for s in self.shards], "report its counters")
+        return [ReplayStats(*answer) for answer in answers]
+
+    def sample(self, draws: list[int]) -> list[ShardSample]:
+        """See `ReplayReader`; does not pass the rate limiter: lockstep decides by itself."""
+        refs = [s.sample.remote(n, False) for s, n in zip(self.shards, draws, strict=True) if n]
+        return [decode_shard_sample(data) for data in self._get(refs, "answer a sample")]
+
+    def update_priorities(self, updates: dict[int, PriorityUpdate]) -> None:
+        """See `ReplayReader`."""
+        refs = [
+            self.shards[shard].update_priorities.remote(encode_priority_update(update))
+            for shard, update in updates.items()
+        ]
+        self._get(refs, "apply new priorities")
+
+
+class SnapshotBroadcaster:
+    """Sends each snapshot once to every actor and keeps the log of acknowledged target syncs."""
+
+    def __init__(self) -> None:
+        self._actors: dict[int, Any] = {}
+        self._pending: dict[int, collections.deque[Any]] = {}
+        self.acknowledged_target_syncs: dict[int, list[int]] = {}
+        self.skipped = 0
+
+    def set_actors(self, actors: dict[int, Any]) -> None:
+        """The living actors by slot; acknowledgements of the others are forgotten."""
+        for slot in list(self._pending):
+            if slot not in actors or actors[slot] is not self._actors.get(slot):
+                del self._pending[slot]
+        self._actors = dict(actors)
+
+    def send(self, snapshot: ParamsSnapshot) -> None:
+        """To all actors; one that is far behind skips this one unless it is a target sync."""
+        payload: Any = encode_snapshot(snapshot)
+        if len(payload) > INLINE_SNAPSHOT_BYTES:
+            payload = ray.put(payload)
+        for slot, actor in self._actors.items():
+            pending = self._pending.setdefault(slot, collections.deque())
+            if len(pending) >= MAX_UNACKNOWLEDGED_SNAPSHOTS and not snapshot.is_target_sync:
+                self.skipped += 1
+                continue
+            pending.append(actor.set_params.remote(payload))
+
+    def collect(self, timeout_s: float = 0.0) -> None:
+        """Take acknowledgements that have come; an actor that died is the driver's matter."""
+        for pending in self._pending.values():
+            while pending:
+                ready, _ = ray.wait([pending[0]], timeout=timeout_s)
+                if not ready:
+                    break
+                try:
+                    slot, version, is_target = ray.get(pending.popleft(), timeout=ANSWER_TIMEOUT_S)
+                except ray.exceptions.RayActorError:
+                    continue
+                if is_target:
+                    self.acknowledged_target_syncs.setdefault(slot, []).append(version)
+
+
+class LearnerShell:
+    """The learner's process; becomes a Ray actor through `remote_learner_class`."""
+
+    def __init__(
+        self,
+        config_json: str,
+        spec_json: str,
+        import_paths: list[str],
+        device: str,
+        num_cpus: float,
+    ) -> None:
+        for path in reversed(import_paths):
+            if path not in sys.path:
+                sys.path.insert(0, path)
+        limit_threads(num_cpus)
+        config = Config.model_validate_json(config_json)
+        self._eval_period = config.eval.period_learner_steps
+        self._max_steps = config.run.max_learner_steps
+        self._core = Learner(config, EnvironmentSpec.from_json(spec_json), device)
+        self._planner = BlockPlanner(config)
+        self._broadcaster = SnapshotBroadcaster()
+        self._shards: list[Any] = []
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._cutting_in = 0
+        self._for_evaluation: bytes | None = None
+        self._priority_refs: collections.deque[Any] = collections.deque()
+        self._latest_stats: list[ReplayStats] = []
+        self._update_s = 0.0
+        self._wait_s = 0.0
+        self._sample_age_s = 0.0
+
+    # Control group: answers while `run` trains.
+
+    @ray.method(concurrency_group="control")
+    def ready(self) -> int:
+        """This process's id, once torch and the networks are there."""
+        return os.getpid()
+
+    @ray.method(concurrency_group="control")
+    def set_actors(self, actors: dict[int, Any]) -> None:
+        """Replace the set of actors and send them what a newcomer needs."""
+        with _CutIn(self):
+            self._broadcaster.set_actors(actors)
+            self._core.take_snapshots()
+            for snapshot in self._core.current_snapshots():
+                self._broadcaster.send(snapshot)
+
+    @ray.method(concurrency_group="control")
+    def request_stop(self) -> None:
+        """End `run` after the current block."""
+        self._stop.set()
+
+    @ray.method(concurrency_group="control")
+    def status(self) -> dict[str, Any]:
+        """Counters, and the snapshot to evaluate when one fell due since the last call."""
+        waiting, self._for_evaluation = self._for_evaluation, None
+        return {
+            "pid": os.getpid(),
+            "stats": list(self._core.stats()),
+            "for_evaluation": waiting,
+            "update_s": self._update_s,
+            "wait_s": self._wait_s,
+            "sample_age_s": self._sample_age_s,
+            "skipped_snapshots": self._broadcaster.skipped,
+        }
+
+    @ray.method(concurrency_group="control")
+    def capture(self) -> bytes:
+        """Learner, planner and online parameters, frozen between two blocks."""
+        with _CutIn(self):
+            return self._capture()
+
+    def _capture(self) -> bytes:
+        parts = {
+            "learner": encode_capture(self._core.capture()),
+            "planner": encode_capture(self._planner.capture()),
+        }
+        return pack_parts(parts)
+
+    @ray.method(concurrency_group="control")
+    def snapshot(self) -> bytes:
+        """The online network as it is, without a new version."""
+        with _CutIn(self):
+            return encode_snapshot(self._core.current_snapshots()[-1])
+
+    @ray.method(concurrency_group="control")
+    def fingerprint(self) -> str:
+        """`params_sha256` of the online network."""
+        with _CutIn(self):
+            return params_sha256(self._core.params())
+
+    @ray.method(concurrency_group="control")
+    def target_sync_log(self) -> dict[str, Any]:
+        """Versions of all hard syncs as done here and as acknowledged per actor slot."""
+        with _CutIn(self):
+            self._broadcaster.collect(timeout_s=1.0)
+            return {
+                "syncs": [list(event) for event in self._core.target_syncs],
+                "acknowledged": self._broadcaster.acknowledged_target_syncs,
+            }
+
+    # Default group.
+
+    def restore(self, learner: bytes, planner: bytes) -> None:
+        """Continue from captures; call before `run` or `learn`."""
+        self._core.restore(decode_capture(learner))
+        self._planner.restore(decode_capture(planner))
+
+    def set_shards(self, shards: list[Any]) -> None:
+        """The replay shards, in order."""
+        self._shards = shards
+
+    def learn(self, n_blocks: int) -> int:
+        """Lockstep: `n_blocks` blocks one after the other; returns the learner step."""
+        started = time.perf_counter()
+        run_blocks(self._core, self._planner, RemoteReplay(self._shards), n_blocks)
+        self._update_s += time.perf_counter() - started
+        return self._core.learner_steps
+
+    def publish(self) -> int:
+        """Lockstep: publish and wait until every actor has acknowledged; returns the version."""
+        if not self._core.is_published:
+            self._core.publish()
+        for snapshot in self._core.take_snapshots():
+            self._broadcaster.send(snapshot)
+        self._broadcaster.collect(timeout_s=ANSWER_TIMEOUT_S)
+        return self._core.stats().params_version
+
+    def run(self) -> int:
+        """Train until `request_stop` or the budget; returns the learner step."""
+        replay = RemoteReplay(self._shards)
+        self._latest_stats = self._wait_for_minimum(replay)
+        requests: collections.deque[_BlockRequest] = collections.deque()
+        while not self._stop.is_set() and not self._budget_spent():
+            while len(requests) < REQUESTS_IN_FLIGHT:
+                requests.append(self._request())
+            parts = self._receive(requests[0])
+            if parts is None:
+                continue
+            request = requests.popleft()
+            while self._cutting_in:
+                time.sleep(0.0005)
+            with self._lock:
+                self._train(request, parts)
+        return self._core.learner_steps
+
+    def _budget_spent(self) -> bool:
+        return self._max_steps is not None and self._core.learner_steps >= self._max_steps
+
+    def _wait_for_minimum(self, replay: RemoteReplay) -> list[ReplayStats]:
+        """Until some shard holds anything: before that, draws cannot be split by mass."""
+        while True:
+            stats = replay.stats()
+            if self._stop.is_set() or any(s.size > 0 for s in stats):
+                return stats
+            time.sleep(0.01)
+
+    def _request(self) -> _BlockRequest:
+        split = self._planner.split(self._latest_stats)
+        draws = {shard: n for shard, n in enumerate(split) if n}
+        refs = {shard: self._shards[shard].sample.remote(n) for shard, n in draws.items()}
+        return _BlockRequest(self._latest_stats, draws, refs)
+
+    def _receive(self, request: _BlockRequest) -> list[ShardSample] | None:
+        """The request's parts; None when stopped, or while a shard's limiter holds it back."""
+        started = time.perf_counter()
+        waiting = list(request.refs.values())
+        while waiting and not self._stop.is_set():
+            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_S)
+            waited = time.perf_counter() - started
+            if waiting and waited > ANSWER_TIMEOUT_S:
+                raise WaitTimeoutError(f"learner waited {waited:.0f} s for a replay shard's sample")
+        self._wait_s += time.perf_counter() - started
+        if waiting:
+            return None
+        answers = {s: ray.get(ref, timeout=ANSWER_TIMEOUT_S) for s, ref in request.refs.items()}
+        blocked = [shard for shard, data in answers.items() if data is None]
+        for shard in blocked:
+            request.refs[shard] = self._shards[shard].sample.remote(request.draws[shard])
+        if blocked:
+            return None
+        return [decode_shard_sample(data) for data in answers.values()]
+
+    def _train(self, request: _BlockRequest, parts: list[ShardSample]) -> None:
+        started = time.perf_counter()
+        for part in parts:
+            self._latest_stats = [*self._latest_stats]
+            self._latest_stats[part.shard] = part.stats
+            self._sample_age_s = part.mean_age_s
+        self._core.fleet_env_steps = sum(s.env_steps for s in self._latest_stats)
+        before = self._core.learner_steps
+        sample: ReplaySample = self._planner.assemble(parts, request.stats, self._core)
+        errors = self._core.update_block(sample)
+        for shard, update in self._planner.priority_updates(sample, errors).items():
+            data = encode_priority_update(update)
+            self._priority_refs.append(self._shards[shard].update_priorities.remote(data))
+        while len(self._priority_refs) > 2 * REQUESTS_IN_FLIGHT * len(self._shards):
+            ray.get(self._priority_refs.popleft(), timeout=ANSWER_TIMEOUT_S)
+        evaluate = before // self._eval_period < self._core.learner_steps // self._eval_period
+        self._publish_due(evaluate)
+        if evaluate:
+            self._for_evaluation = encode_snapshot(self._core.current_snapshots()[-1])
+        self._update_s += time.perf_counter() - started
+
+    def _publish_due(self, evaluate: bool) -> None:
+        """Publish on the period, and for an evaluation: only published versions are evaluated."""
+        if self._core.publish_due or (evaluate and not self._core.is_published):
+            self._core.publish()
+        for snapshot in self._core.take_snapshots():
+            self._broadcaster.send(snapshot)
+        self._broadcaster.collect()
+
+
+class _CutIn:
+    """Holds the learner between two blocks while a control method reads or changes the core."""
+
+    def __init__(self, shell: LearnerShell) -> None:
+        self._shell = shell
+
+    def __enter__(self) -> None:
+        self._shell._cutting_in += 1
+        self._shell._lock.acquire()
+
+    def __exit__(self, *exc: object) -> None:
+        self._shell._cutting_in -= 1
+        self._shell._lock.release()
+
+
+def pack_parts(parts: dict[str, bytes]) -> bytes:
+    """Named byte strings as one message."""
+    import numpy as np
+
+    return encode("parts", {}, {n: np.frombuffer(d, dtype=np.uint8) for n, d in parts.items()})
+
+
+def remote_learner_class() -> Any:
+    """The Ray actor class of `LearnerShell`; one control thread beside the training one."""
+    return ray.remote(concurrency_groups={"control": 1}, max_restarts=0)(LearnerShell)

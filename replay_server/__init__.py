@@ -1,0 +1,1 @@
+"""The replay server's room: storage, sampling distributions, rate limiter and the Ray shell."""

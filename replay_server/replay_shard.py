@@ -1,0 +1,391 @@
+"""One replay shard: storage, sampler, rate limiter and the ledger of chunks, in one pure object.
+
+The Ray shell (`remote.py`) and the local runtime call it; it never blocks and reads no clock. Who
+must wait is decided by `can_insert` and `can_sample`, which callers ask first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from qfleet.common.config import ReplayConfig
+from qfleet.common.errors import CheckpointError, ConfigError, InvariantError, ReplayNotReadyError
+from qfleet.common.seeding import generator
+from qfleet.common.types import (
+    Capture,
+    ChunkId,
+    EnvironmentSpec,
+    InsertAck,
+    PriorityUpdate,
+    ReplayStats,
+    ShardSample,
+    TransitionChunk,
+    check_columns,
+    transition_columns,
+)
+from qfleet.replay_server.rate_limiter import RatioLimiter
+from qfleet.replay_server.samplers import check_td_errors, make_sampler
+from qfleet.replay_server.storage import RingStorage
+
+ACCEPTED = "accepted"
+DUPLICATE = "duplicate"
+STALE_INCARNATION = "stale_incarnation"
+FOREIGN_RUN = "foreign_run"
+
+REORDER_WINDOW_CHUNKS = 8
+"""How far a chunk may arrive ahead of the one expected; an actor has two unacknowledged."""
+
+_STORAGE = "storage."
+_SAMPLER = "sampler."
+
+
+@dataclass(slots=True)
+class _SlotRecord:
+    """What has arrived of one actor slot's newest incarnation."""
+
+    incarnation: int
+    next_seq: int = 0
+    """Every lower number has arrived or was given up."""
+    ahead: set[int] = field(default_factory=set)
+    """Numbers above `next_seq` that have arrived."""
+
+    def holes(self) -> int:
+        """Numbers that are missing below the highest one that arrived."""
+        return max(self.ahead) + 1 - self.next_seq - len(self.ahead) if self.ahead else 0
+
+    def accept(self, seq: int) -> int:
+        """Note the arrival of a new number and return how many missing ones were given up."""
+        self.ahead.add(seq)
+        lost = 0
+        floor = seq - REORDER_WINDOW_CHUNKS
+        if floor > self.next_seq:
+            arrived = {number for number in self.ahead if number < floor}
+            lost = floor - self.next_seq - len(arrived)
+            self.ahead -= arrived
+            self.next_seq = floor
+        while self.next_seq in self.ahead:
+            self.ahead.remove(self.next_seq)
+            self.next_seq += 1
+        return lost
+
+
+class ChunkLedger:
+    """Admits every chunk of a run once, and none of an actor that was replaced.
+
+    Per actor slot: the newest incarnation, the number expected next and those that came before it.
+    A number more than `REORDER_WINDOW_CHUNKS` behind the newest is given up: it counts as a gap,
+    and as a duplicate should it still come.
+    """
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        self.gap_chunks = 0
+        self._records: dict[int, _SlotRecord] = {}
+
+    def admit(self, chunk_id: ChunkId) -> str:
+        """The `InsertAck` status for a chunk; when it is `accepted`, its number is now used up."""
+        if chunk_id.run_id != self.run_id:
+            return FOREIGN_RUN
+        self.fence(chunk_id.actor_slot, chunk_id.incarnation)
+        record = self._records[chunk_id.actor_slot]
+        if chunk_id.incarnation < record.incarnation:
+            return STALE_INCARNATION
+        if chunk_id.seq < record.next_seq or chunk_id.seq in record.ahead:
+            return DUPLICATE
+        self.gap_chunks += record.accept(chunk_id.seq)
+        return ACCEPTED
+
+    def fence(self, actor_slot: int, incarnation: int) -> None:
+        """Refuse a slot's incarnations below this one from now on; holes left by them are gaps."""
+        record = self._records.get(actor_slot)
+        if record is not None and record.incarnation >= incarnation:
+            return
+        if record is not None:
+            self.gap_chunks += record.holes()
+        self._records[actor_slot] = _SlotRecord(incarnation)
+
+    def hwm(self, actor_slot: int) -> int:
+        """The newest number of the slot's incarnation below which none is awaited; −1 at first."""
+        record = self._records.get(actor_slot)
+        return record.next_seq - 1 if record is not None else -1
+
+    def capture(self) -> dict[str, Any]:
+        """Its state as JSON-able values."""
+        records = [
+            [slot, record.incarnation, record.next_seq, sorted(record.ahead)]
+            for slot, record in sorted(self._records.items())
+        ]
+        return {"run_id": self.run_id, "gap_chunks": self.gap_chunks, "records": records}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Become the captured ledger; slots of another run are forgotten, for it numbers anew."""
+        self.gap_chunks = state["gap_chunks"]
+        records = state["records"] if state["run_id"] == self.run_id else []
+        self._records = {
+            slot: _SlotRecord(incarnation, next_seq, set(ahead))
+            for slot, incarnation, next_seq, ahead in records
+        }
+
+    def check_valid(self) -> None:
+        """Raise `InvariantError` when a number ahead is outside the window."""
+        for slot, record in self._records.items():
+            last = record.next_seq + REORDER_WINDOW_CHUNKS
+            if any(not record.next_seq < seq <= last for seq in record.ahead):
+                raise InvariantError(f"slot {slot} expects {record.next_seq}, has {record.ahead}")
+
+
+@dataclass(slots=True)
+class _Counters:
+    """Everything a shard counts, in transitions where not said otherwise."""
+
+    inserted: int = 0
+    sampled: int = 0
+    limiter_inserted_base: int = 0
+    """`inserted` when the storage was last emptied: the limiter starts anew from there."""
+    limiter_sampled_base: int = 0
+    duplicate_chunks: int = 0
+    rejected_transitions: int = 0
+    dropped_priority_updates: int = 0
+    env_steps_by_slot: dict[int, int] = field(default_factory=dict)
+    episodes_by_slot: dict[int, int] = field(default_factory=dict)
+
+    def capture(self) -> dict[str, Any]:
+        state = {name: getattr(self, name) for name in self.__slots__}
+        state["env_steps_by_slot"] = sorted(self.env_steps_by_slot.items())
+        state["episodes_by_slot"] = sorted(self.episodes_by_slot.items())
+        return state
+
+    @classmethod
+    def restored(cls, state: dict[str, Any]) -> _Counters:
+        by_slot = ("env_steps_by_slot", "episodes_by_slot")
+        return cls(**{**state, **{name: dict(state[name]) for name in by_slot}})
+
+
+class ReplayShard:
+    """A part of the replay memory, written by some actor slots and read by the learner.
+
+    Owned by one process and not thread-safe. `inserted` counts the transitions accepted;
+    inserted = size + evicted at all times.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_id: str,
+        shard: int,
+        spec: EnvironmentSpec,
+        config: ReplayConfig,
+        limiter: RatioLimiter,
+        seed: int,
+    ) -> None:
+        self.shard = shard
+        self.capacity = config.capacity // config.shards
+        if limiter.min_size > self.capacity:
+            raise ConfigError(
+                f"min_size of a shard must be at most its capacity of {self.capacity}, "
+                f"got {limiter.min_size} (replay.min_size_to_sample, replay.capacity)"
+            )
+        self._limiter = limiter
+        self._storage = RingStorage(transition_columns(spec), self.capacity)
+        self._sampler = make_sampler(config, self.capacity, generator(seed, "replay.sample", shard))
+        self._ledger = ChunkLedger(run_id)
+        self._counters = _Counters()
+
+    @property
+    def size(self) -> int:
+        """Transitions held."""
+        return self._storage.size
+
+    @property
+    def env_steps(self) -> int:
+        """Env steps of all accepted chunks."""
+        return sum(self._counters.env_steps_by_slot.values())
+
+    @property
+    def episodes(self) -> int:
+        """Episodes that ended in accepted chunks."""
+        return sum(self._counters.episodes_by_slot.values())
+
+    @property
+    def env_steps_by_slot(self) -> dict[int, int]:
+        """Env steps of each actor slot's accepted chunks, over all its incarnations."""
+        return dict(self._counters.env_steps_by_slot)
+
+    @property
+    def episodes_by_slot(self) -> dict[int, int]:
+        """Episodes in each actor slot's accepted chunks, over all its incarnations."""
+        return dict(self._counters.episodes_by_slot)
+
+    def insert(self, chunk: TransitionChunk, now_s: float) -> InsertAck:
+        """Store a chunk unless it has been stored before or comes from the wrong actor.
+
+        Does not ask the rate limiter: callers hold a chunk back while `can_insert` says no.
+
+        Raises:
+            InvariantError: when the columns are not a transition's; nothing was changed.
+            ValueError: when priorities are negative or not finite; nothing was changed.
+        """
+        self._check_chunk(chunk)
+        status = self._ledger.admit(chunk.chunk_id)
+        if status == ACCEPTED:
+            self._store(chunk, now_s)
+        elif status == DUPLICATE:
+            self._counters.duplicate_chunks += 1
+        else:
+            self._counters.rejected_transitions += len(chunk)
+        is_ours = status in (ACCEPTED, DUPLICATE)
+        hwm = self._ledger.hwm(chunk.chunk_id.actor_slot) if is_ours else -1
+        return InsertAck(status, hwm, self._limiter.credits(*self._limiter_counts()))
+
+    def _check_chunk(self, chunk: TransitionChunk) -> None:
+        check_columns(chunk.columns, self._storage.specs, len(chunk))
+        if chunk.priorities is not None:
+            if chunk.priorities.shape != (len(chunk),):
+                raise ValueError(f"priorities must be float64 [{len(chunk)}], one per transition")
+            check_td_errors(chunk.priorities)
+
+    def _store(self, chunk: TransitionChunk, now_s: float) -> None:
+        counters, slot = self._counters, chunk.chunk_id.actor_slot
+        # Of a chunk larger than the ring only the last rows are there to be drawn.
+        keys = self._storage.append(chunk.columns, now_s)[-self.capacity :]
+        errors = None if chunk.priorities is None else chunk.priorities[-self.capacity :]
+        self._sampler.on_insert(keys % self.capacity, errors)
+        counters.inserted += len(chunk)
+        steps, episodes = counters.env_steps_by_slot, counters.episodes_by_slot
+        steps[slot] = steps.get(slot, 0) + chunk.env_steps
+        episodes[slot] = episodes.get(slot, 0) + len(chunk.episodes)
+
+    def fence(self, slot: int, incarnation: int) -> None:
+        """Refuse chunks of actor slot `slot` whose incarnation is below this one from now on."""
+        self._ledger.fence(slot, incarnation)
+
+    def can_insert(self, n: int) -> bool:
+        """Whether the rate limiter lets a chunk of n transitions in now."""
+        return self._limiter.can_insert(*self._limiter_counts(), n)
+
+    def can_sample(self, n: int) -> bool:
+        """Whether the rate limiter allows n draws now."""
+        return self._limiter.can_sample(self.size, *self._limiter_counts(), n)
+
+    def explain_limiter(self) -> str:
+        """The limiter's counts in one line, for the message of a wait that timed out."""
+        return f"shard {self.shard}: {self._limiter.explain(self.size, *self._limiter_counts())}"
+
+    def _limiter_counts(self) -> tuple[int, int]:
+        counters = self._counters
+        inserted = counters.inserted - counters.limiter_inserted_base
+        return inserted, counters.sampled - counters.limiter_sampled_base
+
+    def sample(self, n: int, now_s: float) -> ShardSample:
+        """Draw n items independently; does not ask the rate limiter.
+
+        Raises:
+            ReplayNotReadyError: when the shard is empty.
+        """
+        if self.size == 0:
+            raise ReplayNotReadyError(f"replay shard {self.shard} is empty")
+        slots, probabilities = self._sampler.sample(n, self.size)
+        self._counters.sampled += n
+        inserted_at_s = float(self._storage.inserted_at_s.take(slots).sum()) / max(1, n)
+        return ShardSample(
+            shard=self.shard,
+            columns=self._storage.gather(slots),
+            item_keys=self._storage.keys_at(slots),
+            probabilities=probabilities,
+            stats=self.stats(),
+            mean_age_s=now_s - inserted_at_s if n else 0.0,
+        )
+
+    def update_priorities(self, update: PriorityUpdate) -> int:
+        """Apply new |TD errors| and return how many; items overwritten since are only counted.
+
+        Raises:
+            ValueError: when one is negative or not finite; nothing was changed.
+        """
+        keys, errors = update.item_keys, update.td_errors_abs
+        if keys.shape != errors.shape:
+            raise ValueError(f"{keys.shape} item keys came with {errors.shape} TD errors")
+        is_current = self._storage.is_current(keys)
+        applied = int(np.count_nonzero(is_current))
+        if applied < len(keys):
+            check_td_errors(errors)  # the sampler checks those it gets
+            keys, errors = keys[is_current], errors[is_current]
+            self._counters.dropped_priority_updates += len(is_current) - applied
+        self._sampler.update(self._storage.slots_of(keys), errors)
+        return applied
+
+    def stats(self) -> ReplayStats:
+        """The counters as they are now."""
+        counters = self._counters
+        return ReplayStats(
+            size=self.size,
+            inserted=counters.inserted,
+            sampled=counters.sampled,
+            evicted=counters.inserted - self.size,
+            mass=self._sampler.mass,
+            duplicate_chunks=counters.duplicate_chunks,
+            rejected_transitions=counters.rejected_transitions,
+            dropped_priority_updates=counters.dropped_priority_updates,
+            gap_chunks=self._ledger.gap_chunks,
+            env_steps=self.env_steps,
+            episodes=self.episodes,
+        )
+
+    def capture(self, contents: bool = True) -> Capture:
+        """The whole state; without `contents`, all but the transitions and their priorities."""
+        storage, sampler = self._storage.capture(contents), self._sampler.capture(contents)
+        meta = {
+            "shard": self.shard,
+            "counters": self._counters.capture(),
+            "ledger": self._ledger.capture(),
+            "storage": storage.meta,
+            "sampler": sampler.meta,
+        }
+        arrays = {_STORAGE + name: array for name, array in storage.arrays.items()}
+        arrays |= {_SAMPLER + name: array for name, array in sampler.arrays.items()}
+        return Capture(meta, arrays)
+
+    def restore(self, capture: Capture) -> None:
+        """Become the captured shard; a capture without contents gives an empty one.
+
+        An empty one first fills to `min_size` again, and its limiter counts from there: neither a
+        burst of samples nor a standstill follows. Keys of forgotten transitions stay refused.
+
+        Raises:
+            CheckpointError: naming all that differs; nothing was changed.
+        """
+        storage = _part(capture, "storage", _STORAGE)
+        differing = self._storage.differences(storage)
+        if capture.meta["shard"] != self.shard:
+            differing.insert(0, f"shard is {capture.meta['shard']}, here {self.shard}")
+        if differing:
+            raise CheckpointError(f"replay shard {self.shard} does not fit: {'; '.join(differing)}")
+        self._sampler.restore(_part(capture, "sampler", _SAMPLER))
+        self._storage.restore(storage)
+        self._ledger.restore(capture.meta["ledger"])
+        self._counters = counters = _Counters.restored(capture.meta["counters"])
+        if not storage.meta["contents"]:
+            counters.limiter_inserted_base = counters.inserted
+            counters.limiter_sampled_base = counters.sampled
+
+    def check_valid(self) -> None:
+        """Raise `InvariantError` unless all parts are valid and agree with one another."""
+        self._storage.check_valid()
+        self._sampler.check_valid(self.size)
+        self._ledger.check_valid()
+        counters = self._counters
+        if not self.size <= counters.inserted <= self._storage.appended:
+            given = self._storage.appended
+            raise InvariantError(f"{counters.inserted} inserted, {self.size} held, {given} keys")
+        if min(self._limiter_counts()) < 0:
+            raise InvariantError(f"limiter counts {self._limiter_counts()} are negative")
+
+
+def _part(capture: Capture, key: str, prefix: str) -> Capture:
+    """The capture of one part, with its prefix taken off its arrays."""
+    names = [name for name in capture.arrays if name.startswith(prefix)]
+    arrays = {name.removeprefix(prefix): capture.arrays[name] for name in names}
+    return Capture(capture.meta[key], arrays)

@@ -1,0 +1,189 @@
+"""A ring of transitions in preallocated columns: the newest `capacity` of them stay.
+
+Owned by a replay shard. It knows nothing of sampling: slots come in, rows go out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from qfleet.common.errors import CheckpointError, InvariantError
+from qfleet.common.types import Array, Capture, Columns, ColumnSpec, check_columns
+
+_COLUMN = "column."
+_INSERTED_AT_S = "inserted_at_s"
+
+
+class RingStorage:
+    """Columns of `capacity` rows, written in a ring.
+
+    A row's *item key* is its insertion number: it lies at slot `key % capacity` in generation
+    `key // capacity`, and a key is never given twice. The rows held are those of the newest `size`
+    keys, and they always fill the slots 0…size−1: `clear` moves on to the next whole generation.
+    Not thread-safe.
+    """
+
+    def __init__(self, specs: tuple[ColumnSpec, ...], capacity: int) -> None:
+        if capacity < 1:
+            raise ValueError(f"capacity must be at least 1, got {capacity}")
+        self.specs = specs
+        self.capacity = capacity
+        self._columns: Columns = {
+            spec.name: np.zeros((capacity, *spec.shape), dtype=spec.dtype) for spec in specs
+        }
+        self._inserted_at_s = np.zeros(capacity)
+        self._size = 0
+        self._appended = 0
+
+    @property
+    def size(self) -> int:
+        """Rows held."""
+        return self._size
+
+    @property
+    def appended(self) -> int:
+        """The next item key: rows appended so far, plus keys that `clear` skipped."""
+        return self._appended
+
+    @property
+    def inserted_at_s(self) -> Array:
+        """float64 [capacity]: when each slot was written, as a view."""
+        return self._inserted_at_s
+
+    def append(self, columns: Mapping[str, Array], now_s: float) -> Array:
+        """Write n rows over the oldest ones and return their item keys, int64 [n].
+
+        When n exceeds the capacity only the last `capacity` rows remain; the others' keys are
+        given all the same.
+
+        Raises:
+            InvariantError: when `columns` are not of this storage's specs; nothing was written.
+        """
+        n = len(next(iter(columns.values())))
+        check_columns(columns, self.specs, n)
+        keys = np.arange(self._appended, self._appended + n)
+        skipped = max(0, n - self.capacity)
+        start = (self._appended + skipped) % self.capacity
+        until_end = min(n - skipped, self.capacity - start)
+        parts = (
+            (slice(start, start + until_end), slice(skipped, skipped + until_end)),
+            (slice(0, n - skipped - until_end), slice(skipped + until_end, n)),
+        )
+        for name, column in self._columns.items():
+            for slots, rows in parts:
+                column[slots] = columns[name][rows]
+        for slots, _ in parts:
+            self._inserted_at_s[slots] = now_s
+        self._appended += n
+        self._size = min(self.capacity, self._size + n)
+        return keys
+
+    def keys_at(self, slots: Array) -> Array:
+        """Item keys of the rows at `slots`, int64 [n]; the slots must be below `size`."""
+        head = self._appended % self.capacity
+        keys = slots + (self._appended - head)
+        if self._size == self.capacity:
+            keys -= self.capacity * (slots >= head)  # not yet overwritten in this generation
+        return np.asarray(keys)
+
+    def slots_of(self, keys: Array) -> Array:
+        """Slots of the rows with current `keys`, int64 [n]."""
+        slots = keys - (self._appended - self._appended % self.capacity)
+        slots += self.capacity * (slots < 0)
+        return np.asarray(slots)
+
+    def is_current(self, keys: Array) -> Array:
+        """Whether the row of each key is still here, bool [n]."""
+        return np.asarray((keys >= self._appended - self._size) & (keys < self._appended))
+
+    def gather(self, slots: Array) -> Columns:
+        """Copies of the rows at `slots`, each column `[n, ...]`."""
+        # Slots come from our own samplers; "clip" spares the copy that "raise" makes of them.
+        return {name: column.take(slots, 0, mode="clip") for name, column in self._columns.items()}
+
+    def clear(self) -> None:
+        """Forget all rows; no later row gets the key of a forgotten one."""
+        self._size = 0
+        self._appended += -self._appended % self.capacity
+
+    def capture(self, contents: bool = True) -> Capture:
+        """The rows (one contiguous copy per column, in ring layout) and the counters."""
+        meta: dict[str, Any] = {
+            "capacity": self.capacity,
+            "specs": _listed(self.specs),
+            "size": self._size,
+            "appended": self._appended,
+            "contents": contents,
+        }
+        if not contents:
+            return Capture(meta)
+        arrays = {_COLUMN + name: column[: self._size].copy() for name, column in self._items()}
+        arrays[_INSERTED_AT_S] = self._inserted_at_s[: self._size].copy()
+        return Capture(meta, arrays)
+
+    def _items(self) -> list[tuple[str, Array]]:
+        return list(self._columns.items())
+
+    def differences(self, capture: Capture) -> list[str]:
+        """What keeps `capture` from being restored here, one phrase each; empty when nothing."""
+        ours = {"capacity": self.capacity, "specs": _listed(self.specs)}
+        differing = [
+            f"{key} is {capture.meta.get(key)}, here {value}"
+            for key, value in ours.items()
+            if capture.meta.get(key) != value
+        ]
+        if not differing and capture.meta["contents"]:
+            differing = self._misfits(capture)
+        return differing
+
+    def _misfits(self, capture: Capture) -> list[str]:
+        rows = capture.meta["size"]
+        specs = tuple(spec._replace(name=_COLUMN + spec.name) for spec in self.specs)
+        specs = (*specs, ColumnSpec(_INSERTED_AT_S, "<f8", ()))
+        try:
+            check_columns({name: capture.arrays[name] for name, _, _ in specs}, specs, rows)
+        except KeyError as error:
+            return [f"column {error} is missing"]
+        except InvariantError as error:
+            return [str(error)]
+        return []
+
+    def restore(self, capture: Capture) -> None:
+        """Become the captured storage; without contents, an empty one whose keys go on.
+
+        Raises:
+            CheckpointError: naming what differs; nothing was changed.
+        """
+        differing = self.differences(capture)
+        if differing:
+            raise CheckpointError(f"replay storage does not fit: {'; '.join(differing)}")
+        self._size, self._appended = capture.meta["size"], capture.meta["appended"]
+        if not capture.meta["contents"]:
+            self.clear()
+            return
+        for name, column in self._columns.items():
+            column[: self._size] = capture.arrays[_COLUMN + name]
+        self._inserted_at_s[: self._size] = capture.arrays[_INSERTED_AT_S]
+
+    def check_valid(self) -> None:
+        """Raise `InvariantError` unless counters and columns agree.
+
+        Raises:
+            InvariantError: naming what does not.
+        """
+        check_columns(self._columns, self.specs, self.capacity)
+        if not 0 <= self._size <= min(self.capacity, self._appended):
+            raise InvariantError(f"size {self._size} with {self._appended} keys given")
+        if self._size < self.capacity and self._appended % self.capacity != self._size:
+            raise InvariantError(f"{self._size} rows do not end at key {self._appended}")
+        keys = self.keys_at(np.arange(self._size))
+        if not self.is_current(keys).all() or len(np.unique(keys)) != self._size:
+            raise InvariantError("keys of the rows held are not the newest ones")
+
+
+def _listed(specs: tuple[ColumnSpec, ...]) -> list[list[Any]]:
+    """Specs as JSON reads them back."""
+    return [[spec.name, spec.dtype, list(spec.shape)] for spec in specs]

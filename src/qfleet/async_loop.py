@@ -1,0 +1,337 @@
+"""The driver's part of an asynchronous run: start the roles' loops, watch, evaluate, checkpoint.
+
+Called by the composition root. The data never passes here: actors push to the replay shards and
+the learner pulls from them. Every question to a role has a timeout; a role that stops answering is
+dead. The driver is the only owner of Ray actors.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from qfleet.common.config import Config
+from qfleet.common.errors import RoleLostError, WaitTimeoutError
+from qfleet.common.messages import decode_snapshot
+from qfleet.common.params import encode_safetensors
+from qfleet.common.types import EnvironmentSpec, EvaluationReport, EvaluationRequest
+from qfleet.fleet import ActorReport, FleetReport
+from qfleet.ray_cluster import import_ray
+from qfleet.ray_fleet import (
+    capture_learner_and_replay,
+    make_actor_report,
+    make_report,
+    restore_learner_and_replay,
+)
+from qfleet.ray_roles import START_TIMEOUT_S, Roles, answer, first_line
+from qfleet.supervisor import ActorSupervisor
+
+TICK_S = 0.05
+POLL_S = 0.25
+SILENCE_TIMEOUT_S = 60.0
+EVALUATE_TIMEOUT_S = 1800.0
+DRAIN_TIMEOUT_S = 5.0
+
+
+class AsyncSession(Protocol):
+    """What the loop asks of the run's bookkeeping."""
+
+    def stop_reason(self) -> str | None:
+        """Why to stop now, or None."""
+        ...
+
+    def observe(self, report: FleetReport) -> None:
+        """Take in the roles' counters."""
+        ...
+
+    def evaluation_request(self) -> EvaluationRequest:
+        """The next evaluation, on seeds of its own."""
+        ...
+
+    def record_evaluation(self, report: EvaluationReport, params: Callable[[], bytes]) -> None:
+        """Take in an evaluation of parameters that `params` can give."""
+        ...
+
+    def checkpoint_due(self) -> bool:
+        """Whether a checkpoint should be written now."""
+        ...
+
+    def save_checkpoint(self, files: dict[str, bytes], params: bytes) -> None:
+        """Commit a checkpoint."""
+        ...
+
+    def incident(self, text: str) -> None:
+        """Something that a user should see."""
+        ...
+
+
+class PolledCall:
+    """One question to one role at a time, asked again each period; silence is an error."""
+
+    def __init__(self, ask: Callable[[], Any], who: str, period_s: float = POLL_S) -> None:
+        self._ask, self._who, self._period_s = ask, who, period_s
+        self._ref: Any = None
+        self._asked_at_s = -1e9
+
+    def poll(self, now_s: float) -> Any:
+        """The newest answer, or None while there is none.
+
+        Raises:
+            WaitTimeoutError: after a minute of silence.
+            RoleLostError: when the role is dead.
+        """
+        if self._ref is None:
+            if now_s - self._asked_at_s >= self._period_s:
+                self._ref, self._asked_at_s = self._ask(), now_s
+            return None
+        ready, _ = import_ray().wait([self._ref], timeout=0)
+        if ready:
+            ref, self._ref = self._ref, None
+            return answer(ref, "driver", self._who)
+        if now_s - self._asked_at_s > SILENCE_TIMEOUT_S:
+            raise WaitTimeoutError(f"driver heard nothing from {self._who} for a minute")
+        return None
+
+
+class AsyncLoop:
+    """One asynchronous run over Ray; owned by the driver's main thread."""
+
+    def __init__(
+        self, config: Config, spec: EnvironmentSpec, *, run_id: str, incarnation: int, device: str
+    ) -> None:
+        self._config, self._spec = config, spec
+        self.roles = Roles(config, spec, run_id=run_id, device=device)
+        self._supervisor = ActorSupervisor(config.actors.min_count)
+        self._runs: dict[Any, int] = {}
+        self._pings: dict[int, PolledCall] = {}
+        self._actor_reports: dict[int, ActorReport] = {}
+        self._gone_produced = 0
+        assert isinstance(config.actors.count, int)
+        for slot in range(config.actors.count):
+            self.roles.create_actor(slot, incarnation)
+            self._supervisor.add(slot, incarnation)
+        self.roles.wait_until_ready()
+        learner = self.roles.learner
+        answer(learner.set_shards.remote(self.roles.shards), "driver", "the learner")
+        self.eval_s = 0.0
+        """Seconds during which an evaluation was under way."""
+        self._evaluating: Any = None
+        self._evaluating_since_s = 0.0
+        self._evaluated_snapshot = b""
+        self._waiting_snapshot: bytes | None = None
+        self._learner_status: dict[str, Any] | None = None
+        self._shard_reports: dict[int, dict[str, Any]] = {}
+
+    def restore(self, files: dict[str, bytes]) -> FleetReport:
+        """Continue from a cut; actors start new episodes, so no open window is ever resumed."""
+        restore_learner_and_replay(self.roles, files)
+        status = answer(self.roles.learner.status.remote(), "driver", "the learner's status")
+        refs = [shard.report.remote() for shard in self.roles.shards]
+        return make_report(status, [answer(r, "driver", "replay counters") for r in refs], [])
+
+    def fingerprint(self) -> str:
+        """`params_sha256` of the online network."""
+        ref = self.roles.learner.fingerprint.remote()
+        return str(answer(ref, "driver", "the parameters' fingerprint"))
+
+    def target_sync_log(self) -> dict[str, Any]:
+        """Hard syncs as done by the learner, and as acknowledged per actor slot."""
+        ref = self.roles.learner.target_sync_log.remote()
+        return dict(answer(ref, "driver", "the log of target syncs"))
+
+    def run(self, session: AsyncSession) -> str:
+        """Train until the session or the budget says stop; returns the reason.
+
+        Raises:
+            RoleLostError: when the learner or a shard died, or too few actors are left.
+            QfleetError: what a role itself raised.
+        """
+        learner = self.roles.learner
+        answer(
+            learner.set_actors.remote(self.roles.actors), "driver", "the learner", START_TIMEOUT_S
+        )
+        learner_run = learner.run.remote()
+        for slot in self.roles.actors:
+            self._start_actor(slot)
+        polls = {
+            "learner": PolledCall(learner.status.remote, "the learner"),
+            **{
+                f"replay-{i}": PolledCall(shard.report.remote, f"replay shard {i}")
+                for i, shard in enumerate(self.roles.shards)
+            },
+        }
+        try:
+            while True:
+                reason = self._tick(session, polls, learner_run)
+                if reason is not None:
+                    break
+            if self._evaluating is not None and reason.startswith("max_"):
+                self._take_evaluation(session, EVALUATE_TIMEOUT_S)
+            return reason
+        finally:
+            self._drain(session, learner_run)
+
+    def _tick(
+        self, session: AsyncSession, polls: dict[str, PolledCall], learner_run: Any
+    ) -> str | None:
+        ready, _ = import_ray().wait([learner_run, *self._runs], timeout=TICK_S, fetch_local=False)
+        now_s = time.monotonic()
+        for ref in ready:
+            if ref is learner_run:
+                answer(ref, "driver", "the learner")
+                self._poll_all(session, polls, now_s)
+                return session.stop_reason() or "max_learner_steps"
+            self._bury(session, ref, now_s)
+        self._poll_all(session, polls, now_s)
+        self._fill_slots(session, now_s)
+        self._evaluate(session)
+        if session.checkpoint_due():
+            self.checkpoint(session)
+        return session.stop_reason()
+
+    def _poll_all(self, session: AsyncSession, polls: dict[str, PolledCall], now_s: float) -> None:
+        for name, poll in polls.items():
+            result = poll.poll(now_s)
+            if result is None:
+                continue
+            if name == "learner":
+                self._learner_status = result
+                if result["for_evaluation"] is not None:
+                    self._waiting_snapshot = result["for_evaluation"]
+            else:
+                self._shard_reports[result["shard"]] = result
+        self._poll_actors(now_s)
+        if self._learner_status and len(self._shard_reports) == len(self.roles.shards):
+            session.observe(self._report())
+
+    def _poll_actors(self, now_s: float) -> None:
+        for slot, ping in list(self._pings.items()):
+            try:
+                result = ping.poll(now_s)
+            except RoleLostError:
+                continue  # its `run` ends with the same news, and that is where it is buried
+            except WaitTimeoutError:
+                import_ray().kill(self.roles.actors[slot], no_restart=True)
+                del self._pings[slot]
+                continue
+            if result is not None:
+                self._actor_reports[slot] = make_actor_report(result)
+
+    def _report(self) -> FleetReport:
+        assert self._learner_status is not None
+        shards = [self._shard_reports[i] for i in sorted(self._shard_reports)]
+        report = make_report(self._learner_status, shards, [])
+        for shard in shards:
+            shard["episodes"] = []
+        report.actors.extend(self._actor_reports[s] for s in sorted(self._actor_reports))
+        return report
+
+    @property
+    def gone_produced(self) -> int:
+        """Transitions numbered by actors that died, as far as they told before."""
+        return self._gone_produced
+
+    def _start_actor(self, slot: int) -> None:
+        actor = self.roles.actors[slot]
+        self._runs[actor.run.remote(self.roles.shard_of(slot))] = slot
+        self._pings[slot] = PolledCall(actor.ping.remote, f"actor {slot}")
+
+    def _bury(self, session: AsyncSession, ref: Any, now_s: float) -> None:
+        """An actor's loop ended by itself: note why, fence the slot and plan its replacement."""
+        slot = self._runs.pop(ref)
+        ray = import_ray()
+        try:
+            ray.get(ref, timeout=1.0)
+            reason = "it was refused by the replay server"
+        except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
+            reason = first_line(error)
+        self._pings.pop(slot, None)
+        last = self._actor_reports.pop(slot, None)
+        if last is not None:
+            self._gone_produced += last.produced
+        ray.kill(self.roles.actors[slot], no_restart=True)
+        session.incident(
+            self._supervisor.died(slot, reason, last.env_steps if last else 0, now_s)
+        )
+
+    def _fill_slots(self, session: AsyncSession, now_s: float) -> None:
+        due = self._supervisor.due(now_s)
+        if not due:
+            return
+        for slot, incarnation in due.items():
+            fence = self.roles.shard_of(slot).fence.remote(slot, incarnation)
+            answer(fence, "driver", f"the replay shard to fence actor {slot}")
+            self.roles.create_actor(slot, incarnation)
+        living = {
+            slot: actor
+            for slot, actor in self.roles.actors.items()
+            if slot in due or slot in self._runs.values()
+        }
+        answer(
+            self.roles.learner.set_actors.remote(living), "driver", "the learner", START_TIMEOUT_S
+        )
+        for slot, incarnation in due.items():
+            self._start_actor(slot)
+            session.incident(f"actor {slot} plays again (incarnation {incarnation})")
+
+    def _evaluate(self, session: AsyncSession) -> None:
+        if self._evaluating is not None:
+            ready, _ = import_ray().wait([self._evaluating], timeout=0)
+            if not ready:
+                return
+            self._take_evaluation(session)
+        if self._waiting_snapshot is not None:
+            snapshot, self._waiting_snapshot = self._waiting_snapshot, None
+            self._evaluated_snapshot = snapshot
+            request = list(session.evaluation_request())
+            self._evaluating = self.roles.evaluator.evaluate.remote(snapshot, request)
+            self._evaluating_since_s = time.monotonic()
+
+    def _take_evaluation(self, session: AsyncSession, timeout_s: float = 60.0) -> None:
+        """The evaluation under way, waited for if need be."""
+        ref, self._evaluating = self._evaluating, None
+        report = EvaluationReport(*answer(ref, "driver", "the evaluator", timeout_s))
+        self.eval_s += time.monotonic() - self._evaluating_since_s
+        session.record_evaluation(report, self._evaluated_params)
+
+    def _evaluated_params(self) -> bytes:
+        arrays = decode_snapshot(self._evaluated_snapshot).arrays
+        return encode_safetensors(arrays, self._config.network, self._spec)
+
+    def checkpoint(self, session: AsyncSession) -> None:
+        """One cut: the learner between two blocks, then every shard."""
+        contents = self._config.run.checkpoint_replay == "full"
+        files = capture_learner_and_replay(self.roles, contents)
+        session.save_checkpoint(files, self._current_params())
+
+    def _current_params(self) -> bytes:
+        ref = self.roles.learner.snapshot.remote()
+        arrays = decode_snapshot(answer(ref, "driver", "the learner's parameters")).arrays
+        return encode_safetensors(arrays, self._config.network, self._spec)
+
+    def _drain(self, session: AsyncSession, learner_run: Any) -> None:
+        """Stop the loops, take the last counters; what does not answer in time stays uncounted."""
+        ray = import_ray()
+        try:
+            self.roles.learner.request_stop.remote()
+            for slot in self._runs.values():
+                self.roles.actors[slot].request_stop.remote()
+            for shard in self.roles.shards:
+                shard.open_gate.remote()
+            ray.wait([learner_run], timeout=DRAIN_TIMEOUT_S)
+            ended, _ = ray.wait(list(self._runs), num_returns=len(self._runs), timeout=DRAIN_TIMEOUT_S)
+            for ref in ended:
+                counters = ray.get(ref, timeout=1.0)
+                self._actor_reports[counters["slot"]] = make_actor_report(counters)
+            for shard in self.roles.shards:
+                result = ray.get(shard.report.remote(), timeout=5.0)
+                self._shard_reports[result["shard"]] = result
+            self._learner_status = ray.get(self.roles.learner.status.remote(), timeout=5.0)
+            session.observe(self._report())
+        except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
+            session.incident(f"the last counters are missing: {first_line(error)}")
+
+    def close(self) -> None:
+        """End every role."""
+        self.roles.kill_all()

@@ -1,0 +1,169 @@
+"""The end of a run: final score, video and curve, summary.json.
+
+Called by `train` on every exit, also after an error.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Literal
+
+from qfleet.api import evaluate, load_policy
+from qfleet.artifacts import leave_artifacts
+from qfleet.common.errors import QfleetError
+from qfleet.common.seeding import seed_int
+from qfleet.run_directory import environment_report
+from qfleet.session import Session
+from qfleet.summary import Accounting, RunSummary, write_summary
+
+if TYPE_CHECKING:
+    from qfleet.training import Outcome
+
+LEARNER_PATH = "eager"
+
+
+def finish(session: Session, outcome: Outcome, process_started_s: float) -> RunSummary:
+    """Write everything that comes last and return the summary."""
+    score = _score(session, outcome)
+    if session.directory.best_path.is_dir():
+        started_s = time.monotonic()
+        leave_artifacts(session.directory.path, session.config.env, session.incident)
+        outcome.phases_s["video and curve"] = time.monotonic() - started_s
+    summary = _summary(session, outcome, score, time.monotonic() - process_started_s)
+    write_summary(summary, session.directory.path)
+    return summary
+
+
+def _score(session: Session, outcome: Outcome) -> tuple[float, float, int] | None:
+    """(mean, standard deviation, episodes) over seeds that selected nothing.
+
+    A solved run reports its confirmation. An unsolved one that ended by itself is scored now; after
+    a signal or an error the best periodic evaluation stands, because nobody wants to wait.
+    """
+    confirmed = session.tracker.confirmed
+    if confirmed is not None and confirmed.confirm_return_mean is not None:
+        std = confirmed.confirm_return_std or 0.0
+        return confirmed.confirm_return_mean, std, confirmed.confirm_episodes
+    ended_by_itself = outcome.error is None and outcome.crash is None and session.stop.name is None
+    if ended_by_itself and session.directory.best_path.is_dir():
+        config = session.config
+        try:
+            returns = evaluate(
+                load_policy(session.directory.path),
+                config.env,
+                episodes=config.eval.confirm_episodes,
+                seed=seed_int(config.seed, "eval.final"),
+            )
+        except QfleetError as error:
+            session.incident(f"the best parameters could not be scored: {error}")
+            return None
+        return float(returns.mean()), float(returns.std()), len(returns)
+    last = session.tracker.last
+    return None if last is None else (last.return_mean, last.return_std, last.episodes)
+
+
+def _status(
+    session: Session, outcome: Outcome
+) -> Literal["solved", "finished", "stopped", "failed"]:
+    if outcome.error is not None or outcome.crash is not None:
+        return "failed"
+    if session.tracker.confirmed is not None:
+        return "solved"
+    return "stopped" if session.stop.name is not None else "finished"
+
+
+def _exit_code(session: Session, outcome: Outcome) -> int:
+    if outcome.error is not None:
+        return outcome.error.exit_code
+    if outcome.crash is not None:
+        return 1
+    return session.stop.exit_code
+
+
+def accounting(session: Session) -> Accounting:
+    """Where every numbered transition went.
+
+    Transitions of an actor that died before they reached a shard are `lost`: what it had told of
+    last, less what arrived.
+    """
+    report = session.report
+    if report is None:
+        return Accounting()
+    resident = sum(s.size for s in report.shards)
+    evicted = sum(s.evicted for s in report.shards)
+    rejected = sum(s.rejected_transitions for s in report.shards)
+    in_flight = sum(a.unsent for a in report.actors)
+    living = sum(a.produced for a in report.actors)
+    arrived = resident + evicted + rejected
+    produced = session.totals.produced_base + session.gone_produced() + living
+    lost = max(0, produced - arrived - in_flight) if session.gone_produced() else 0
+    # An actor that died may have delivered more than it had told of.
+    produced = max(produced, arrived + in_flight) if session.gone_produced() else produced
+    return Accounting(
+        produced=produced,
+        resident=resident,
+        evicted=evicted,
+        rejected=rejected,
+        lost=lost,
+        in_flight=in_flight,
+    )
+
+
+def _summary(
+    session: Session,
+    outcome: Outcome,
+    score: tuple[float, float, int] | None,
+    wall_s: float,
+) -> RunSummary:
+    config, report = session.config, session.report
+    confirmed = session.tracker.confirmed
+    learner = None if report is None else report.learner
+    train_s = max(outcome.train_s, 1e-9)
+    resumable = any(session.directory.checkpoints_path.glob("ckpt-*"))
+    counts: dict[str, Any] = {
+        "env_steps": session.env_steps,
+        "learner_steps": session.learner_steps,
+        "target_syncs": 0 if learner is None else learner.target_syncs,
+        "params_version": 0 if learner is None else learner.params_version,
+        "env_steps_per_s": session.env_steps / train_s,
+        "learner_steps_per_s": session.learner_steps / train_s,
+        "samples_per_insert": session.samples_per_insert,
+    }
+    return RunSummary(
+        status=_status(session, outcome),
+        exit_code=_exit_code(session, outcome),
+        resumable=resumable,
+        env_id=session.spec.env_id,
+        preset=config.preset_name,
+        runtime=config.runtime,
+        schedule=config.effective_schedule,
+        seed=config.seed,
+        solved=confirmed is not None,
+        solved_at_env_step=None if confirmed is None else confirmed.env_steps,
+        eval_return_mean=None if score is None else score[0],
+        eval_return_std=None if score is None else score[1],
+        eval_episodes=0 if score is None else score[2],
+        actors=int(config.actors.count),
+        replay_shards=config.replay.shards,
+        startup_s=outcome.startup_s,
+        train_s=outcome.train_s,
+        eval_s=session.totals.eval_s,
+        wall_s=wall_s,
+        limited_by=session.bottleneck.verdict,
+        params_sha256=outcome.params_sha256,
+        accounting=accounting(session),
+        device=outcome.device,
+        learner_path=LEARNER_PATH,
+        versions=environment_report(),
+        run_id=session.run_id,
+        run_dir=str(session.directory.path),
+        resume_kind=outcome.resume_kind,
+        stop_reason=outcome.reason,
+        phases_s={
+            "startup": outcome.startup_s,
+            "training": outcome.train_s,
+            "evaluation": session.totals.eval_s,
+            **outcome.phases_s,
+        },
+        **counts,
+    )

@@ -1,0 +1,106 @@
+"""What the round loop needs of a set of roles, wherever they run.
+
+Two implementations: `local_fleet.py` (this process) and `ray_fleet.py` (Ray actors). Both hold the
+same cores, so equal calls give equal bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from qfleet.common.types import (
+    EpisodeSummary,
+    EvaluationReport,
+    EvaluationRequest,
+    LearnerStats,
+    ReplayStats,
+)
+
+
+@dataclass(frozen=True)
+class ActorReport:
+    """Counters of one actor incarnation."""
+
+    slot: int
+    env_steps: int
+    produced: int
+    """Transitions numbered by its accumulator."""
+    unsent: int
+    """Of those, not yet acknowledged by a shard."""
+    params_learner_step: int
+    blocked_s: float = 0.0
+    busy_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class FleetReport:
+    """The roles' counters at one moment, and the episodes that ended since the previous report."""
+
+    shards: list[ReplayStats]
+    learner: LearnerStats
+    actors: list[ActorReport]
+    episodes: list[EpisodeSummary] = field(default_factory=list)
+    update_s: float = 0.0
+    """Seconds the learner spent learning, since the start."""
+    wait_s: float = 0.0
+    """Seconds the learner waited for samples, since the start."""
+    sample_age_s: float = 0.0
+    incidents: list[str] = field(default_factory=list)
+
+    @property
+    def env_steps(self) -> int:
+        """Env steps behind all accepted chunks."""
+        return sum(stats.env_steps for stats in self.shards)
+
+
+class Fleet(Protocol):
+    """Roles in lockstep: every call returns when its effect is complete in all of them."""
+
+    def act(self, n_env_steps: int | None) -> None:
+        """Every slot plays (None: one episode); chunks enter their shards in slot order."""
+        ...
+
+    def shard_stats(self) -> list[ReplayStats]:
+        """Counters of all shards."""
+        ...
+
+    def learn(self, n_blocks: int) -> int:
+        """`n_blocks` blocks of updates; returns the learner step."""
+        ...
+
+    def publish(self) -> None:
+        """A new version of the parameters, delivered to and acknowledged by every actor."""
+        ...
+
+    def evaluate(self, request: EvaluationRequest) -> EvaluationReport:
+        """Evaluate the current parameters and wait for the result."""
+        ...
+
+    def report(self) -> FleetReport:
+        """Counters and new episodes."""
+        ...
+
+    def params_bytes(self) -> bytes:
+        """The online network as the bytes of `params.safetensors`."""
+        ...
+
+    def fingerprint(self) -> str:
+        """`params_sha256` of the online network."""
+        ...
+
+    def target_sync_log(self) -> dict[str, Any]:
+        """Hard syncs as done by the learner, and as acknowledged per actor slot."""
+        ...
+
+    def capture(self, replay_contents: bool) -> dict[str, bytes]:
+        """Every core's state by file name, as one consistent cut."""
+        ...
+
+    def restore(self, files: dict[str, bytes]) -> int:
+        """The inverse of `capture`; returns how many open-window transitions were dropped."""
+        ...
+
+    def close(self) -> None:
+        """End every role."""
+        ...

@@ -1,0 +1,179 @@
+"""Creates the Ray actors of all roles from one configuration; the driver owns every one of them.
+
+Called by the composition root and, for replacements, by the asynchronous loop. Learner and replay
+sit in a placement group; actors outside it, so that they can come and go.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from qfleet.common.config import Config
+from qfleet.common.errors import QfleetError, ResourcesError, RoleLostError, WaitTimeoutError
+from qfleet.common.types import EnvironmentSpec
+from qfleet.ray_cluster import EVALUATOR_CPUS, SHARD_CPUS, import_ray
+
+START_TIMEOUT_S = 180.0
+ANSWER_TIMEOUT_S = 60.0
+
+
+def answer(ref: Any, waiter: str, awaited: str, timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
+    """`ray.get` that says who waited for whom, and raises our own errors as themselves.
+
+    Raises:
+        WaitTimeoutError: after `timeout_s`.
+        RoleLostError: when the awaited role is dead.
+        QfleetError: what the role itself raised.
+    """
+    ray = import_ray()
+    try:
+        return ray.get(ref, timeout=timeout_s)
+    except ray.exceptions.GetTimeoutError as error:
+        raise WaitTimeoutError(f"{waiter} waited {timeout_s:.0f} s for {awaited}") from error
+    except ray.exceptions.RayActorError as error:
+        raise RoleLostError(f"{awaited} died: {first_line(error)}") from error
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, QfleetError):
+            raise cause from error
+        raise
+
+
+def first_line(error: BaseException) -> str:
+    """The most telling line of a Ray error: its last one when it carries a traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return lines[-1] if any("Traceback" in line for line in lines) else lines[0]
+
+
+class Roles:
+    """Handles of every Ray actor of a run."""
+
+    def __init__(self, config: Config, spec: EnvironmentSpec, *, run_id: str, device: str) -> None:
+        from qfleet.actors.remote import remote_actor_class, remote_evaluator_class
+        from qfleet.learner.remote import remote_learner_class
+        from qfleet.replay_server.remote import remote_replay_class
+
+        self.config, self.run_id = config, run_id
+        self._config_json = config.model_dump_json(by_alias=True)
+        self._spec_json = spec.to_json()
+        self._import_paths = [os.getcwd()]
+        self._actor_class = remote_actor_class()
+        assert isinstance(config.actors.count, int)
+        self._group = self._reserve()
+        self.learner = self._create(
+            remote_learner_class(),
+            "learner",
+            self._in_group(0),
+            self._config_json,
+            self._spec_json,
+            self._import_paths,
+            device,
+            float(config.learner.num_cpus),
+            num_cpus=config.learner.num_cpus,
+            num_gpus=config.learner.num_gpus,
+        )
+        replay_class = remote_replay_class()
+        self.shards = [
+            self._create(
+                replay_class,
+                f"replay-{shard}",
+                self._in_group(1 + shard),
+                self._config_json,
+                self._spec_json,
+                run_id,
+                shard,
+                SHARD_CPUS,
+                num_cpus=SHARD_CPUS,
+            )
+            for shard in range(config.replay.shards)
+        ]
+        self.actors: dict[int, Any] = {}
+        self.evaluator = self._create(
+            remote_evaluator_class(),
+            "evaluator",
+            None,
+            self._config_json,
+            self._spec_json,
+            self._import_paths,
+            EVALUATOR_CPUS,
+            num_cpus=EVALUATOR_CPUS,
+        )
+
+    def _reserve(self) -> Any:
+        from ray.util.placement_group import placement_group
+
+        learner = self.config.learner
+        bundles: list[dict[str, float]] = [{"CPU": float(learner.num_cpus)}]
+        if learner.num_gpus:
+            bundles[0]["GPU"] = float(learner.num_gpus)
+        bundles += [{"CPU": SHARD_CPUS}] * self.config.replay.shards
+        return placement_group(bundles, strategy="PACK")
+
+    def _in_group(self, bundle: int) -> Any:
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        return PlacementGroupSchedulingStrategy(
+            placement_group=self._group, placement_group_bundle_index=bundle
+        )
+
+    def _create(
+        self, actor_class: Any, name: str, strategy: Any, *arguments: Any, **options: Any
+    ) -> Any:
+        if strategy is not None:
+            options["scheduling_strategy"] = strategy
+        return actor_class.options(name=f"{self.run_id}/{name}", **options).remote(*arguments)
+
+    def create_actor(self, slot: int, incarnation: int) -> Any:
+        """Fill `slot` with a new process; the handle is kept in `actors`."""
+        self.actors[slot] = self._create(
+            self._actor_class,
+            f"actor-{slot}-{incarnation}",
+            None,
+            self._config_json,
+            self._spec_json,
+            self._import_paths,
+            self.run_id,
+            slot,
+            incarnation,
+            self.config.actors.num_cpus,
+            num_cpus=self.config.actors.num_cpus,
+        )
+        return self.actors[slot]
+
+    def shard_of(self, slot: int) -> Any:
+        """The shard that an actor slot writes to."""
+        return self.shards[slot % len(self.shards)]
+
+    def wait_until_ready(self) -> dict[str, int]:
+        """Process ids of learner and shards once they can answer.
+
+        Raises:
+            ResourcesError: when nothing could be placed in time.
+        """
+        pids = {}
+        try:
+            for index, shard in enumerate(self.shards):
+                who = f"replay-{index} to start"
+                pids[f"replay-{index}"] = answer(
+                    shard.ready.remote(), "driver", who, START_TIMEOUT_S
+                )
+            pids["learner"] = answer(
+                self.learner.ready.remote(), "driver", "the learner to start", START_TIMEOUT_S
+            )
+        except WaitTimeoutError as error:
+            raise ResourcesError(
+                f"{error}: the cluster did not place it; `ray status` shows what is taken"
+            ) from error
+        return pids
+
+    def kill_all(self) -> None:
+        """End every role of this run at once."""
+        ray = import_ray()
+        from ray.util.placement_group import remove_placement_group
+
+        for handle in [*self.actors.values(), self.evaluator, self.learner, *self.shards]:
+            ray.kill(handle, no_restart=True)
+        remove_placement_group(self._group)

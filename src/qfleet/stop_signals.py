@@ -1,0 +1,57 @@
+"""Ctrl-C, SIGTERM and SIGHUP as a request to stop, noticed between two steps of the main loop.
+
+Installed by `train` after Ray has started, because Ray installs a SIGTERM handler of its own. The
+handler only takes a note: checkpointing inside it would cut into whatever was running.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class StopSignal:
+    """Which signal asked for the end, if any; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    @property
+    def name(self) -> str | None:
+        """For example `SIGINT`; None while nobody asked."""
+        return None if self.number is None else signal.Signals(self.number).name
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal's number, as shells report it; 0 while nobody asked."""
+        return 0 if self.number is None else 128 + self.number
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """The handler."""
+        if self.number is not None:
+            # The user insists. The previous checkpoint is whole; Ray's processes see our end.
+            os._exit(128 + number)
+        self.number = number
+
+
+@contextlib.contextmanager
+def noticed() -> Iterator[StopSignal]:
+    """Handlers in place inside the block, the former ones after it; main thread only.
+
+    In another thread signals cannot be handled, and the block runs without.
+    """
+    stop = StopSignal()
+    former = {}
+    with contextlib.suppress(ValueError):  # "signal only works in main thread"
+        for number in _SIGNALS:
+            former[number] = signal.signal(number, stop.note)
+    try:
+        yield stop
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

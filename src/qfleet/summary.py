@@ -1,0 +1,216 @@
+"""summary.json, and the last block that `train` prints.
+
+Written by `train` on every exit; read by `status`, by tests and by users' scripts, so its field
+names are a promise.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from qfleet.common.errors import ConfigError
+from qfleet.run_directory import LEARNING_CURVE_FILE, SUMMARY_FILE, replace_file, shorten
+
+_LISTED_FILES = (
+    "config.yaml",
+    "metrics.jsonl",
+    "monitor.csv",
+    "checkpoints",
+    "videos",
+    LEARNING_CURVE_FILE,
+    SUMMARY_FILE,
+)
+
+
+class Accounting(BaseModel):
+    """Where every transition went: `produced` is the sum of the other six."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    produced: int = 0
+    resident: int = 0
+    evicted: int = 0
+    rejected: int = 0
+    dropped: int = 0
+    lost: int = 0
+    in_flight: int = 0
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether no transition is missing or counted twice."""
+        parts = (self.resident, self.evicted, self.rejected, self.dropped, self.lost)
+        return self.produced == sum(parts) + self.in_flight
+
+
+class RunSummary(BaseModel):
+    """The outcome of a run, over all its resumed parts; None where something was not measured."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    status: Literal["solved", "finished", "stopped", "failed"]
+    exit_code: int
+    resumable: bool
+    env_id: str
+    preset: str
+    runtime: str
+    schedule: str
+    seed: int
+    solved: bool
+    solved_at_env_step: int | None
+    eval_return_mean: float | None
+    eval_return_std: float | None
+    eval_episodes: int
+    env_steps: int
+    learner_steps: int
+    target_syncs: int
+    actors: int
+    replay_shards: int
+    startup_s: float
+    train_s: float
+    eval_s: float
+    wall_s: float
+    env_steps_per_s: float
+    learner_steps_per_s: float
+    samples_per_insert: float | None
+    limited_by: str
+    params_version: int
+    params_sha256: str
+    accounting: Accounting
+    device: str
+    learner_path: str
+    versions: dict[str, str]
+
+    run_id: str | None = None
+    run_dir: str | None = None
+    resume_kind: str | None = None
+    """`exact` or `new episodes` when the run was resumed."""
+    stop_reason: str | None = None
+    """What ended it, in words: a budget, a signal, an error."""
+    phases_s: dict[str, float] | None = None
+    """Seconds of each phase, when they are known in more detail than startup, train, eval."""
+
+
+def write_summary(summary: RunSummary, run_dir: Path) -> Path:
+    """Write summary.json whole or not at all; a number that is not finite becomes null."""
+    path = run_dir / SUMMARY_FILE
+    replace_file(path, summary.model_dump_json(indent=2) + "\n")
+    return path
+
+
+def read_summary(run_dir: Path) -> RunSummary | None:
+    """The summary in `run_dir`, None when the run has not ended yet.
+
+    Raises:
+        ConfigError: when the file is not a summary that this version can read.
+    """
+    path = run_dir / SUMMARY_FILE
+    if not path.is_file():
+        return None
+    try:
+        return RunSummary.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise ConfigError(f"{path}: {where}: {first['msg']}; remove it to go on") from error
+
+
+def final_block(summary: RunSummary, run_dir: Path) -> str:
+    """The last lines of `train`: outcome, times, steps, limits, files and what to type next."""
+    run_dir = shorten(run_dir)
+    rows = [
+        ("time", _times(summary)),
+        ("steps", _steps(summary)),
+        ("limited by", summary.limited_by),
+        ("best", _best(summary, run_dir)),
+        ("files", _files(run_dir)),
+        *_advice(summary),
+    ]
+    lines = [_outcome(summary), *(f"  {name:<11}{text}" for name, text in rows)]
+    return "\n".join([*lines, "Next:", *(f"  {line}" for line in _next(summary, run_dir))])
+
+
+def _outcome(summary: RunSummary) -> str:
+    score = _score(summary)
+    if summary.solved:
+        at = summary.solved_at_env_step
+        where = "" if at is None else f", at env step {at:,}"
+        return f"Solved {summary.env_id}: {score}{where}"
+    verb = {"failed": "Failed on", "stopped": "Stopped"}.get(summary.status, "Finished")
+    reason = f" ({summary.stop_reason})" if summary.stop_reason else ""
+    return f"{verb} {summary.env_id}, not solved{reason}: best so far {score}"
+
+
+def _score(summary: RunSummary) -> str:
+    if summary.eval_return_mean is None:
+        return "unknown, nothing was evaluated"
+    spread = "" if summary.eval_return_std is None else f" ± {summary.eval_return_std:.1f}"
+    return (
+        f"return {summary.eval_return_mean:.1f}{spread} "
+        f"over {summary.eval_episodes} fresh greedy episodes"
+    )
+
+
+def _times(summary: RunSummary) -> str:
+    phases = summary.phases_s or {
+        "startup": summary.startup_s,
+        "training": summary.train_s,
+        "evaluation": summary.eval_s,
+    }
+    parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in phases.items())
+    return f"{summary.wall_s:.1f} s ({parts})"
+
+
+def _steps(summary: RunSummary) -> str:
+    per_insert = summary.samples_per_insert
+    ratio = "" if per_insert is None else f", {per_insert:.1f} samples per insert"
+    return (
+        f"{summary.env_steps:,} env ({summary.env_steps_per_s:,.0f}/s), "
+        f"{summary.learner_steps:,} learner ({summary.learner_steps_per_s:,.0f}/s), "
+        f"{summary.target_syncs:,} target syncs{ratio}"
+    )
+
+
+def _best(summary: RunSummary, run_dir: Path) -> str:
+    if not (run_dir / "best").is_dir():
+        return "none: no evaluation ended"
+    return f"{run_dir / 'best'} (parameters {summary.params_sha256[:12]})"
+
+
+def _files(run_dir: Path) -> str:
+    present = [name for name in _LISTED_FILES if (run_dir / name).exists()]
+    return f"{run_dir}: {', '.join(present)}"
+
+
+def _advice(summary: RunSummary) -> list[tuple[str, str]]:
+    """What to try when a run ended unsolved."""
+    if summary.solved or summary.status == "failed":
+        return []
+    more = f"more steps (--run.max_env_steps {max(2 * summary.env_steps, 1000)})"
+    seed = f"another seed (--seed {summary.seed + 1})"
+    tries = [more, seed]
+    if summary.limited_by == "actors":
+        tries.append(f"more actors (--actors.count {summary.actors + 1}): the learner waited")
+    return [("try", "; ".join(tries))]
+
+
+def _next(summary: RunSummary, run_dir: Path) -> list[str]:
+    """Commands with the real path; how to resume stands last."""
+    run, logs = shlex.quote(str(run_dir)), shlex.quote(str(run_dir.parent))
+    lines = []
+    if (run_dir / "best").is_dir():
+        lines += [f"qfleet play {run}", f"qfleet eval {run}"]
+    lines.append(f"tensorboard --logdir {logs}")
+    if summary.resumable:
+        budget = "" if summary.status in ("stopped", "failed") else _raised_budget(summary)
+        lines.append(f"qfleet train --resume {run}{budget}")
+    return lines
+
+
+def _raised_budget(summary: RunSummary) -> str:
+    """A run that ended by itself goes on only with a larger budget."""
+    goal = " --eval.stop_when_solved false" if summary.solved else ""
+    return f" --run.max_env_steps {max(2 * summary.env_steps, 1000)}{goal}"

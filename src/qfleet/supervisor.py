@@ -1,0 +1,75 @@
+"""Decides what happens when an actor dies; the asynchronous loop carries it out.
+
+Pure: it is told of deaths and of the time, so its rules are tested without Ray. A slot is filled
+again under the next incarnation, after a wait that doubles while nothing gets better; a slot that
+keeps dying is given up, and too few living actors end the run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from qfleet.common.errors import RoleLostError
+
+MAX_DEATHS_WITHOUT_PROGRESS = 5
+FIRST_WAIT_S = 0.5
+LONGEST_WAIT_S = 30.0
+
+
+@dataclass
+class _Slot:
+    incarnation: int
+    deaths_without_progress: int = 0
+    env_steps_at_birth: int = 0
+    restart_at_s: float | None = None
+    given_up: bool = False
+
+
+@dataclass
+class ActorSupervisor:
+    """Incarnations, waits and budgets of all actor slots."""
+
+    min_count: int
+    slots: dict[int, _Slot] = field(default_factory=dict)
+    last_reasons: list[str] = field(default_factory=list)
+
+    def add(self, slot: int, incarnation: int) -> None:
+        """A slot that is filled now."""
+        self.slots[slot] = _Slot(incarnation)
+
+    def died(self, slot: int, reason: str, env_steps: int, now_s: float) -> str:
+        """Note a death after `env_steps` of that incarnation; returns what will be done, in words.
+
+        Raises:
+            RoleLostError: when fewer than `min_count` actors are alive or to be restarted.
+        """
+        state = self.slots[slot]
+        progressed = env_steps > 0
+        state.deaths_without_progress = 0 if progressed else state.deaths_without_progress + 1
+        self.last_reasons.append(f"actor {slot}: {reason}")
+        if state.deaths_without_progress >= MAX_DEATHS_WITHOUT_PROGRESS:
+            state.given_up = True
+            self._check_enough()
+            return f"actor {slot} died ({reason}); given up after {MAX_DEATHS_WITHOUT_PROGRESS}"
+        wait_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0**state.deaths_without_progress)
+        state.restart_at_s = now_s + wait_s
+        return f"actor {slot} died ({reason}); a new one takes its place in {wait_s:.1f} s"
+
+    def _check_enough(self) -> None:
+        left = sum(not state.given_up for state in self.slots.values())
+        if left < self.min_count:
+            raise RoleLostError(
+                f"{left} actors are left, actors.min_count is {self.min_count}: an actor that "
+                f"never got to play died {MAX_DEATHS_WITHOUT_PROGRESS} times; the last reason was "
+                f"{self.last_reasons[-1]}"
+            )
+
+    def due(self, now_s: float) -> dict[int, int]:
+        """Slots to fill now, each with its next incarnation."""
+        filled = {}
+        for slot, state in self.slots.items():
+            if state.restart_at_s is not None and state.restart_at_s <= now_s:
+                state.restart_at_s = None
+                state.incarnation += 1
+                filled[slot] = state.incarnation
+        return filled
