@@ -63,6 +63,8 @@ class ActorShell:
     ) -> None:
         config = enter_role(config_json, import_paths, num_cpus)
         self._slot = slot
+        if not isinstance(config.actors.chunk_transitions, int):
+            raise TypeError("actors.chunk_transitions must be resolved to a number first")
         self._chunk_rows = config.actors.chunk_transitions
         self._core: Actor = build_actor(
             config,
@@ -220,14 +222,13 @@ class EvaluatorShell:
         """An `EvaluationReport` as a list, for the snapshot in `data`."""
         snapshot = decode_snapshot(data)
         q_function = build_q_function(self._config.network, self._spec, snapshot.arrays)
-        return list(
-            run_request(self._evaluator, q_function, snapshot, EvaluationRequest(*request))
-        )
+        return list(run_request(self._evaluator, q_function, snapshot, EvaluationRequest(*request)))
 
 
 def remote_actor_class() -> Any:
     """The Ray actor class of `ActorShell`; one control thread beside the playing one."""
-    return ray.remote(concurrency_groups={"control": 1}, max_restarts=0)(ActorShell)
+    options: dict[str, Any] = {"concurrency_groups": {"control": 1}, "max_restarts": 0}
+    return ray.remote(**options)(ActorShell)
 
 
 def remote_evaluator_class() -> Any:

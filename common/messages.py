@@ -30,13 +30,20 @@ from qfleet.common.types import (
 PRIORITIES = "priorities"
 EPISODES = "episodes"
 _EPISODE_FIELDS = 6
-_CHUNK_META = {
+_CHUNK_META: dict[str, type] = {
     "run_id": str,
     "actor_slot": int,
     "incarnation": int,
     "seq": int,
     "params_version": int,
     "env_steps": int,
+}
+_SAMPLE_META: dict[str, type] = {"shard": int, "stats": list, "mean_age_s": float}
+_SNAPSHOT_META: dict[str, type] = {
+    "version": int,
+    "learner_step": int,
+    "env_steps": int,
+    "is_target_sync": bool,
 }
 
 
@@ -67,11 +74,10 @@ def decode_chunk(data: bytes | memoryview, spec: EnvironmentSpec) -> TransitionC
         WireFormatError: when a field, dtype, shape or value is not what `spec` allows.
     """
     meta, columns = wire.decode(data, "chunk")
-    _check_meta(meta)
+    _check_meta("chunk", meta, _CHUNK_META)
     episodes = columns.pop(EPISODES, None)
     priorities = columns.pop(PRIORITIES, None)
-    if episodes is None or episodes.ndim != 2 or episodes.shape[1] != _EPISODE_FIELDS:
-        raise WireFormatError("a chunk must hold its episodes as [n, 6]")
+    summaries = _read_episodes(episodes)
     rows = _check_transitions(columns, spec)
     if priorities is not None:
         _check_priorities(priorities, rows)
@@ -81,19 +87,39 @@ def decode_chunk(data: bytes | memoryview, spec: EnvironmentSpec) -> TransitionC
         priorities,
         meta["params_version"],
         meta["env_steps"],
-        tuple(
-            EpisodeSummary(int(e[0]), int(e[1]), float(e[2]), int(e[3]), float(e[4]), bool(e[5]))
-            for e in episodes
-        ),
+        summaries,
     )
 
 
-def _check_meta(meta: dict[str, Any]) -> None:
-    if set(meta) != set(_CHUNK_META):
-        raise WireFormatError(f"a chunk's fields must be {sorted(_CHUNK_META)}")
-    for key, wanted in _CHUNK_META.items():
-        if type(meta[key]) is not wanted or (wanted is int and meta[key] < 0):
-            raise WireFormatError(f"a chunk's {key} must be a {wanted.__name__} of at least 0")
+def _check_meta(kind: str, meta: dict[str, Any], fields: dict[str, type]) -> None:
+    if set(meta) != set(fields):
+        raise WireFormatError(f"a {kind}'s fields must be {sorted(fields)}, got {sorted(meta)}")
+    for key, wanted in fields.items():
+        if type(meta[key]) is not wanted:
+            raise WireFormatError(f"a {kind}'s {key} must be a {wanted.__name__}")
+        if wanted is int and meta[key] < 0:
+            raise WireFormatError(f"a {kind}'s {key} must be at least 0, got {meta[key]}")
+
+
+def _read_episodes(episodes: Array | None) -> tuple[EpisodeSummary, ...]:
+    if episodes is None or episodes.ndim != 2 or episodes.shape[1] != _EPISODE_FIELDS:
+        raise WireFormatError(f"a chunk must hold its episodes as [n, {_EPISODE_FIELDS}]")
+    if episodes.dtype != np.dtype("<f8") or not np.isfinite(episodes).all():
+        raise WireFormatError("a chunk's episodes must be finite float64")
+    counts = episodes[:, [0, 1, 3, 5]]
+    if not ((counts >= 0).all() and (counts == np.floor(counts)).all()):
+        raise WireFormatError("an episode's slot, sub-environment, length and flag must be counts")
+    return tuple(
+        EpisodeSummary(int(e[0]), int(e[1]), float(e[2]), int(e[3]), float(e[4]), bool(e[5]))
+        for e in episodes
+    )
+
+
+def _take_vector(kind: str, columns: Columns, name: str, dtype: str) -> Array:
+    array = columns.pop(name, None)
+    if array is None or array.ndim != 1 or array.dtype != np.dtype(dtype):
+        raise WireFormatError(f"a {kind} must hold {name} as {dtype} [n]")
+    return array
 
 
 def _check_transitions(columns: Columns, spec: EnvironmentSpec) -> int:
@@ -111,7 +137,7 @@ def _check_transitions(columns: Columns, spec: EnvironmentSpec) -> int:
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise WireFormatError(f"column {column.name} holds a value that is not finite")
     actions = columns[ACTION]
-    if rows and not (0 <= int(actions.min()) and int(actions.max()) < spec.n_actions):
+    if rows and (int(actions.min()) < 0 or int(actions.max()) >= spec.n_actions):
         raise WireFormatError(f"an action is outside 0…{spec.n_actions - 1}")
     return rows
 
@@ -125,7 +151,11 @@ def _check_priorities(priorities: Array, rows: int) -> None:
 
 def encode_shard_sample(sample: ShardSample) -> bytes:
     """A shard's draws as bytes."""
-    meta = {"shard": sample.shard, "stats": list(sample.stats), "mean_age_s": sample.mean_age_s}
+    meta = {
+        "shard": sample.shard,
+        "stats": list(sample.stats),
+        "mean_age_s": float(sample.mean_age_s),
+    }
     columns = {
         **sample.columns,
         "item_keys": sample.item_keys,
@@ -135,10 +165,20 @@ def encode_shard_sample(sample: ShardSample) -> bytes:
 
 
 def decode_shard_sample(data: bytes | memoryview) -> ShardSample:
-    """The inverse of `encode_shard_sample`; arrays are read-only views into `data`."""
+    """The inverse of `encode_shard_sample`; arrays are read-only views into `data`.
+
+    Raises:
+        WireFormatError: when a field is missing or its rows do not agree with the others'.
+    """
     meta, columns = wire.decode(data, "sample", max_bytes=2**31)
-    keys = columns.pop("item_keys")
-    probabilities = columns.pop("probabilities")
+    _check_meta("sample", meta, _SAMPLE_META)
+    keys = _take_vector("sample", columns, "item_keys", "<i8")
+    probabilities = _take_vector("sample", columns, "probabilities", "<f8")
+    if any(a.ndim == 0 or len(a) != len(keys) for a in (*columns.values(), probabilities)):
+        raise WireFormatError(f"a sample's columns must all have {len(keys)} rows")
+    is_number = [type(value) in (int, float) for value in meta["stats"]]
+    if len(is_number) != len(ReplayStats._fields) or not all(is_number):
+        raise WireFormatError(f"a sample's stats must be {len(ReplayStats._fields)} numbers")
     stats = ReplayStats(*meta["stats"])
     return ShardSample(meta["shard"], columns, keys, probabilities, stats, meta["mean_age_s"])
 
@@ -153,9 +193,19 @@ def encode_priority_update(update: PriorityUpdate) -> bytes:
 
 
 def decode_priority_update(data: bytes | memoryview) -> PriorityUpdate:
-    """The inverse of `encode_priority_update`."""
-    _, columns = wire.decode(data, "priorities")
-    return PriorityUpdate(columns["item_keys"], columns["td_errors_abs"])
+    """The inverse of `encode_priority_update`.
+
+    Raises:
+        WireFormatError: when a column is missing or foreign, or a TD error is not a magnitude.
+    """
+    meta, columns = wire.decode(data, "priorities")
+    _check_meta("priority update", meta, {})
+    keys = _take_vector("priority update", columns, "item_keys", "<i8")
+    errors = _take_vector("priority update", columns, "td_errors_abs", "<f8")
+    if columns:
+        raise WireFormatError(f"a priority update must not hold {sorted(columns)}")
+    _check_priorities(errors, len(keys))
+    return PriorityUpdate(keys, errors)
 
 
 def encode_snapshot(snapshot: ParamsSnapshot) -> bytes:
@@ -170,8 +220,13 @@ def encode_snapshot(snapshot: ParamsSnapshot) -> bytes:
 
 
 def decode_snapshot(data: bytes | memoryview) -> ParamsSnapshot:
-    """The inverse of `encode_snapshot`; arrays are read-only views into `data`."""
+    """The inverse of `encode_snapshot`; arrays are read-only views into `data`.
+
+    Raises:
+        WireFormatError: when a field is missing, foreign or of the wrong type.
+    """
     meta, columns = wire.decode(data, "snapshot", max_bytes=2**32)
+    _check_meta("snapshot", meta, _SNAPSHOT_META)
     return ParamsSnapshot(
         meta["version"],
         meta["learner_step"],

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qfleet.common.config import NetworkConfig
-from qfleet.common.errors import ConfigError
+from qfleet.common.errors import CheckpointError, ConfigError
 from qfleet.common.numpy_network import NORM_EPSILON
 from qfleet.common.types import Array, EnvironmentSpec
 
@@ -92,8 +92,10 @@ def load_factory(path: str, key: str) -> Callable[..., object]:
         sys.path.insert(0, os.getcwd())
     try:
         factory = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{key} {path!r} cannot be imported: {error}") from error
+    if not callable(factory):
+        raise ConfigError(f"{key} {path!r} must be callable, got {type(factory).__name__}")
     return cast("Callable[..., object]", factory)
 
 
@@ -103,9 +105,27 @@ def to_arrays(tensors: Mapping[str, Tensor]) -> dict[str, Array]:
 
 
 def load_arrays(network: nn.Module, arrays: Mapping[str, Array]) -> None:
-    """Copy parameters and buffers by name into `network`; names and shapes must match exactly."""
-    state = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
-    network.load_state_dict(state, strict=True)
+    """Copy parameters and buffers by name into `network`.
+
+    Not `load_state_dict`: that wants tied parameters under each of their names and knows no
+    non-persistent buffers, while arrays come from `named_parameters` and `named_buffers`.
+
+    Raises:
+        CheckpointError: when names or shapes do not match exactly, listing them.
+    """
+    wanted = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    differing = sorted(
+        name
+        for name in wanted.keys() | arrays.keys()
+        if name not in wanted
+        or name not in arrays
+        or tuple(wanted[name].shape) != arrays[name].shape
+    )
+    if differing:
+        raise CheckpointError(f"the parameters do not fit the network: {', '.join(differing)}")
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(torch.from_numpy(np.array(arrays[name])))
 
 
 def forward_function(network: nn.Module) -> Forward:

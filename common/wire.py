@@ -33,8 +33,8 @@ MAX_CHUNK_BYTES = 64 * 1024 * 1024
 ALIGNMENT_BYTES = 8
 
 _DTYPES = {
-    name: np.dtype(name)
-    for name in "|b1 |i1 |u1 <i2 <u2 <i4 <u4 <i8 <u8 <f2 <f4 <f8".split()
+    dtype.newbyteorder("<").str: dtype.newbyteorder("<")
+    for dtype in map(np.dtype, ["?", *np.typecodes["AllInteger"], "e", "f", "d"])
 }
 """What may cross the wire, by the one spelling accepted; long double differs between machines."""
 

@@ -48,8 +48,10 @@ class Learner:
         self._device = torch.device(device)
         network = build_network(config.network, spec, seed_int(config.seed, "learner.network"))
         network.to(self._device)
-        parameters = {n: p.detach().clone() for n, p in network.named_parameters()}
-        buffers = {n: b.detach().clone() for n, b in network.named_buffers()}
+        trained = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
+        frozen = [(n, p) for n, p in network.named_parameters() if not p.requires_grad]
+        parameters = {n: p.detach().clone() for n, p in trained}
+        buffers = {n: b.detach().clone() for n, b in [*frozen, *network.named_buffers()]}
         self._rule = UpdateRule(
             forward=forward_function(network),
             loss=self._learner.loss,
@@ -79,7 +81,10 @@ class Learner:
         self._sums = dict.fromkeys(_STATS, 0.0)
         self._updates_in_sums = 0
         self._last_stats = dict.fromkeys(_STATS, 0.0)
-        self._sync_target()
+        if self._has_hard_syncs:
+            self._sync_target()
+        else:
+            self.publish()
 
     def _hyperparameters(self) -> Hyperparameters:
         def scalar(value: float) -> Tensor:
@@ -99,15 +104,19 @@ class Learner:
         A hard target sync that falls due is done at the end and queued as a snapshot.
 
         Raises:
-            NonFiniteError: when a TD error or the gradient is NaN or infinite.
+            NonFiniteError: when a TD error, a loss or the gradient is NaN or infinite; the learner
+                is then as before the block.
         """
         first_step = self.learner_steps + 1
-        result = run_block(self._rule, self._state, self._to_device(sample), self._hyper)
+        # Training forwards update buffers in place: a refused block must not leave its NaN there.
+        state = self._state._replace(buffers=copy_tensors(self._state.buffers))
+        result = run_block(self._rule, state, self._to_device(sample), self._hyper)
         errors = result.td_errors_abs.cpu().numpy().astype(np.float64)
+        losses = result.losses.cpu().numpy()
         norms = result.grad_norms.cpu().numpy()
-        if not (np.isfinite(errors).all() and np.isfinite(norms).all()):
+        if not all(np.isfinite(values).all() for values in (errors, losses, norms)):
             raise NonFiniteError(
-                f"training diverged: a TD error or gradient is not finite in updates "
+                f"training diverged: a TD error, loss or gradient is not finite in updates "
                 f"{first_step}…{first_step + sample.n_batches - 1}; try a smaller "
                 "learner.learning_rate or set learner.max_grad_norm"
             )
@@ -150,12 +159,11 @@ class Learner:
         return self._learner.target_network and self._learner.target_tau is None
 
     def _sync_target(self) -> None:
-        """target := online, parameters and buffers, and publish it as the new target."""
-        if self._learner.target_network:
-            self._state = self._state._replace(
-                target_parameters=copy_tensors(self._state.parameters),
-                target_buffers=copy_tensors(self._state.buffers),
-            )
+        """Copy online to target, parameters and buffers, and publish it as the new target."""
+        self._state = self._state._replace(
+            target_parameters=copy_tensors(self._state.parameters),
+            target_buffers=copy_tensors(self._state.buffers),
+        )
         self.publish(is_target_sync=True)
         self.target_syncs.append(TargetSyncEvent(self.learner_steps, self._version))
 
@@ -218,7 +226,9 @@ class Learner:
             "fleet_env_steps": self.fleet_env_steps,
             "target_syncs": [list(event) for event in self.target_syncs],
             "published_at_learner_step": self._published_at_learner_step,
-            "last_stats": self._last_stats,
+            "last_stats": dict(self._last_stats),
+            "sums": dict(self._sums),
+            "updates_in_sums": self._updates_in_sums,
         }
         return Capture(meta, arrays)
 
@@ -237,7 +247,7 @@ class Learner:
         """Continue from a capture; the latest parameters and the target are queued for receivers.
 
         Raises:
-            CheckpointError: when names or shapes are not this network's, listing them.
+            CheckpointError: when names, shapes or dtypes are not this network's, listing them.
         """
         wanted = {
             f"{group}/{name}": tensor
@@ -250,6 +260,7 @@ class Learner:
             if name not in wanted
             or name not in capture.arrays
             or tuple(wanted[name].shape) != capture.arrays[name].shape
+            or wanted[name].dtype != torch.from_numpy(capture.arrays[name]).dtype
         )
         if differing:
             raise CheckpointError(f"the checkpoint's network differs in {', '.join(differing)}")
@@ -260,6 +271,8 @@ class Learner:
         self.target_syncs = [TargetSyncEvent(*event) for event in capture.meta["target_syncs"]]
         self._published_at_learner_step = capture.meta["published_at_learner_step"]
         self._last_stats = dict(capture.meta["last_stats"])
+        self._sums = dict(capture.meta["sums"])
+        self._updates_in_sums = capture.meta["updates_in_sums"]
         self._outbox = self.current_snapshots()
 
     def _load(self, tensors: Tensors) -> None:
@@ -283,7 +296,9 @@ class Learner:
     def current_snapshots(self) -> list[ParamsSnapshot]:
         """What a new receiver needs: the target's snapshot and, when it is newer, the latest.
 
-        With Polyak averaging or without a target network there is no target to send.
+        Between two publications the latest carries the newest version's number, but the
+        parameters of now. With Polyak averaging or without a target network there is no target to
+        send.
         """
         latest = ParamsSnapshot(
             self._version, self.learner_steps, self.fleet_env_steps, False, self.params()
@@ -294,7 +309,8 @@ class Learner:
         target = ParamsSnapshot(
             sync.version, sync.learner_step, self.fleet_env_steps, True, self.target_params()
         )
-        return [target] if sync.version == self._version else [target, latest]
+        is_latest = sync.version == self._version and self.is_published
+        return [target] if is_latest else [target, latest]
 
     def check_valid(self) -> None:
         """Raise `InvariantError` unless the state is one that updates can lead to."""

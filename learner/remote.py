@@ -363,4 +363,5 @@ def pack_parts(parts: dict[str, bytes]) -> bytes:
 
 def remote_learner_class() -> Any:
     """The Ray actor class of `LearnerShell`; one control thread beside the training one."""
-    return ray.remote(concurrency_groups={"control": 1}, max_restarts=0)(LearnerShell)
+    options: dict[str, Any] = {"concurrency_groups": {"control": 1}, "max_restarts": 0}
+    return ray.remote(**options)(LearnerShell)

@@ -47,9 +47,7 @@ def assemble(
         picked = joined if order is None else joined[order]
         return picked.reshape(n_batches, n // n_batches, *joined.shape[1:])
 
-    columns = {
-        name: batched([part.columns[name] for part in parts]) for name in parts[0].columns
-    }
+    columns = {name: batched([part.columns[name] for part in parts]) for name in parts[0].columns}
     keys = batched([part.item_keys for part in parts])
     shards = batched([np.full(len(p.item_keys), p.shard, dtype=np.int32) for p in parts])
     if importance_exponent is None:

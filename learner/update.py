@@ -79,9 +79,7 @@ def run_block(
     for k in range(batches.actions.shape[0]):
         q_next_target = None if q_next_targets is None else q_next_targets[k]
         batch = Batches(*(column[k] for column in batches))
-        state, error_abs, loss, q_mean, norm = update_once(
-            rule, state, batch, hyper, q_next_target
-        )
+        state, error_abs, loss, q_mean, norm = update_once(rule, state, batch, hyper, q_next_target)
         errors.append(error_abs)
         losses.append(loss)
         q_means.append(q_mean)
@@ -127,9 +125,7 @@ def update_once(
         gradients, norm = clip_by_global_norm(gradients, hyper.max_grad_norm if rule.clip else None)
         old = [p.detach() for p in leaves.values()]
         new, optimizer = OPTIMIZERS[rule.optimizer](old, gradients, state.optimizer, hyper)
-        state = state._replace(
-            parameters=dict(zip(leaves, new, strict=True)), optimizer=optimizer
-        )
+        state = state._replace(parameters=dict(zip(leaves, new, strict=True)), optimizer=optimizer)
         if rule.polyak:
             state = polyak(state, hyper.target_tau)
         error = error.detach()

@@ -50,7 +50,7 @@ class ReplayServerShell:
         return os.getpid()
 
     async def open_gate(self) -> None:
-        """The run ends: the limiter holds nothing back any more, so that no caller is left waiting."""
+        """The run ends: the limiter holds nothing back any more, so no caller is left waiting."""
         self._gate_is_open = True
         await self._notify()
 

@@ -251,9 +251,7 @@ class AsyncLoop:
         if last is not None:
             self._gone_produced += last.produced
         ray.kill(self.roles.actors[slot], no_restart=True)
-        session.incident(
-            self._supervisor.died(slot, reason, last.env_steps if last else 0, now_s)
-        )
+        session.incident(self._supervisor.died(slot, reason, last.env_steps if last else 0, now_s))
 
     def _fill_slots(self, session: AsyncSession, now_s: float) -> None:
         due = self._supervisor.due(now_s)
@@ -320,7 +318,8 @@ class AsyncLoop:
             for shard in self.roles.shards:
                 shard.open_gate.remote()
             ray.wait([learner_run], timeout=DRAIN_TIMEOUT_S)
-            ended, _ = ray.wait(list(self._runs), num_returns=len(self._runs), timeout=DRAIN_TIMEOUT_S)
+            runs = list(self._runs)
+            ended, _ = ray.wait(runs, num_returns=len(runs), timeout=DRAIN_TIMEOUT_S)
             for ref in ended:
                 counters = ray.get(ref, timeout=1.0)
                 self._actor_reports[counters["slot"]] = make_actor_report(counters)

@@ -134,8 +134,11 @@ def _import_remedy(message: str, otherwise: str) -> str:
 
 def version_key(version: str) -> tuple[int, ...]:
     """The leading numbers of a version, for comparison: `2.13.0+cpu` is (2, 13)."""
-    leading = re.match(r"\d+(?:\.\d+)*?(?=(?:\.0+)*(?![\d.]))", version)
-    return tuple(map(int, leading[0].split("."))) if leading else ()
+    leading = re.match(r"\d+(\.\d+)*", version)
+    numbers = [int(number) for number in leading[0].split(".")] if leading else []
+    while numbers and numbers[-1] == 0:  # 2 and 2.0 are the same version
+        numbers.pop()
+    return tuple(numbers)
 
 
 def check_cores() -> Check:

@@ -46,8 +46,11 @@ def run_status(run_dir: Path, *, now_s: float) -> dict[str, Any]:
     last = rows[-1] if rows else {}
     if owner is not None:
         state = "running"
-    else:
-        state = summary.status if summary else "ended without a summary"
+    elif summary is None:
+        state = "ended without a summary"
+    else:  # the summary counts the steps after the last row as well
+        state = summary.status
+        last = {**last, "env_steps": summary.env_steps, "learner_steps": summary.learner_steps}
     return {
         "run_dir": str(run_dir),
         "state": state,

@@ -116,7 +116,13 @@ def _draw_evaluation(axes: Any, steps: Array, returns: Array) -> None:
     if len(returns):
         marker = "o" if len(returns) <= 100 else None
         axes.plot(
-            steps, returns, marker=marker, color="tab:orange", lw=1.8, ms=5, label="greedy evaluation"
+            steps,
+            returns,
+            marker=marker,
+            color="tab:orange",
+            lw=1.8,
+            ms=5,
+            label="greedy evaluation",
         )
 
 

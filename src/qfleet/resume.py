@@ -73,8 +73,8 @@ def check_compatible(saved: Config, wanted: Config) -> None:
         raise CheckpointError(
             "this run cannot be resumed with other values of\n"
             + "\n".join(differing)
-            + "\nonly run.*, eval.*, metrics.*, ray.* and actors.count may change; leave the others "
-            "out, or start a new run"
+            + "\nonly run.*, eval.*, metrics.*, ray.* and actors.count may change; leave the "
+            "others out, or start a new run"
         )
 
 
@@ -100,9 +100,7 @@ def is_complete(run: Path, wanted: Config) -> bool:
     if summary.status == "solved":
         return wanted.eval.stop_when_solved
     saved = load_saved_config(run).run
-    return not any(
-        _is_raised(getattr(saved, name), getattr(wanted.run, name)) for name in _BUDGETS
-    )
+    return not any(_is_raised(getattr(saved, name), getattr(wanted.run, name)) for name in _BUDGETS)
 
 
 def _is_raised(old: float | None, new: float | None) -> bool:

@@ -98,9 +98,7 @@ class RoundObserver(Protocol):
         ...
 
 
-def run_rounds(
-    config: Config, fleet: Fleet, observer: RoundObserver, debt: LearningDebt
-) -> None:
+def run_rounds(config: Config, fleet: Fleet, observer: RoundObserver, debt: LearningDebt) -> None:
     """Rounds until the observer ends the run."""
     plan = plan_rounds(config)
     going = True

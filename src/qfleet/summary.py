@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qfleet.common.errors import ConfigError
-from qfleet.run_directory import LEARNING_CURVE_FILE, SUMMARY_FILE, replace_file, shorten
+from qfleet.run_directory import LEARNING_CURVE_FILE, RUNS, SUMMARY_FILE, replace_file, shorten
 
 _LISTED_FILES = (
     "config.yaml",
@@ -199,7 +199,9 @@ def _advice(summary: RunSummary) -> list[tuple[str, str]]:
 
 def _next(summary: RunSummary, run_dir: Path) -> list[str]:
     """Commands with the real path; how to resume stands last."""
-    run, logs = shlex.quote(str(run_dir)), shlex.quote(str(run_dir.parent))
+    run = shlex.quote(str(run_dir))
+    # All default runs in one view; the neighbours of a directory elsewhere may be anything.
+    logs = shlex.quote(str(run_dir.parent)) if run_dir.parent.name == RUNS.name else run
     lines = []
     if (run_dir / "best").is_dir():
         lines += [f"qfleet play {run}", f"qfleet eval {run}"]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qfleet import presets
-from qfleet.common.config import Config
+from qfleet.common.config import Config, parse_factory
 from qfleet.common.config_checks import Problem
 from qfleet.foreign_names import closest
 from qfleet.yaml_settings import Setting
@@ -44,9 +44,10 @@ def choose(target: str | None, given: Sequence[Setting]) -> Choice:
     elif target is not None:
         problems += _disagreement("preset", target, preset)
         preset = Setting(("preset",), target, "TARGET")
-    if factory is not None and env_id is None:
+    name = _factory_name(factory)
+    if factory is not None and name is not None and env_id is None:
         # The id of a preset would name an environment that is not played.
-        settings.append(Setting(("env", "id"), factory.value, factory.origin))
+        settings.append(Setting(("env", "id"), name, factory.origin))
     base, wrong = _base(preset, env_id or factory)
     problems += wrong
     if base == presets.GENERIC and env_id is None and factory is None:
@@ -65,6 +66,15 @@ def check_env_id(config: Config, settings: Sequence[Setting], *, skip: bool) -> 
     origin = setting.origin if setting is not None else "default"
     requirement, remedy = _unknown_env(env_id)
     return [Problem("env.id", env_id, requirement, remedy, origin)]
+
+
+def _factory_name(factory: Setting | None) -> str | None:
+    """`module:function`, or None when there is no factory or validation will refuse it."""
+    try:
+        name = parse_factory(factory.value) if factory is not None else None
+    except ValueError:
+        return None
+    return name if isinstance(name, str) else None
 
 
 def _base(preset: Setting | None, env: Setting | None) -> tuple[str, list[Problem]]:
