@@ -7,21 +7,12 @@ Source: Mnih et al. 2015 (ε-greedy, linear schedule); Horgan et al. 2018 (Ape-X
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 
 from qfleet.common import schedules
 from qfleet.common.config import ActorsConfig
+from qfleet.common.q_functions import QFunction as QFunction
 from qfleet.common.types import Array
-
-
-class QFunction(Protocol):
-    """A network with fixed parameters, in eval mode."""
-
-    def q_values(self, observations: Array) -> Array:
-        """`float32 [B, A]` action values of `float32 [B, *O]`; a row depends on its row alone."""
-        ...
 
 
 class Exploration:

@@ -255,6 +255,8 @@ class RunConfig(Section):
     """Whether checkpoints hold the replay's contents."""
     keep_checkpoints: Count = 3
     """Newest checkpoints to keep."""
+    max_role_restarts: CountFromZero = 3
+    """Restarts from the last checkpoint when learner or replay die without progress between."""
 
 
 class RayConfig(Section):

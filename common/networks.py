@@ -141,7 +141,9 @@ def forward_function(network: nn.Module) -> Forward:
     ) -> Tensor:
         network.train(training)
         state = {**parameters, **buffers}
-        return cast("Tensor", torch.func.functional_call(network, state, (observations,)))
+        # A copy: a custom network may scale its input in place, and s′ is passed twice.
+        inputs = observations.clone()
+        return cast("Tensor", torch.func.functional_call(network, state, (inputs,)))
 
     return forward
 

@@ -23,7 +23,7 @@ class QFunction(Protocol):
     """Q-values of a fixed set of parameters, in eval mode and without gradients."""
 
     def q_values(self, observations: Array) -> Array:
-        """`float32 [B, A]` for `float32 [B, *O]`."""
+        """`float32 [B, A]` for `float32 [B, *O]`; a row depends on its row alone."""
         ...
 
 
@@ -38,7 +38,8 @@ class TorchQFunction:
         import torch
 
         with torch.inference_mode():
-            inputs = torch.from_numpy(np.ascontiguousarray(observations, dtype=np.float32))
+            # A copy: a network may scale its input in place, and these are the caller's.
+            inputs = torch.from_numpy(np.array(observations, dtype=np.float32))
             return np.asarray(self._network(inputs.reshape(len(inputs), -1)).numpy())
 
 

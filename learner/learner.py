@@ -275,6 +275,36 @@ class Learner:
         self._updates_in_sums = capture.meta["updates_in_sums"]
         self._outbox = self.current_snapshots()
 
+    def keep_versions_above(self, version: int) -> None:
+        """Number the next snapshot above `version`; a learner rolled back must not repeat one."""
+        if version > self._version:
+            self._version = version
+            self._published_at_learner_step = -1
+
+    def init_params(self, arrays: dict[str, Array]) -> None:
+        """Begin with the parameters and buffers of another run; the target follows, as at a sync.
+
+        Raises:
+            CheckpointError: when names or shapes are not this network's, listing them.
+        """
+        wanted = {**self._state.parameters, **self._state.buffers}
+        differing = sorted(
+            name
+            for name in wanted.keys() | arrays.keys()
+            if name not in wanted
+            or name not in arrays
+            or tuple(wanted[name].shape) != arrays[name].shape
+        )
+        if differing:
+            raise CheckpointError(f"the other run's network differs in {', '.join(differing)}")
+        tensors = {n: torch.from_numpy(np.array(a)).to(self._device) for n, a in arrays.items()}
+        self._state = self._state._replace(
+            parameters={name: tensors[name] for name in self._state.parameters},
+            buffers={name: tensors[name] for name in self._state.buffers},
+        )
+        self._outbox, self.target_syncs = [], []
+        self._sync_target()
+
     def _load(self, tensors: Tensors) -> None:
         def group(prefix: str, names: Tensors | list[str]) -> Tensors:
             return {name: tensors[f"{prefix}/{name}"].to(self._device) for name in names}

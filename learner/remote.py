@@ -18,7 +18,12 @@ import ray
 
 from qfleet.common.config import Config
 from qfleet.common.errors import WaitTimeoutError
-from qfleet.common.messages import decode_shard_sample, encode_priority_update, encode_snapshot
+from qfleet.common.messages import (
+    decode_shard_sample,
+    decode_snapshot,
+    encode_priority_update,
+    encode_snapshot,
+)
 from qfleet.common.params import params_sha256
 from qfleet.common.threads import limit_threads
 from qfleet.common.types import (
@@ -233,6 +238,14 @@ class LearnerShell:
         """Continue from captures; call before `run` or `learn`."""
         self._core.restore(decode_capture(learner))
         self._planner.restore(decode_capture(planner))
+
+    def init_params(self, data: bytes) -> None:
+        """Begin with the parameters in a snapshot message; call before `run` or `learn`."""
+        self._core.init_params(decode_snapshot(data).arrays)
+
+    def keep_versions_above(self, version: int) -> None:
+        """After a roll-back: new versions are higher than every one given out before."""
+        self._core.keep_versions_above(version)
 
     def set_shards(self, shards: list[Any]) -> None:
         """The replay shards, in order."""

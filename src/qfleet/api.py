@@ -60,6 +60,16 @@ class Policy:
         )
 
 
+def load_params(run: str | Path) -> dict[str, Array]:
+    """The online network's arrays of a run, under PyTorch module names.
+
+    Raises:
+        ConfigError: when there is no such run.
+        CheckpointError: when its files are damaged.
+    """
+    return decode_safetensors(_params_bytes(run)[0])[0]
+
+
 def load_policy(run: str | Path | None = None) -> Policy:
     """The policy of a run: its `best/`, or `RUN/latest`, or a checkpoint; None is the latest run.
 
@@ -67,15 +77,19 @@ def load_policy(run: str | Path | None = None) -> Policy:
         ConfigError: when there is no such run.
         CheckpointError: when its files are damaged.
     """
+    return Policy(*_params_bytes(run))
+
+
+def _params_bytes(run: str | Path | None) -> tuple[bytes, Path]:
     from qfleet.run_directory import resolve_run
 
     path = resolve_run(run)
     if path.name != PARAMS_FILE or not (path.parent / "manifest.json").exists():
-        return Policy(path.read_bytes(), path)
+        return path.read_bytes(), path
     files = read_checkpoint(path.parent).files
     if PARAMS_FILE not in files:
         raise CheckpointError(f"{path.parent} holds no {PARAMS_FILE}")
-    return Policy(files[PARAMS_FILE], path)
+    return files[PARAMS_FILE], path
 
 
 def load_run_config(run: str | Path | None) -> Config:

@@ -6,9 +6,9 @@ as it would have.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from qfleet.api import load_policy, make_env
 from qfleet.common.config import EnvConfig
@@ -19,20 +19,45 @@ from qfleet.recording import record_play
 VIDEO_FILE = "play.mp4"
 
 
-def leave_artifacts(
-    run_dir: Path, env: EnvConfig, incident: Callable[[str], None]
-) -> dict[str, Any]:
-    """Video and curve of the run in `run_dir`; returns what was made by name."""
-    made: dict[str, Any] = {}
-    try:
-        made["learning_curve"] = plot_learning_curve(run_dir)
-    except (OSError, ValueError, QfleetError) as error:
-        incident(f"no learning curve: {error}")
-    try:
-        made["video"] = _record(run_dir, env)
-    except Exception as error:  # an environment's renderer may raise anything
-        incident(f"no play video: {type(error).__name__}: {error}")
-    return made
+class Artifacts:
+    """Both, made in two threads while Ray shuts down: encoding and drawing leave the GIL free.
+
+    `start` once training has ended and its last metrics row is written, then `wait`.
+    """
+
+    def __init__(self, run_dir: Path, env: EnvConfig) -> None:
+        self._run_dir, self._env = run_dir, env
+        self._failures: list[str] = []
+        self._threads = [
+            threading.Thread(target=self._plot, name="learning-curve", daemon=True),
+            threading.Thread(target=self._film, name="play-video", daemon=True),
+        ]
+
+    def start(self) -> None:
+        """Begin."""
+        for thread in self._threads:
+            thread.start()
+
+    def wait(self, incident: Callable[[str], None], timeout_s: float = 120.0) -> None:
+        """Until both are there; what could not be made is told to `incident`."""
+        for thread in self._threads:
+            thread.join(timeout_s)
+            if thread.is_alive():
+                self._failures.append(f"{thread.name} was not ready after {timeout_s:.0f} s")
+        for failure in self._failures:
+            incident(failure)
+
+    def _plot(self) -> None:
+        try:
+            plot_learning_curve(self._run_dir)
+        except (OSError, ValueError, QfleetError) as error:
+            self._failures.append(f"no learning curve: {error}")
+
+    def _film(self) -> None:
+        try:
+            _record(self._run_dir, self._env)
+        except Exception as error:  # an environment's renderer may raise anything
+            self._failures.append(f"no play video: {type(error).__name__}: {error}")
 
 
 def _record(run_dir: Path, env_config: EnvConfig) -> Path:

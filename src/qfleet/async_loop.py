@@ -15,11 +15,12 @@ from qfleet.common.config import Config
 from qfleet.common.errors import RoleLostError, WaitTimeoutError
 from qfleet.common.messages import decode_snapshot
 from qfleet.common.params import encode_safetensors
-from qfleet.common.types import EnvironmentSpec, EvaluationReport, EvaluationRequest
+from qfleet.common.types import Array, EnvironmentSpec, EvaluationReport, EvaluationRequest
 from qfleet.fleet import ActorReport, FleetReport
 from qfleet.ray_cluster import import_ray
 from qfleet.ray_fleet import (
     capture_learner_and_replay,
+    init_learner_params,
     make_actor_report,
     make_report,
     restore_learner_and_replay,
@@ -126,6 +127,19 @@ class AsyncLoop:
     def restore(self, files: dict[str, bytes]) -> FleetReport:
         """Continue from a cut; actors start new episodes, so no open window is ever resumed."""
         restore_learner_and_replay(self.roles, files)
+        return self.first_report()
+
+    def init_params(self, arrays: dict[str, Array]) -> None:
+        """Begin with another run's parameters; before `run`."""
+        init_learner_params(self.roles, arrays)
+
+    def keep_versions_above(self, version: int) -> None:
+        """Versions never go backwards, also when the learner was rolled back."""
+        ref = self.roles.learner.keep_versions_above.remote(version)
+        answer(ref, "driver", "the learner")
+
+    def first_report(self) -> FleetReport:
+        """The roles' counters before anybody plays."""
         status = answer(self.roles.learner.status.remote(), "driver", "the learner's status")
         refs = [shard.report.remote() for shard in self.roles.shards]
         return make_report(status, [answer(r, "driver", "replay counters") for r in refs], [])
@@ -168,9 +182,13 @@ class AsyncLoop:
                     break
             if self._evaluating is not None and reason.startswith("max_"):
                 self._take_evaluation(session, EVALUATE_TIMEOUT_S)
-            return reason
-        finally:
+        except (RoleLostError, WaitTimeoutError):
+            raise  # the roles are to be ended anyway: nobody waits for their last words
+        except BaseException:
             self._drain(session, learner_run)
+            raise
+        self._drain(session, learner_run)
+        return reason
 
     def _tick(
         self, session: AsyncSession, polls: dict[str, PolledCall], learner_run: Any
@@ -289,7 +307,12 @@ class AsyncLoop:
     def _take_evaluation(self, session: AsyncSession, timeout_s: float = 60.0) -> None:
         """The evaluation under way, waited for if need be."""
         ref, self._evaluating = self._evaluating, None
-        report = EvaluationReport(*answer(ref, "driver", "the evaluator", timeout_s))
+        try:
+            report = EvaluationReport(*answer(ref, "driver", "the evaluator", timeout_s))
+        except RoleLostError as error:
+            session.incident(f"{error}; a new one takes its place")
+            self.roles.create_evaluator()
+            return
         self.eval_s += time.monotonic() - self._evaluating_since_s
         session.record_evaluation(report, self._evaluated_params)
 

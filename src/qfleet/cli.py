@@ -43,6 +43,7 @@ TARGET  a preset (cartpole, tutorial-state, lunarlander, generic) or an environm
   --runtime ray|local         local: one process, reproducible, without Ray (default: ray)
   --run-dir DIR               where everything is written (default: runs/<env>__<preset>__...)
   --resume RUN|auto           continue a run; auto: the one in --run-dir, or start it
+  --init-from RUN             a new run that begins with that run's parameters
   --seed N                    root of every random generator (default: 1)
   --env, --env-id ID          the environment
   -n, --total-timesteps N     stop after N env steps (1e6 and 2M are numbers too)
@@ -177,8 +178,14 @@ def _train(words: list[str]) -> int:
         problems=arguments.problems,
     )
     training = importlib.import_module("qfleet.training")
-    result = training.run_train(config, resume=arguments.resume, run_dir=config.run.dir)
-    return result if isinstance(result, int) else int(getattr(result, "exit_code", 0))
+    return int(
+        training.run_train(
+            config,
+            resume=arguments.resume,
+            run_dir=config.run.dir,
+            init_from=arguments.init_from,
+        )
+    )
 
 
 def _run_dir(settings: Sequence[object]) -> str | None:

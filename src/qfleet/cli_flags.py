@@ -33,6 +33,7 @@ class TrainArguments:
     target: str | None = None
     files: list[str] = field(default_factory=list)
     resume: str | None = None
+    init_from: str | None = None
     settings: list[Setting] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
@@ -87,6 +88,10 @@ def _take_flag(name: str, text: str, arguments: TrainArguments) -> None:
         if arguments.resume is not None:
             arguments.problems.append(Problem("--resume", text, "is given twice", "keep one"))
         arguments.resume = text
+    elif bare == "init_from":
+        if arguments.init_from is not None:
+            arguments.problems.append(Problem("--init-from", text, "is given twice", "keep one"))
+        arguments.init_from = text
     else:
         path = _ALIASES.get(bare) or tuple(bare.split("."))
         arguments.settings.append(Setting(path, parse_value(text), _origin(name, path), text))

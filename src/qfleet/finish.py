@@ -6,30 +6,25 @@ Called by `train` on every exit, also after an error.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from qfleet.api import evaluate, load_policy
-from qfleet.artifacts import leave_artifacts
 from qfleet.common.errors import QfleetError
 from qfleet.common.seeding import seed_int
+from qfleet.outcome import Outcome
 from qfleet.run_directory import environment_report
 from qfleet.session import Session
-from qfleet.summary import Accounting, RunSummary, write_summary
-
-if TYPE_CHECKING:
-    from qfleet.training import Outcome
-
-LEARNER_PATH = "eager"
+from qfleet.summary import RunSummary, write_summary
 
 
-def finish(session: Session, outcome: Outcome, process_started_s: float) -> RunSummary:
+def finish(session: Session, outcome: Outcome) -> RunSummary:
     """Write everything that comes last and return the summary."""
     score = _score(session, outcome)
-    if session.directory.best_path.is_dir():
+    if outcome.artifacts is not None:
         started_s = time.monotonic()
-        leave_artifacts(session.directory.path, session.config.env, session.incident)
+        outcome.artifacts.wait(session.incident)
         outcome.phases_s["video and curve"] = time.monotonic() - started_s
-    summary = _summary(session, outcome, score, time.monotonic() - process_started_s)
+    summary = _summary(session, outcome, score, time.monotonic() - outcome.process_started_s)
     write_summary(summary, session.directory.path)
     return summary
 
@@ -80,35 +75,6 @@ def _exit_code(session: Session, outcome: Outcome) -> int:
     return session.stop.exit_code
 
 
-def accounting(session: Session) -> Accounting:
-    """Where every numbered transition went.
-
-    Transitions of an actor that died before they reached a shard are `lost`: what it had told of
-    last, less what arrived.
-    """
-    report = session.report
-    if report is None:
-        return Accounting()
-    resident = sum(s.size for s in report.shards)
-    evicted = sum(s.evicted for s in report.shards)
-    rejected = sum(s.rejected_transitions for s in report.shards)
-    in_flight = sum(a.unsent for a in report.actors)
-    living = sum(a.produced for a in report.actors)
-    arrived = resident + evicted + rejected
-    produced = session.totals.produced_base + session.gone_produced() + living
-    lost = max(0, produced - arrived - in_flight) if session.gone_produced() else 0
-    # An actor that died may have delivered more than it had told of.
-    produced = max(produced, arrived + in_flight) if session.gone_produced() else produced
-    return Accounting(
-        produced=produced,
-        resident=resident,
-        evicted=evicted,
-        rejected=rejected,
-        lost=lost,
-        in_flight=in_flight,
-    )
-
-
 def _summary(
     session: Session,
     outcome: Outcome,
@@ -151,14 +117,16 @@ def _summary(
         wall_s=wall_s,
         limited_by=session.bottleneck.verdict,
         params_sha256=outcome.params_sha256,
-        accounting=accounting(session),
+        accounting=session.accounting(),
         device=outcome.device,
-        learner_path=LEARNER_PATH,
+        learner_path=outcome.learner_path,
         versions=environment_report(),
         run_id=session.run_id,
         run_dir=str(session.directory.path),
         resume_kind=outcome.resume_kind,
         stop_reason=outcome.reason,
+        role_restarts=outcome.role_restarts,
+        incidents=session.incidents,
         phases_s={
             "startup": outcome.startup_s,
             "training": outcome.train_s,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from qfleet.common.types import (
+    Array,
     EpisodeSummary,
     EvaluationReport,
     EvaluationRequest,
@@ -99,6 +100,10 @@ class Fleet(Protocol):
 
     def restore(self, files: dict[str, bytes]) -> int:
         """The inverse of `capture`; returns how many open-window transitions were dropped."""
+        ...
+
+    def init_params(self, arrays: dict[str, Array]) -> None:
+        """Begin with another run's parameters; before the first round."""
         ...
 
     def close(self) -> None:

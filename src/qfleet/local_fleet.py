@@ -17,6 +17,7 @@ from qfleet.common.params import encode_safetensors, params_sha256
 from qfleet.common.q_functions import build_q_function
 from qfleet.common.threads import limit_threads
 from qfleet.common.types import (
+    Array,
     EnvironmentSpec,
     EpisodeSummary,
     EvaluationReport,
@@ -189,6 +190,11 @@ class LocalFleet:
                 actor.restore(decode_capture(files[name]))
         self._deliver()
         return sum(actor.dropped_transitions for actor in self._actors)
+
+    def init_params(self, arrays: dict[str, Array]) -> None:
+        """See `Fleet`."""
+        self._learner.init_params(arrays)
+        self._deliver()
 
     def close(self) -> None:
         """See `Fleet`."""

@@ -71,8 +71,19 @@ def connect(config: Config) -> Cluster:
         _ensure_token()  # Ray reads the mode once, when it is imported
     ray = import_ray()
     if ray.is_initialized():
+        if config.ray.ship:
+            raise ConfigError(
+                "ray.ship cannot be added to a Ray that is initialized already: pass "
+                "`runtime_env={'py_modules': [...]}` to your own ray.init instead"
+            )
         return Cluster(False, False, "joined the Ray that this program had initialized")
-    common = {"log_to_driver": False, "namespace": "qfleet", "logging_level": "ERROR"}
+    common: dict[str, Any] = {
+        "log_to_driver": False,
+        "namespace": "qfleet",
+        "logging_level": "ERROR",
+    }
+    if config.ray.ship:
+        common["runtime_env"] = {"py_modules": list(config.ray.ship)}
     if address in (None, "local"):
         wanted = wanted_resources(config)
         ray.init(

@@ -8,14 +8,16 @@ from __future__ import annotations
 from typing import Any
 
 from qfleet.common.config import Config
-from qfleet.common.messages import decode_snapshot
+from qfleet.common.messages import decode_snapshot, encode_snapshot
 from qfleet.common.params import encode_safetensors
 from qfleet.common.types import (
+    Array,
     EnvironmentSpec,
     EpisodeSummary,
     EvaluationReport,
     EvaluationRequest,
     LearnerStats,
+    ParamsSnapshot,
     ReplayStats,
 )
 from qfleet.common.wire import decode
@@ -127,6 +129,11 @@ class RayFleet:
         self.publish()
         return dropped
 
+    def init_params(self, arrays: dict[str, Array]) -> None:
+        """See `Fleet`."""
+        init_learner_params(self.roles, arrays)
+        self.publish()
+
     def close(self) -> None:
         """See `Fleet`."""
         self.roles.kill_all()
@@ -143,6 +150,12 @@ def capture_learner_and_replay(roles: Roles, replay_contents: bool) -> dict[str,
         who = f"replay shard {index}'s state"
         files[f"replay-{index}.qflt"] = answer(shard_ref, "driver", who, CAPTURE_TIMEOUT_S)
     return files
+
+
+def init_learner_params(roles: Roles, arrays: dict[str, Array]) -> None:
+    """Give the learner another run's parameters before it starts."""
+    data = encode_snapshot(ParamsSnapshot(0, 0, 0, False, arrays))
+    answer(roles.learner.init_params.remote(data), "driver", "the learner to take parameters")
 
 
 def restore_learner_and_replay(roles: Roles, files: dict[str, bytes]) -> None:

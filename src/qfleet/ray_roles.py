@@ -91,9 +91,17 @@ class Roles:
             for shard in range(config.replay.shards)
         ]
         self.actors: dict[int, Any] = {}
+        self._evaluator_class = remote_evaluator_class()
+        self._evaluators = 0
+        self.evaluator: Any = None
+        self.create_evaluator()
+
+    def create_evaluator(self) -> None:
+        """The evaluator, or a new one in place of one that died."""
+        self._evaluators += 1
         self.evaluator = self._create(
-            remote_evaluator_class(),
-            "evaluator",
+            self._evaluator_class,
+            f"evaluator-{self._evaluators}",
             None,
             self._config_json,
             self._spec_json,

@@ -25,10 +25,12 @@ from qfleet.common.types import (
 )
 from qfleet.console import Console, EpisodeLine, RunStatus
 from qfleet.fleet import FleetReport
+from qfleet.forecast import Forecast
 from qfleet.limits import Bottleneck
 from qfleet.run_directory import RunDirectory
 from qfleet.solve_tracker import SolveTracker
 from qfleet.stop_signals import StopSignal
+from qfleet.summary import Accounting
 
 RECENT_EPISODES = 100
 PARAMS_FILE = "params.safetensors"
@@ -75,6 +77,7 @@ class Session:
     def __post_init__(self) -> None:
         self.tracker = SolveTracker(self.config, self.spec)
         self.bottleneck = Bottleneck()
+        self._forecast = Forecast()
         self._recent: collections.deque[EpisodeSummary] = collections.deque(maxlen=RECENT_EPISODES)
         self._started_s = self.clock()
         self._last_row_s = self._last_console_s = self._started_s
@@ -82,7 +85,13 @@ class Session:
         self._speeds = (0.0, 0.0)
         self._last_checkpoint_s = self._started_s
         self._evaluated_period = 0
+        self._highest_version = 0
         self._generation = next_generation(self.directory.checkpoints_path)
+
+    @property
+    def highest_params_version(self) -> int:
+        """The newest version that any learner of this run has told of."""
+        return self._highest_version
 
     def begin(self) -> None:
         """Training starts now: budgets of time and speeds count from here."""
@@ -109,16 +118,55 @@ class Session:
         """Updates so far."""
         return 0 if self.report is None else self.report.learner.learner_steps
 
-    def count_earlier_parts(self) -> None:
-        """After a resume: what the shards hold from actors that no longer count it themselves."""
-        assert self.report is not None
-        stored = sum(s.inserted + s.rejected_transitions for s in self.report.shards)
-        counted = sum(a.produced - a.unsent for a in self.report.actors)
-        self.totals.produced_base = stored - counted
+    def rolled_back(self, report: FleetReport) -> None:
+        """The roles went on from a cut: what was stored after it is lost.
+
+        In a new process nothing is known of what came after the cut, and nothing is counted lost.
+        """
+        produced_before = self.accounting().produced
+        stored = sum(s.inserted + s.rejected_transitions for s in report.shards)
+        if self.report is not None:
+            self.totals.lost = max(0, produced_before - stored)
+        counted = sum(a.produced - a.unsent for a in report.actors)
+        self.totals.produced_base = stored + self.totals.lost - counted
+        self.gone_produced = int
+        self.report = report
+        self.bottleneck = Bottleneck()
+
+    def accounting(self) -> Accounting:
+        """Where every numbered transition went.
+
+        Lost are those of an actor that died before they reached a shard (what it had told of last,
+        less what arrived), and those that a restart from the last cut rolled back.
+        """
+        report = self.report
+        if report is None:
+            return Accounting()
+        resident = sum(s.size for s in report.shards)
+        evicted = sum(s.evicted for s in report.shards)
+        rejected = sum(s.rejected_transitions for s in report.shards)
+        in_flight = sum(a.unsent for a in report.actors)
+        living = sum(a.produced for a in report.actors)
+        arrived = resident + evicted + rejected
+        lost = self.totals.lost
+        produced = self.totals.produced_base + self.gone_produced() + living
+        if self.gone_produced():
+            # An actor that died may have delivered more than it had told of, or less.
+            produced = max(produced, arrived + in_flight + lost)
+            lost = produced - arrived - in_flight
+        return Accounting(
+            produced=produced,
+            resident=resident,
+            evicted=evicted,
+            rejected=rejected,
+            lost=lost,
+            in_flight=in_flight,
+        )
 
     def observe(self, report: FleetReport) -> None:
         """Take in the roles' counters and new episodes; write and show what is due."""
         self.report = report
+        self._highest_version = max(self._highest_version, report.learner.params_version)
         for episode in report.episodes:
             self._take_episode(episode)
         for text in report.incidents:
@@ -129,7 +177,11 @@ class Session:
             self.write_row()
         if now_s - self._last_console_s >= CONSOLE_PERIOD_S:
             self._last_console_s = now_s
-            self.console.update(self.status())
+            status = self.status()
+            self.console.update(status)
+            forecast = self._forecast.consider(status)
+            if forecast is not None:
+                self.console.message(forecast)
 
     def _take_episode(self, episode: EpisodeSummary) -> None:
         self.totals.episodes += 1

@@ -90,6 +90,10 @@ class RunSummary(BaseModel):
     """`exact` or `new episodes` when the run was resumed."""
     stop_reason: str | None = None
     """What ended it, in words: a budget, a signal, an error."""
+    role_restarts: int = 0
+    """How often all roles were started again from the last cut."""
+    incidents: list[str] = []
+    """What went wrong and was dealt with, in the order it was seen."""
     phases_s: dict[str, float] | None = None
     """Seconds of each phase, when they are known in more detail than startup, train, eval."""
 

@@ -11,14 +11,12 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 
+from qfleet.api import load_params
 from qfleet.common.config import Config
 from qfleet.common.config_auto import resolve_config
 from qfleet.common.config_checks import check_config, nvidia_gpus
@@ -29,7 +27,7 @@ from qfleet.common.types import EnvironmentSpec, EvaluationReport
 from qfleet.config_loading import choice_note, dump_yaml, error_message
 from qfleet.console import make_console
 from qfleet.finish import finish
-from qfleet.fleet import Fleet
+from qfleet.outcome import Outcome
 from qfleet.resume import (
     ResumePoint,
     check_compatible,
@@ -38,39 +36,25 @@ from qfleet.resume import (
     load_saved_config,
     target_of,
 )
-from qfleet.round_loop import LearningDebt, run_rounds
 from qfleet.run_directory import RunDirectory
+from qfleet.runtimes import run_session
 from qfleet.session import Session
-from qfleet.stop_signals import StopSignal, noticed
+from qfleet.stop_signals import StopSignal
 from qfleet.summary import RunSummary, final_block, read_summary
-
-INCARNATIONS_PER_RESUME = 1 << 16
-"""Each process of a run numbers its actors' incarnations from a multiple of this."""
 
 RunResult = RunSummary
 """What `train` returns: the fields of summary.json."""
 
 
-@dataclass
-class Outcome:
-    """How the loop ended, and what the summary needs beside the session."""
-
-    reason: str = ""
-    error: QfleetError | None = None
-    startup_s: float = 0.0
-    train_s: float = 0.0
-    params_sha256: str = ""
-    device: str = "cpu"
-    resume_kind: str | None = None
-    phases_s: dict[str, float] = field(default_factory=dict)
-    target_syncs: dict[str, Any] = field(default_factory=dict)
-    crash: Exception | None = None
-
-
-def run_train(config: Config, *, resume: str | None = None, run_dir: str | None = None) -> int:
+def run_train(
+    config: Config,
+    *,
+    resume: str | None = None,
+    run_dir: str | None = None,
+    init_from: str | None = None,
+) -> int:
     """`train` for the command line: prints the last block and returns the exit code."""
-    summary = train(config, resume=resume, run_dir=run_dir)
-    return summary.exit_code
+    return train(config, resume=resume, run_dir=run_dir, init_from=init_from).exit_code
 
 
 def train(
@@ -79,10 +63,18 @@ def train(
     *,
     resume: str | None = None,
     run_dir: str | Path | None = None,
+    init_from: str | Path | None = None,
 ) -> RunResult:
     """Train until solved, a budget is spent or a signal comes.
 
     Joins a Ray that this program has initialized and leaves it running.
+
+    Args:
+        config: With or without its `auto` values resolved.
+        on_evaluation: Called with every periodic evaluation.
+        resume: A run to continue in place, or `auto` (start or continue `run_dir`).
+        run_dir: Where everything is written; None: `run.dir`, else a new one under `runs/`.
+        init_from: A run whose parameters a new run begins with.
 
     Raises:
         ConfigError, ResourcesError, CheckpointError: before anything was started.
@@ -90,7 +82,10 @@ def train(
     """
     process_started_s = time.monotonic() - _process_age_s()
     directory_argument = str(run_dir) if run_dir is not None else config.run.dir
+    if resume is not None and init_from is not None:
+        raise ConfigError("--init-from starts a new run and --resume continues one: give one")
     target = target_of(resume, directory_argument)
+    init_params = None if init_from is None else load_params(init_from)
     if target is not None and resume == "auto" and is_complete(target, config):
         summary = read_summary(target)
         assert summary is not None, "is_complete has read it"
@@ -106,9 +101,10 @@ def train(
         directory = RunDirectory.create(resolved, directory_argument)
     with directory:
         point = find_point(directory) if target is not None else None
-        return _train_in(
-            directory, resolved, spec, point, on_evaluation, process_started_s, target is not None
-        )
+        outcome = Outcome(process_started_s, point, init_params)
+        if target is not None:
+            outcome.resume_kind = _resume_kind(resolved, point)
+        return _train_in(directory, resolved, spec, outcome, on_evaluation)
 
 
 def check_and_resolve(config: Config) -> tuple[EnvironmentSpec, Config]:
@@ -140,17 +136,15 @@ def _train_in(
     directory: RunDirectory,
     config: Config,
     spec: EnvironmentSpec,
-    point: ResumePoint | None,
+    outcome: Outcome,
     on_evaluation: Callable[[EvaluationReport], None] | None,
-    process_started_s: float,
-    is_resume: bool,
 ) -> RunSummary:
-    if not is_resume:
+    point = outcome.point
+    if outcome.resume_kind is None:
         directory.write_config(dump_yaml(config))
     directory.write_command(sys.argv)
     console = make_console(config.metrics.console)
-    resume_kind = _resume_kind(config, point) if is_resume else None
-    console.start(header_lines(config, directory, point, resume_kind))
+    console.start(header_lines(config, directory, point, outcome.resume_kind))
     writer = MetricsWriter(
         directory.path,
         env_id=spec.env_id,
@@ -167,16 +161,13 @@ def _train_in(
         stop=StopSignal(),
         on_evaluation=on_evaluation,
     )
-    if point is not None:
-        session.restore(point.session)
-        for reason in point.skipped:
-            session.incident(f"a damaged checkpoint was passed over: {reason}")
-    outcome = Outcome(resume_kind=resume_kind, device=config.learner.device)
+    for reason in point.skipped if point else ():
+        session.incident(f"a damaged checkpoint was passed over: {reason}")
     try:
-        _run(session, point, outcome, process_started_s)
+        _run(session, outcome)
     finally:
         writer.close()
-    summary = finish(session, outcome, process_started_s)
+    summary = finish(session, outcome)
     console.finish(final_block(summary, directory.path))
     if outcome.crash is not None:
         raise outcome.crash
@@ -185,13 +176,10 @@ def _train_in(
     return summary
 
 
-def _run(
-    session: Session, point: ResumePoint | None, outcome: Outcome, process_started_s: float
-) -> None:
+def _run(session: Session, outcome: Outcome) -> None:
     """The loop, with every way it can end turned into an outcome."""
-    run = _run_local if session.config.runtime == "local" else _run_ray
     try:
-        run(session, point, outcome, process_started_s)
+        run_session(session, outcome)
     except QfleetError as error:
         outcome.error, outcome.reason = error, str(error)
     except Exception as error:
@@ -242,189 +230,3 @@ def _resume_kind(config: Config, point: ResumePoint | None) -> str:
     if any(name.startswith("actor-") for name in point.checkpoint.files):
         return "exact where the environment can be captured, else new episodes"
     return "new episodes (the checkpoint is of an async run)"
-
-
-def _device(config: Config) -> str:
-    """`auto` as torch sees it; a GPU that torch cannot use is an error, not a surprise."""
-    wanted = config.learner.device
-    if wanted == "cpu":
-        return wanted
-    import torch
-
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if not torch.cuda.is_available():
-        raise ConfigError(
-            f"learner.device = {wanted}: torch {torch.__version__} sees no usable GPU; install a "
-            "CUDA build of torch, or use --device cpu"
-        )
-    return wanted
-
-
-def _run_local(
-    session: Session, point: ResumePoint | None, outcome: Outcome, process_started_s: float
-) -> None:
-    from qfleet.local_fleet import LocalFleet
-
-    with noticed() as stop:
-        session.stop = stop
-        device = _device(session.config)
-        outcome.device = device
-        fleet = LocalFleet(
-            session.config,
-            session.spec,
-            run_id=session.run_id,
-            incarnation=_first_incarnation(session),
-            device=device,
-        )
-        try:
-            _run_lockstep(session, fleet, point, outcome, process_started_s)
-        finally:
-            fleet.close()
-
-
-def _first_incarnation(session: Session) -> int:
-    """Above every incarnation that an earlier process of this run gave out."""
-    commands = session.directory.command_path.read_text().count("\n")
-    return (commands - 1) * INCARNATIONS_PER_RESUME
-
-
-def _run_ray(
-    session: Session, point: ResumePoint | None, outcome: Outcome, process_started_s: float
-) -> None:
-    from qfleet.ray_cluster import connect, disconnect
-
-    started_s = time.monotonic()
-    cluster = connect(session.config)
-    outcome.phases_s["ray"] = time.monotonic() - started_s
-    try:
-        with noticed() as stop:  # after ray.init, which installs a SIGTERM handler of its own
-            session.stop = stop
-            if session.config.effective_schedule == "lockstep":
-                _run_ray_lockstep(session, point, outcome, process_started_s)
-            else:
-                _run_ray_async(session, point, outcome, process_started_s)
-    finally:
-        with _timed(outcome, "shutdown"):
-            disconnect(cluster)
-
-
-@contextmanager
-def _timed(outcome: Outcome, phase: str) -> Iterator[None]:
-    started_s = time.monotonic()
-    try:
-        yield
-    finally:
-        outcome.phases_s[phase] = time.monotonic() - started_s
-
-
-def _remote_device(config: Config) -> str:
-    """The learner's device when another process owns it: Ray has placed it on a GPU, or not."""
-    if config.learner.num_gpus == 0:
-        return "cpu"
-    return "cuda" if config.learner.device == "auto" else config.learner.device
-
-
-def _run_ray_lockstep(
-    session: Session, point: ResumePoint | None, outcome: Outcome, process_started_s: float
-) -> None:
-    from qfleet.ray_fleet import RayFleet
-
-    outcome.device = _remote_device(session.config)
-    fleet = RayFleet(
-        session.config,
-        session.spec,
-        run_id=session.run_id,
-        incarnation=_first_incarnation(session),
-        device=outcome.device,
-    )
-    try:
-        _run_lockstep(session, fleet, point, outcome, process_started_s)
-    finally:
-        fleet.close()
-
-
-def _run_lockstep(
-    session: Session,
-    fleet: Fleet,
-    point: ResumePoint | None,
-    outcome: Outcome,
-    process_started_s: float,
-) -> None:
-    debt = LearningDebt()
-    session.round_state = lambda: asdict(debt)
-    if point is not None:
-        session.totals.dropped += fleet.restore(point.role_files)
-        debt = LearningDebt(**point.session["round"])
-        session.report = fleet.report()
-        session.count_earlier_parts()
-    outcome.startup_s = time.monotonic() - process_started_s
-    session.begin()
-    observer = LockstepObserver(session)
-    if session.stop_reason() is None:
-        run_rounds(session.config, fleet, observer, debt)
-    outcome.reason = session.stop_reason() or "stopped"
-    session.observe(fleet.report())
-    outcome.params_sha256 = fleet.fingerprint()
-    outcome.target_syncs = fleet.target_sync_log()
-    observer.save(fleet)
-
-
-class LockstepObserver:
-    """`RoundObserver` of a session: evaluates and checkpoints at logical points between rounds."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    def after_round(self, fleet: Fleet) -> bool:
-        """See `RoundObserver`."""
-        session = self._session
-        session.observe(fleet.report())
-        if session.evaluation_due():
-            started_s = session.clock()
-            report = fleet.evaluate(session.evaluation_request())
-            session.totals.eval_s += session.clock() - started_s
-            session.record_evaluation(report, fleet.params_bytes)
-        if session.stop_reason() is not None:
-            return False
-        if session.checkpoint_due():
-            self.save(fleet)
-        return True
-
-    def blocks_left(self, updates_per_block: int) -> int | None:
-        """See `RoundObserver`."""
-        return self._session.blocks_left(updates_per_block)
-
-    def save(self, fleet: Fleet) -> None:
-        """One checkpoint of the fleet as it is between two rounds."""
-        contents = self._session.config.run.checkpoint_replay == "full"
-        self._session.save_checkpoint(fleet.capture(contents), fleet.params_bytes())
-
-
-def _run_ray_async(
-    session: Session, point: ResumePoint | None, outcome: Outcome, process_started_s: float
-) -> None:
-    from qfleet.async_loop import AsyncLoop
-
-    outcome.device = _remote_device(session.config)
-    loop = AsyncLoop(
-        session.config,
-        session.spec,
-        run_id=session.run_id,
-        incarnation=_first_incarnation(session),
-        device=outcome.device,
-    )
-    session.gone_produced = lambda: loop.gone_produced
-    try:
-        if point is not None:
-            session.report = loop.restore(point.role_files)
-            session.count_earlier_parts()
-        outcome.startup_s = time.monotonic() - process_started_s
-        session.begin()
-        outcome.reason = session.stop_reason() or loop.run(session)
-        loop.checkpoint(session)
-        outcome.params_sha256 = loop.fingerprint()
-        outcome.target_syncs = loop.target_sync_log()
-        session.totals.eval_s += loop.eval_s
-    finally:
-        loop.close()

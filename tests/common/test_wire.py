@@ -23,9 +23,7 @@ def forge(head: object, payload: bytes = b"", *, raw_head: bytes | None = None) 
     if raw_head is None:
         head_bytes += b"\0" * (-len(head_bytes) % 8)
     checksum = zlib.crc32(payload, zlib.crc32(head_bytes))
-    header = struct.pack(
-        "<4sHHIQIQ", b"QFLT", 1, 0, len(head_bytes), len(payload), checksum, 0
-    )
+    header = struct.pack("<4sHHIQIQ", b"QFLT", 1, 0, len(head_bytes), len(payload), checksum, 0)
     return header + head_bytes + payload
 
 
@@ -100,7 +98,13 @@ def test_decode_gives_meta_and_read_only_aligned_views():
 
 @pytest.mark.parametrize(
     "array",
-    [np.array([object()]), np.array(["a"]), np.array([1j]), np.zeros(1, "M8[s]"), np.zeros(1, "V4")],
+    [
+        np.array([object()]),
+        np.array(["a"]),
+        np.array([1j]),
+        np.zeros(1, "M8[s]"),
+        np.zeros(1, "V4"),
+    ],
 )
 def test_encode_dtype_that_is_no_number_is_refused(array):
     with pytest.raises(WireFormatError, match="cannot be sent"):

@@ -1,0 +1,81 @@
+"""Signals become a note for the main loop; the handlers that were there come back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+
+from qfleet.stop_signals import StopSignal, noticed
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+
+
+def test_stop_signal_before_anything_is_quiet():
+    assert (StopSignal().name, StopSignal().exit_code) == (None, 0)
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "exit_code"),
+    [
+        (signal.SIGHUP, "SIGHUP", 129),
+        (signal.SIGINT, "SIGINT", 130),
+        (signal.SIGTERM, "SIGTERM", 143),
+    ],
+)
+def test_noticed_signal_is_noted_and_nothing_is_interrupted(number, name, exit_code):
+    with noticed() as stop:
+        os.kill(os.getpid(), number)
+        assert (stop.name, stop.exit_code) == (name, exit_code)
+    assert (stop.name, stop.exit_code) == (name, exit_code)
+
+
+def test_noticed_restores_the_former_handlers_also_after_an_error():
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    former = [signal.getsignal(number) for number in numbers]
+    with pytest.raises(ZeroDivisionError), noticed() as stop:
+        inside = [signal.getsignal(number) for number in numbers]
+        assert inside == [stop.note] * 3
+        raise ZeroDivisionError
+    assert [signal.getsignal(number) for number in numbers] == former
+
+
+def test_noticed_in_another_thread_runs_without_handlers():
+    former = signal.getsignal(signal.SIGINT)
+    seen = []
+
+    def body():
+        with noticed() as stop:
+            seen.append((stop.name, signal.getsignal(signal.SIGINT)))
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert seen == [(None, former)]
+
+
+def test_second_signal_ends_the_process_at_once():
+    code = """
+        import os, signal
+        from qfleet.stop_signals import noticed
+        with noticed():
+            os.kill(os.getpid(), signal.SIGINT)
+            print("still here", flush=True)
+            os.kill(os.getpid(), signal.SIGTERM)
+            print("never", flush=True)
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        timeout=30,
+    )
+    assert result.returncode == 128 + signal.SIGTERM
+    assert result.stdout == "still here\n"

@@ -1,0 +1,109 @@
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from qfleet.common import td
+from qfleet.learner import losses
+
+ONE = torch.tensor(1.0)
+DELTAS = torch.tensor([-3.0, -1.0, -0.25, 0.0, 0.5, 1.0, 2.5])
+
+
+@pytest.fixture
+def q_next():
+    target = torch.tensor([[1.0, 5.0, 3.0], [-2.0, -4.0, -1.0], [7.0, 7.0, 0.0]])
+    online = torch.tensor([[9.0, 0.0, 1.0], [0.0, 2.0, 1.0], [0.0, 3.0, 3.0]])
+    return target, online
+
+
+def test_bootstrap_values_without_double_are_the_target_maximum(q_next):
+    assert losses.bootstrap_values(q_next[0], None).tolist() == [5.0, -1.0, 7.0]
+
+
+def test_bootstrap_values_double_are_the_target_value_of_the_online_choice(q_next):
+    """The third row's online values are equal: the first of them wins."""
+    assert losses.bootstrap_values(*q_next).tolist() == [1.0, -4.0, 7.0]
+
+
+def test_td_targets_discount_zero_of_a_terminated_row_cuts_the_bootstrap():
+    targets = losses.td_targets(
+        torch.tensor([1.0, 1.0, -2.0]), torch.tensor([0.9, 0.0, 0.81]), torch.tensor([10.0] * 3)
+    )
+
+    np.testing.assert_allclose(targets, [10.0, 1.0, 6.1], rtol=1e-6)
+
+
+def test_td_errors_table():
+    q = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+
+    errors = losses.td_errors(q, torch.tensor([1, 0]), torch.tensor([5.0, 1.0]))
+
+    assert errors.tolist() == [3.0, -2.0]
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (1, 2), (), (1,)])
+def test_td_errors_targets_that_would_broadcast_raise(shape):
+    with pytest.raises(ValueError, match=r"targets must be \[2\]"):
+        losses.td_errors(torch.zeros(2, 3), torch.tensor([0, 1]), torch.zeros(shape))
+
+
+@pytest.mark.parametrize("double_q", [True, False])
+def test_td_errors_equal_the_actors_numpy_twin(double_q):
+    generator = torch.Generator().manual_seed(3)
+    q, target, online = torch.randn(3, 40, 4, generator=generator)
+    returns, discounts = torch.rand(2, 40, generator=generator)
+    actions = torch.randint(4, (40,), generator=generator)
+
+    values = losses.bootstrap_values(target, online if double_q else None)
+    errors = losses.td_errors(q, actions, losses.td_targets(returns, discounts, values))
+
+    arrays = [tensor.numpy() for tensor in (q, actions, returns, discounts, target)]
+    expected = td.td_errors(*arrays, online.numpy() if double_q else None)
+    np.testing.assert_allclose(errors, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_mse_and_huber_tables():
+    assert losses.mse(DELTAS, ONE).tolist() == [9.0, 1.0, 0.0625, 0.0, 0.25, 1.0, 6.25]
+    assert losses.huber(DELTAS, ONE).tolist() == [2.5, 0.5, 0.03125, 0.0, 0.125, 0.5, 2.0]
+    assert losses.huber(DELTAS, torch.tensor(2.0)).tolist() == [
+        4.0, 0.5, 0.03125, 0.0, 0.125, 0.5, 3.0,
+    ]  # fmt: skip
+
+
+def test_losses_equal_torch():
+    errors = torch.randn(1_000, generator=torch.Generator().manual_seed(1)) * 3
+    zeros = torch.zeros_like(errors)
+
+    torch.testing.assert_close(
+        losses.mse(errors, ONE), functional.mse_loss(errors, zeros, reduction="none")
+    )
+    torch.testing.assert_close(
+        losses.huber(errors, ONE), functional.smooth_l1_loss(errors, zeros, reduction="none")
+    )
+    torch.testing.assert_close(
+        losses.huber(errors, torch.tensor(0.7)),
+        functional.huber_loss(errors, zeros, delta=0.7, reduction="none"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("loss", "delta", "expected"),
+    [
+        ("mse", 1.0, 2.0 * DELTAS),
+        ("huber", 1.0, DELTAS.clamp(-1.0, 1.0)),
+        ("huber", 0.5, DELTAS.clamp(-0.5, 0.5)),
+    ],
+)
+def test_loss_gradient_is_2_delta_for_mse_and_clipped_delta_for_huber(loss, delta, expected):
+    errors = DELTAS.clone().requires_grad_()
+
+    losses.LOSSES[loss](errors, torch.tensor(delta)).sum().backward()
+
+    torch.testing.assert_close(errors.grad, expected)
+
+
+def test_losses_keep_the_batch_shape():
+    for loss in losses.LOSSES.values():
+        assert loss(torch.zeros(5), ONE).shape == (5,)
+        assert loss(torch.zeros(1), ONE).shape == (1,)
