@@ -7,6 +7,7 @@ numbers only. The replay server checks its window with the same formula.
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import TypeVar
 
 from qfleet.common.config import Config
@@ -125,15 +126,14 @@ def block_periods(config: Config) -> dict[str, int]:
 
 
 def minimum_limiter_tolerance_samples(
-    samples_per_insert: float, chunk_transitions: int, batch_size: int, updates_per_call: int
+    samples_per_insert: float, chunk_transitions: int, samples_per_request: int
 ) -> int:
-    """The smallest window, to either side of the ratio, in which one side can always go on.
+    """The smallest whole tolerance with which one side can always proceed.
 
-    With the balance e = inserted · samples_per_insert − sampled, a chunk waits while
-    e > tolerance − samples_per_insert · chunk, and a request while e < request − tolerance. No e
-    makes both wait exactly when 2 · tolerance ≥ samples_per_insert · chunk + request.
+    Both wait when error > tolerance − spi·chunk and error < request − tolerance; no number is
+    between these two exactly when 2·tolerance ≥ spi·chunk + request. The sum is exact, because one
+    bit too little would be a deadlock; the product is the float that the limiter compares.
 
-    Source: Reverb, `SampleToInsertRatio` (its error buffer), for items that come in batches.
+    Source: Cassirer et al. 2021 (Reverb), `SampleToInsertRatio`, for items that come in batches.
     """
-    moved_samples = samples_per_insert * chunk_transitions + batch_size * updates_per_call
-    return math.ceil(moved_samples / 2)
+    return math.ceil((Fraction(samples_per_insert * chunk_transitions) + samples_per_request) / 2)

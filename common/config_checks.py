@@ -231,7 +231,7 @@ def _check_limiter(config: Config) -> Iterator[Problem]:
         return
     chunk, updates = chunk_transitions(config), updates_per_call(config)
     batch = config.learner.batch_size
-    least = minimum_limiter_tolerance_samples(ratio, chunk, batch, updates)
+    least = minimum_limiter_tolerance_samples(ratio, chunk, batch * updates)
     if tolerance < least:
         yield Problem(
             "replay.limiter_tolerance_samples",

@@ -16,6 +16,7 @@ class Corridor(gymnasium.Env):
 
     observation_space = spaces.Box(0.0, 1.0, (1,), np.float32)
     action_space = spaces.Discrete(2)
+    render_mode = "rgb_array"
 
     def __init__(self, length):
         self.length = length
@@ -31,6 +32,12 @@ class Corridor(gymnasium.Env):
         self.place = max(0, self.place + 2 * int(action) - 1)
         observation = np.array([self.place / self.length], np.float32)
         return observation, -1.0, self.place == self.length, False, {}
+
+    def render(self):
+        """`uint8 [20, 20·(length + 1), 3]`; only `qfleet play` and the video need it."""
+        picture = np.full((20, 20 * (self.length + 1), 3), 255, np.uint8)
+        picture[:, 20 * self.place : 20 * (self.place + 1)] = 0
+        return picture
 
 
 def corridor(length=10, render_mode=None):

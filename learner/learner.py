@@ -303,7 +303,15 @@ class Learner:
             buffers={name: tensors[name] for name in self._state.buffers},
         )
         self._outbox, self.target_syncs = [], []
-        self._sync_target()
+        if self._has_hard_syncs:
+            self._sync_target()
+            return
+        if self._learner.target_network:  # averaged: the target begins at the online network
+            self._state = self._state._replace(
+                target_parameters=copy_tensors(self._state.parameters),
+                target_buffers=copy_tensors(self._state.buffers),
+            )
+        self.publish()
 
     def _load(self, tensors: Tensors) -> None:
         def group(prefix: str, names: Tensors | list[str]) -> Tensors:

@@ -10,25 +10,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from qfleet.common.config_auto import minimum_limiter_tolerance_samples
 from qfleet.common.errors import ConfigError
 
 UNLIMITED_CREDITS = 2**31 - 1
 """Credits of a limiter that never blocks inserts."""
 
 TOLERANCE_KEY = "replay.limiter_tolerance_samples"
-
-
-def min_tolerance_samples(
-    samples_per_insert: float | None, chunk_transitions: int, samples_per_request: int
-) -> int:
-    """The smallest whole tolerance with which one side can always proceed.
-
-    Both wait when error > tolerance − spi·chunk and error < request − tolerance; no number is
-    between these two exactly when 2·tolerance ≥ spi·chunk + request.
-    """
-    if samples_per_insert is None:
-        return 0
-    return math.ceil((samples_per_insert * chunk_transitions + samples_per_request) / 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +97,12 @@ def check_window(limiter: RatioLimiter, chunk_transitions: int, samples_per_requ
     Raises:
         ConfigError: (a ValueError) with the smallest tolerance that works.
     """
-    needed = min_tolerance_samples(
+    if limiter.samples_per_insert is None:
+        return
+    needed = minimum_limiter_tolerance_samples(
         limiter.samples_per_insert, chunk_transitions, samples_per_request
     )
-    # Written so that NaN is refused too.
-    if limiter.samples_per_insert is not None and not limiter.tolerance_samples >= needed:
+    if not limiter.tolerance_samples >= needed:  # written so that NaN is refused too
         raise ConfigError(
             f"tolerance must be at least {needed} samples for chunks of {chunk_transitions} and "
             f"requests of {samples_per_request}, got {limiter.tolerance_samples} "

@@ -50,7 +50,7 @@ def parts_of(name: str) -> list[str]:
     """
     if name not in NAMES:
         hint = did_you_mean(name, NAMES)
-        raise ConfigError(f"there is no benchmark {name!r}{hint}; it is one of {', '.join(NAMES)}")
+        raise ConfigError(f"there are benchmarks {', '.join(NAMES)}, but no {name!r}{hint}")
     return list(PARTS) if name == ALL else [name]
 
 

@@ -61,6 +61,24 @@ def load_saved_config(run: Path) -> Config:
     return Config.model_validate(yaml.safe_load((run / CONFIG_FILE).read_text()))
 
 
+def with_saved_numbers(wanted: Config, saved: Config) -> Config:
+    """`wanted` with each `auto` that must not change as the run had resolved it.
+
+    The derived sizes follow from keys that may change (`actors.count`, `eval.*`) and from the
+    machine; a resumed run keeps its own.
+    """
+    sections = {}
+    for name in section_names():
+        section, old = getattr(wanted, name), getattr(saved, name)
+        kept = {
+            key: getattr(old, key)
+            for key, value in section
+            if value == "auto" and not _may_change(f"{name}.{key}")
+        }
+        sections[name] = section.model_copy(update=kept)
+    return wanted.model_copy(update=sections)
+
+
 def check_compatible(saved: Config, wanted: Config) -> None:
     """Raise `CheckpointError` (exit 3) listing every key that must not change on resume."""
     old, new = _flatten(saved), _flatten(wanted)

@@ -35,6 +35,7 @@ from qfleet.resume import (
     is_complete,
     load_saved_config,
     target_of,
+    with_saved_numbers,
 )
 from qfleet.run_directory import RunDirectory
 from qfleet.runtimes import run_session
@@ -93,9 +94,12 @@ def train(
             f"{target} is {summary.status} already and no budget was raised: nothing to do"
         )
         return summary.model_copy(update={"exit_code": 0})
-    spec, resolved = check_and_resolve(config)
-    if target is not None:
-        check_compatible(load_saved_config(target), resolved)
+    saved = None if target is None else load_saved_config(target)
+    spec, resolved = check_and_resolve(
+        config if saved is None else with_saved_numbers(config, saved)
+    )
+    if target is not None and saved is not None:
+        check_compatible(saved, resolved)
         directory = RunDirectory.open_for_resume(target)
     else:
         directory = RunDirectory.create(resolved, directory_argument)

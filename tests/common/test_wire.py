@@ -207,8 +207,8 @@ def test_decode_wrong_head_is_refused(head):
         b"",
         b"\xc1" * 8,  # never used in msgpack
         b"\x91" * 64_000,  # nested beyond any stack
-        b"\xdd\x00\x00\xff\xff" * 1_000,  # each level claims 65,535 items
-        b"\xdf\x00\x00\xff\xff" * 1_000,
+        b"\xdd\x00\x00\xfa\x00" * 12_800,  # each level claims 64,000 items
+        b"\xdf\x00\x00\xfa\x00" * 12_800,
         b"\xdb\xff\xff\xff\xff",  # a text of 4 GiB
         b"\xa2\xff\xff",  # no UTF-8
         b"\x81\xc7\x00\x05\x01",  # extension type as a key

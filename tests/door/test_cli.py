@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import pytest
 
@@ -25,10 +25,13 @@ def training(monkeypatch):
     """A training module that only notes how it was called."""
     module = ModuleType("qfleet.training")
     module.calls = []
-    module.answer = SimpleNamespace(exit_code=0)
+    module.answer = 0
 
-    def run_train(config, *, resume, run_dir):
+    module.init_from = []
+
+    def run_train(config, *, resume, run_dir, init_from):
         module.calls.append((config, resume, run_dir))
+        module.init_from.append(init_from)
         if isinstance(module.answer, BaseException):
             raise module.answer
         return module.answer
@@ -84,7 +87,7 @@ def test_help_of_train_has_about_a_dozen_flags(capsys):
     assert main(["train", "--help"]) == 0
 
     text = capsys.readouterr().out
-    assert sum(line.startswith(("  --", "  -n")) for line in text.splitlines()) == 14
+    assert sum(line.startswith(("  --", "  -n")) for line in text.splitlines()) == 15
     assert main(["train", "lunarlander", "-h"]) == 0
     assert capsys.readouterr().out == text
 
@@ -180,14 +183,18 @@ def test_train_wrong_configuration_exits_2_and_starts_nothing(training, capsys):
     ]
 
 
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [(SimpleNamespace(exit_code=143), 143), (4, 4), (None, 0), (0, 0)],
-)
-def test_train_returns_the_results_exit_code(training, answer, expected):
-    training.answer = answer
+@pytest.mark.parametrize("exit_code", [0, 4, 143])
+def test_train_returns_the_runs_exit_code(training, exit_code):
+    training.answer = exit_code
 
-    assert main(["train"]) == expected
+    assert main(["train"]) == exit_code
+
+
+def test_train_passes_the_run_to_begin_with(training):
+    assert main(["train", "--init-from", "runs/other"]) == 0
+    assert training.init_from == ["runs/other"]
+    assert main(["train"]) == 0
+    assert training.init_from[-1] is None
 
 
 @pytest.mark.parametrize(

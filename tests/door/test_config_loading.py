@@ -267,11 +267,6 @@ def test_wrong_values_are_one_line_each(words, expected):
             ["--wibble", "3"],
             "wibble = 3 (--wibble): is not a key; `qfleet train --help-all` lists every key",
         ),
-        (
-            ["--init-from", "RUN"],
-            "init_from = RUN (--init-from): is not a key; "
-            "`qfleet train --help-all` lists every key",
-        ),
     ],
 )
 def test_unknown_keys_say_what_was_meant(words, expected):

@@ -46,9 +46,7 @@ def session(tmp_path, monkeypatch):
     config = load_config("cartpole", [], {"actors.count": 1, "runtime": "local"})
     config = resolve_config(config, None, cpus=2, gpus=0)
     with RunDirectory.create(config, str(tmp_path / "run")) as directory:
-        yield Session(
-            config, SPEC, directory, Silent(), Silent(), run_id="r1", stop=StopSignal()
-        )
+        yield Session(config, SPEC, directory, Silent(), Silent(), run_id="r1", stop=StopSignal())
 
 
 def shard(size, evicted=0, rejected=0, sampled=0, env_steps=0):
@@ -72,9 +70,7 @@ def ended(**fields):
 
 
 def solved(session):
-    session.tracker.record(
-        EvaluationReport(9, 500, 1600, 490.0, 5.0, 20, 480.5, 12.25, 100)
-    )
+    session.tracker.record(EvaluationReport(9, 500, 1600, 490.0, 5.0, 20, 480.5, 12.25, 100))
 
 
 @pytest.mark.parametrize(

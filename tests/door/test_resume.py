@@ -10,22 +10,32 @@ from qfleet.common.checkpoint import write_checkpoint
 from qfleet.common.config_auto import resolve_config
 from qfleet.common.errors import CheckpointError, ConfigError
 from qfleet.config_loading import dump_yaml, load_config
-from qfleet.resume import check_compatible, find_point, is_complete, load_saved_config, target_of
+from qfleet.resume import (
+    check_compatible,
+    find_point,
+    is_complete,
+    load_saved_config,
+    target_of,
+    with_saved_numbers,
+)
 from qfleet.run_directory import RunDirectory
 from qfleet.summary import Accounting, RunSummary, write_summary
 
 
-def make(**changes):
+def unresolved(**changes):
     overrides = {key.replace("__", "."): value for key, value in changes.items()}
-    given = {"actors.count": 2, "runtime": "local", **overrides}
-    return resolve_config(load_config("cartpole", [], given), None, cpus=2, gpus=0)
+    return load_config("cartpole", [], {"actors.count": 2, "runtime": "local", **overrides})
+
+
+def make(**changes):
+    return resolve_config(unresolved(**changes), None, cpus=2, gpus=0)
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A run directory that holds a configuration and nothing else."""
     monkeypatch.chdir(tmp_path)
-    config = make(run__max_env_steps=1000, run__max_learner_steps=500)
+    config = make(run__max_env_steps=10_000, run__max_learner_steps=500)
     with RunDirectory.create(config, str(tmp_path / "run")) as directory:
         directory.write_config(dump_yaml(config))
         yield directory
@@ -80,22 +90,34 @@ def end(run, status):
         ("eval__solved_at_return", 300),
         ("metrics__console", "none"),
         ("ray__address", "auto"),
-        ("actors__count", 3),
+        ("eval__period_learner_steps", 1000),
     ],
 )
 def test_check_compatible_allows_what_may_change(key, value):
-    wanted = make(**{key: value})
+    check_compatible(make(), make(**{key: value}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("actors__count", 3), ("eval__period_learner_steps", 50)]
+)
+def test_with_saved_numbers_keeps_the_sizes_that_follow_from_what_may_change(key, value):
+    saved, wanted = make(), unresolved(**{key: value})
+    anew = resolve_config(wanted, None, cpus=8, gpus=0)
+    tolerance = saved.replay.limiter_tolerance_samples
+    resumed = resolve_config(with_saved_numbers(wanted, saved), None, cpus=8, gpus=0)
+    check_compatible(saved, resumed)
+    assert resumed.replay.limiter_tolerance_samples == tolerance
+    section, _, name = key.partition("__")
+    assert getattr(getattr(resumed, section), name) == value
     if key == "actors__count":
-        # The limiter's window follows from the count; a resumed run reads it from its own file.
-        saved = make()
-        tolerance = saved.replay.limiter_tolerance_samples
-        wanted = make(actors__count=3, replay__limiter_tolerance_samples=tolerance)
-    check_compatible(make(), wanted)
+        assert anew.replay.limiter_tolerance_samples != tolerance
 
 
-def test_check_compatible_allows_another_actor_count_given_in_python():
-    """The same configuration, `auto` resolved anew for three actors instead of two."""
-    check_compatible(make(), make(actors__count=3))
+def test_with_saved_numbers_takes_nothing_that_was_given():
+    wanted = unresolved(learner__updates_per_call=25)
+    assert with_saved_numbers(wanted, make()).learner.updates_per_call == 25
+    with pytest.raises(CheckpointError, match=r"learner\.updates_per_call: the run has 50"):
+        check_compatible(make(), with_saved_numbers(wanted, make()))
 
 
 def test_check_compatible_lists_every_differing_key_with_both_values():
@@ -120,9 +142,8 @@ def test_check_compatible_lists_every_differing_key_with_both_values():
 
 
 def test_load_saved_config_is_what_was_written(run):
-    assert load_saved_config(run.path) == make(
-        run__max_env_steps=1000, run__max_learner_steps=500
-    )
+    written = make(run__max_env_steps=10_000, run__max_learner_steps=500)
+    assert load_saved_config(run.path).model_dump() == written.model_dump()
 
 
 # Which run
@@ -159,10 +180,10 @@ def test_is_complete_of_a_run_without_summary_is_false(run):
     ("status", "changes", "complete"),
     [
         ("finished", {}, True),
-        ("finished", {"run__max_env_steps": 1001}, False),
+        ("finished", {"run__max_env_steps": 10_001}, False),
         ("finished", {"run__max_learner_steps": 501}, False),
         ("finished", {"run__max_env_steps": None}, False),
-        ("finished", {"run__max_env_steps": 900}, True),
+        ("finished", {"run__max_env_steps": 9_000}, True),
         # A limit that the run did not have is no raise.
         ("finished", {"run__max_episodes": 10}, True),
         ("solved", {}, True),
@@ -174,7 +195,7 @@ def test_is_complete_of_a_run_without_summary_is_false(run):
 )
 def test_is_complete_by_status_and_budgets(run, status, changes, complete):
     end(run, status)
-    wanted = make(**{"run__max_env_steps": 1000, "run__max_learner_steps": 500, **changes})
+    wanted = make(**{"run__max_env_steps": 10_000, "run__max_learner_steps": 500, **changes})
     assert is_complete(run.path, wanted) is complete
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -108,4 +109,4 @@ def test_incarnations_grow_over_processes_and_restarts(tmp_path):
             given.append(runtimes._incarnation(session, outcome))
     assert given[0] == 0
     assert given == sorted(set(given))
-    assert min(b - a for a, b in zip(given, given[1:], strict=False)) >= 1024
+    assert min(b - a for a, b in itertools.pairwise(given)) >= 1024

@@ -122,7 +122,11 @@ def test_stop_reason_before_anything_is_none(make_session):
 
 def test_stop_reason_names_the_first_of_several(make_session):
     session = make_session(
-        run__max_env_steps=10, run__max_learner_steps=20, run__max_episodes=1, run__max_wall_s=5.0
+        replay__min_size_to_sample=8,
+        run__max_env_steps=10,
+        run__max_learner_steps=20,
+        run__max_episodes=1,
+        run__max_wall_s=5.0,
     )
     assert session.stop_reason() is None
     session.clock.now_s += 5.0

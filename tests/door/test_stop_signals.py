@@ -39,9 +39,10 @@ def test_noticed_signal_is_noted_and_nothing_is_interrupted(number, name, exit_c
 def test_noticed_restores_the_former_handlers_also_after_an_error():
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     former = [signal.getsignal(number) for number in numbers]
-    with pytest.raises(ZeroDivisionError), noticed() as stop:
-        inside = [signal.getsignal(number) for number in numbers]
-        assert inside == [stop.note] * 3
+    with noticed() as stop:
+        assert [signal.getsignal(number) for number in numbers] == [stop.note] * 3
+    assert [signal.getsignal(number) for number in numbers] == former
+    with pytest.raises(ZeroDivisionError), noticed():
         raise ZeroDivisionError
     assert [signal.getsignal(number) for number in numbers] == former
 

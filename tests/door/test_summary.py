@@ -20,7 +20,10 @@ PROMISED = [
     *("samples_per_insert", "limited_by", "params_version", "params_sha256", "accounting"),
     *("device", "learner_path", "versions"),
 ]
-OPTIONAL = ["run_id", "run_dir", "resume_kind", "stop_reason", "phases_s"]
+OPTIONAL = [
+    *("run_id", "run_dir", "resume_kind", "stop_reason"),
+    *("role_restarts", "incidents", "phases_s"),
+]
 
 
 def make_summary(**changes: Any) -> RunSummary:

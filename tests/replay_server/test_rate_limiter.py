@@ -8,13 +8,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from qfleet.common.config_auto import minimum_limiter_tolerance_samples
 from qfleet.common.errors import ConfigError
 from qfleet.replay_server.rate_limiter import (
     UNLIMITED_CREDITS,
     EpisodeLimiter,
     RatioLimiter,
     check_window,
-    min_tolerance_samples,
 )
 
 
@@ -81,10 +81,10 @@ def test_ratio_explain_names_all_counts():
 
 @pytest.mark.parametrize(
     ("spi", "chunk", "n_draws", "expected"),
-    [(4.0, 100, 256, 328), (16.0, 1, 1, 9), (0.5, 3, 4, 3), (None, 100, 256, 0)],
+    [(4.0, 100, 256, 328), (16.0, 1, 1, 9), (0.5, 3, 4, 3)],
 )
 def test_min_tolerance_table(spi, chunk, n_draws, expected):
-    assert min_tolerance_samples(spi, chunk, n_draws) == expected
+    assert minimum_limiter_tolerance_samples(spi, chunk, n_draws) == expected
 
 
 def test_check_window_refuses_smaller_and_takes_smallest():
@@ -113,7 +113,7 @@ def test_ratio_unusable_values_raise_with_key(arguments, key):
 def test_tolerance_below_smallest_can_deadlock():
     # One sample less than the smallest: chunks of 2 at 4 per insert against requests of 8.
     spi, chunk, request = 4.0, 2, 8
-    limiter = RatioLimiter(spi, 1, min_tolerance_samples(spi, chunk, request) - 1)
+    limiter = RatioLimiter(spi, 1, minimum_limiter_tolerance_samples(spi, chunk, request) - 1)
 
     assert not limiter.can_insert(1, 0, chunk)
     assert not limiter.can_sample(1, 1, 0, request)
@@ -131,7 +131,7 @@ def test_tolerance_below_smallest_can_deadlock():
 def test_ratio_random_interleavings_never_deadlock_and_stay_in_window(
     spi, chunk, request, min_size, steps
 ):
-    tolerance = min_tolerance_samples(spi, chunk, request)
+    tolerance = minimum_limiter_tolerance_samples(spi, chunk, request)
     limiter = RatioLimiter(spi, min_size, tolerance)
     inserted = sampled = 0
     for inserts_first, fraction in steps:
