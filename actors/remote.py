@@ -79,6 +79,7 @@ class ActorShell:
         self._stop = threading.Event()
         self._unacknowledged: collections.deque[tuple[bytes, int, Any]] = collections.deque()
         self._unacknowledged_rows = 0
+        self._credits = self._chunk_rows
         self._blocked_s = 0.0
         self._busy_s = 0.0
 
@@ -153,8 +154,16 @@ class ActorShell:
         data = encode_chunk(chunk)
         self._unacknowledged.append((data, len(chunk), (shard, shard.insert.remote(data))))
         self._unacknowledged_rows += len(chunk)
-        while len(self._unacknowledged) >= MAX_UNACKNOWLEDGED_CHUNKS and not self._stop.is_set():
+        while len(self._unacknowledged) >= self._window and not self._stop.is_set():
             self._wait_for_oldest()
+
+    @property
+    def _window(self) -> int:
+        """Chunks that may be under way: one when the shard is about to hold the next one back.
+
+        Playing on meanwhile would only make older transitions.
+        """
+        return MAX_UNACKNOWLEDGED_CHUNKS if self._credits >= self._chunk_rows else 1
 
     def _drain(self) -> None:
         """At the end: acknowledgements that come soon are taken, the rest stay counted."""
@@ -183,6 +192,7 @@ class ActorShell:
             return
         self._unacknowledged.popleft()
         self._unacknowledged_rows -= rows
+        self._credits = ack.credits
         if ack.status not in ("accepted", "duplicate"):
             self._stop.set()
 

@@ -15,13 +15,13 @@ from dataclasses import replace
 import numpy as np
 from machine import finish, make_parser
 
+from qfleet.bench_record import Measurement
 from qfleet.common.q_functions import build_q_function
 from qfleet.common.threads import limit_threads
 from qfleet.common.vector_envs import make_vector_env
 from qfleet.part_benchmarks import (
     SEED,
     Effort,
-    Measurement,
     first_snapshot,
     measure_actor_of,
     rates_per_s,

@@ -2,11 +2,12 @@
 
     python benchmarks/checkpoint_cost.py [--json FILE]
 
-A learner trains from one full replay shard while a producer pushes a chunk of 512 every 5 ms, not
-waiting for answers. Then the cut is taken as a run takes it (the learner frozen between two blocks,
-then the shard), written with its checksums and synced, read back and checked, and at the end
-restored. The stall is the longest time between two blocks of the learner; inserts are timed from
-the push to the acknowledgement, in the second before the cuts and while one is taken and written.
+A learner trains from one full replay shard while a producer pushes a chunk of 512 every 5 ms, two
+in flight as an actor has. Then the cut is taken as a run takes it (the learner frozen between two
+blocks, then the shard), written with its checksums and synced, read back and checked, and at the
+end restored. The stall is the longest time between two blocks of the learner; inserts are timed
+from when the push was due to the acknowledgement, before any cut and while one is taken and
+written.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from machine import finish, latency, make_parser
-from timed_roles import RUN_ID, TimedRoles, start_producers, start_roles
+from producers import RUN_ID, start_producers
+from timed_roles import TimedRoles, start_roles
 
+from qfleet.bench_record import Measurement
 from qfleet.common.checkpoint import read_checkpoint, write_checkpoint
 from qfleet.common.types import ReplayStats
-from qfleet.part_benchmarks import Measurement, resolved_preset
+from qfleet.part_benchmarks import resolved_preset
 from qfleet.ray_cluster import connect, disconnect
 from qfleet.ray_fleet import capture_learner_and_replay, restore_learner_and_replay
 from qfleet.ray_roles import answer
@@ -35,7 +38,7 @@ LEAD_S = 0.5
 """The producer pushes so long before the cut begins."""
 
 Events = list[tuple[float, float]]
-"""(time of the push, seconds to its acknowledgement)."""
+"""(time when the push was due, seconds to its acknowledgement)."""
 
 
 class Cut(NamedTuple):

@@ -2,7 +2,7 @@
 
     from machine import finish, make_parser
 
-The record's shape is `qfleet.part_benchmarks.make_report`'s, so `qfleet bench --json` writes the
+The record's shape is `qfleet.bench_record.make_report`'s, so `qfleet bench --json` writes the
 same; `report.py` turns all of them into docs/benchmarks.md.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qfleet.part_benchmarks import Measurement, make_report, table
+from qfleet.bench_record import Measurement, make_report, table
 
 RESULTS = "benchmarks/results"
 
@@ -74,6 +74,6 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def latency(name: str, values_ms: Sequence[float], **detail: Any) -> Measurement:
-    """Latencies of single events in ms, with p99 and their number beside the median."""
-    about = {"p99": round(percentile(values_ms, 99), 3), "events": len(values_ms), **detail}
+    """Latencies of single events in ms, with p99 beside the median."""
+    about = {"p99": round(percentile(values_ms, 99), 3), **detail}
     return Measurement(name, "ms", tuple(values_ms), about)

@@ -10,7 +10,6 @@ fails when it has.
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from typing import Any
 import psutil
 from machine import finish, make_parser
 
-from qfleet.part_benchmarks import Measurement, resolved_preset
+from qfleet.bench_record import Measurement
+from qfleet.part_benchmarks import resolved_preset
 from qfleet.ray_cluster import connect, disconnect
 from qfleet.ray_roles import Roles, answer
 
@@ -96,7 +96,7 @@ def main() -> None:
             roles.kill_all()
     finally:
         disconnect(cluster)
-    finish("memory", arguments, found, [f"measured on {sys.platform}"])
+    finish("memory", arguments, found)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,12 @@ from typing import Any
 
 import ray
 from machine import finish, make_parser
-from timed_roles import start_producers, start_shards
+from producers import start_producers, start_shards
 
+from qfleet.bench_record import Measurement
 from qfleet.common.messages import decode_shard_sample
 from qfleet.common.types import ReplayStats
-from qfleet.part_benchmarks import Measurement, resolved_preset
+from qfleet.part_benchmarks import resolved_preset
 from qfleet.ray_cluster import connect, disconnect
 from qfleet.ray_roles import answer
 

@@ -21,9 +21,10 @@ from typing import Any
 
 from machine import finish, make_parser
 
+from qfleet.bench_record import Measurement
 from qfleet.common.types import EvaluationReport, EvaluationRequest
 from qfleet.fleet import Fleet, FleetReport
-from qfleet.part_benchmarks import Measurement, resolved_preset
+from qfleet.part_benchmarks import resolved_preset
 
 RUNTIMES = ("local", "lockstep", "async")
 CHILD_TIMEOUT_S = 300.0

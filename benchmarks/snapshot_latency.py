@@ -16,9 +16,11 @@ import time
 from typing import Any
 
 from machine import finish, latency, make_parser
-from timed_roles import START_TIMEOUT_S, TimedRoles, start_roles
+from producers import START_TIMEOUT_S
+from timed_roles import TimedRoles, start_roles
 
-from qfleet.part_benchmarks import Measurement, first_snapshot, resolved_preset
+from qfleet.bench_record import Measurement
+from qfleet.part_benchmarks import first_snapshot, resolved_preset
 from qfleet.ray_cluster import connect, disconnect
 from qfleet.ray_roles import answer
 

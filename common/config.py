@@ -209,8 +209,8 @@ class LearnerConfig(Section):
     """New parameters go to the actors every so many updates."""
     max_grad_norm: Positive | None = None
     """The gradient's global norm is clipped to this; null: no clipping."""
-    compile: Literal["off"] = "off"
-    """`off`: eager PyTorch."""
+    compile: Literal["auto", "off", "required"] = "auto"
+    """`off`: eager. `required`: compiled before training (g++). `auto`: if cached or worth it."""
     num_cpus: Count = 1
     """CPUs and torch threads of the learner."""
     num_gpus: AutoGpus = "auto"

@@ -1,4 +1,4 @@
-"""An environment of your own in a dozen lines: walk right to the end of a corridor.
+"""An environment of your own in twenty lines: walk right to the end of a corridor.
 
     qfleet train --env.factory examples.custom_env:corridor --eval.solved_at_return -10
 

@@ -6,15 +6,16 @@ threads, no clock. Source: Mnih et al. 2013 and 2015 (DQN).
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from qfleet.common.config import Config
-from qfleet.common.errors import CheckpointError, InvariantError, NonFiniteError
-from qfleet.common.networks import Tensors, build_network, forward_function, to_arrays
+from qfleet.common.errors import CheckpointError, ConfigError, InvariantError, NonFiniteError
+from qfleet.common.networks import Tensors, to_arrays
 from qfleet.common.params import params_sha256
-from qfleet.common.seeding import seed_int
 from qfleet.common.types import (
     ACTION,
     BOOTSTRAP_DISCOUNT,
@@ -29,8 +30,17 @@ from qfleet.common.types import (
     ReplaySample,
     TargetSyncEvent,
 )
-from qfleet.learner.optimizers import Hyperparameters, OptimizerState, initial_state
-from qfleet.learner.update import Batches, LearnerState, UpdateRule, copy_tensors, run_block
+from qfleet.learner.block_inputs import initial_block_inputs
+from qfleet.learner.compiled import CompiledBlock, PackageSpec
+from qfleet.learner.learner_path import LearnerPath, build_required, load_package
+from qfleet.learner.optimizers import OptimizerState
+from qfleet.learner.update import (
+    Batches,
+    BlockFunction,
+    LearnerState,
+    copy_tensors,
+    run_block,
+)
 
 _STATS = ("loss", "q_mean", "td_error_abs_mean", "grad_norm")
 
@@ -45,31 +55,12 @@ class Learner:
 
     def __init__(self, config: Config, spec: EnvironmentSpec, device: str = "cpu") -> None:
         self._learner = config.learner
+        self._is_lockstep = config.effective_schedule == "lockstep"
         self._device = torch.device(device)
-        network = build_network(config.network, spec, seed_int(config.seed, "learner.network"))
-        network.to(self._device)
-        trained = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
-        frozen = [(n, p) for n, p in network.named_parameters() if not p.requires_grad]
-        parameters = {n: p.detach().clone() for n, p in trained}
-        buffers = {n: b.detach().clone() for n, b in [*frozen, *network.named_buffers()]}
-        self._rule = UpdateRule(
-            forward=forward_function(network),
-            loss=self._learner.loss,
-            optimizer=self._learner.optimizer,
-            double_q=self._learner.double_q,
-            target_network=self._learner.target_network,
-            polyak=self._learner.target_tau is not None,
-            clip=self._learner.max_grad_norm is not None,
-        )
-        has_target = self._learner.target_network
-        self._state = LearnerState(
-            parameters,
-            buffers,
-            copy_tensors(parameters) if has_target else {},
-            copy_tensors(buffers) if has_target else {},
-            initial_state(self._learner.optimizer, list(parameters.values())),
-        )
-        self._hyper = self._hyperparameters()
+        self._package = PackageSpec(config, spec)
+        self._rule, self._state, self._hyper = initial_block_inputs(config, spec, self._device)
+        self._eager: BlockFunction = partial(run_block, self._rule)
+        self._compiled: CompiledBlock | None = None
         self.learner_steps = 0
         self.target_syncs: list[TargetSyncEvent] = []
         """Every hard sync of this run so far."""
@@ -85,18 +76,36 @@ class Learner:
             self._sync_target()
         else:
             self.publish()
+        if self._may_compile and not self.take_package() and self._learner.compile == "required":
+            build_required(config, spec)
+            if not self.take_package():
+                raise ConfigError(
+                    "learner.compile = required: the block was compiled but cannot be used (see "
+                    "the message above); use --learner.compile off"
+                )
 
-    def _hyperparameters(self) -> Hyperparameters:
-        def scalar(value: float) -> Tensor:
-            return torch.tensor(value, dtype=torch.float32, device=self._device)
+    @property
+    def _may_compile(self) -> bool:
+        return self._learner.compile != "off" and self._device.type == "cpu"
 
-        return Hyperparameters(
-            scalar(self._learner.learning_rate),
-            scalar(self._learner.momentum),
-            scalar(self._learner.target_tau or 0.0),
-            scalar(self._learner.max_grad_norm or 0.0),
-            scalar(self._learner.huber_delta),
-        )
+    def take_package(self) -> bool:
+        """Use the compiled block from now on when the cache holds one that equals the eager form.
+
+        Call between two blocks. Returns whether the path is compiled now.
+        """
+        self._compiled = load_package(self._package, self._rule, self._state, self._hyper)
+        return self._compiled is not None
+
+    @property
+    def path(self) -> LearnerPath:
+        """How blocks are computed; changes between two blocks only."""
+        return "eager" if self._compiled is None else "compiled"
+
+    def _block_for(self, batches: Batches) -> BlockFunction:
+        """The compiled block where one is loaded and the batches are of the configured size."""
+        if self._compiled is not None and self._compiled.fits(batches):
+            return self._compiled
+        return self._eager
 
     def update_block(self, sample: ReplaySample) -> Array:
         """K updates; returns |TD errors| `float64 [K, B]` for the priorities.
@@ -110,7 +119,8 @@ class Learner:
         first_step = self.learner_steps + 1
         # Training forwards update buffers in place: a refused block must not leave its NaN there.
         state = self._state._replace(buffers=copy_tensors(self._state.buffers))
-        result = run_block(self._rule, state, self._to_device(sample), self._hyper)
+        batches = self._to_device(sample)
+        result = self._block_for(batches)(state, batches, self._hyper)
         errors = result.td_errors_abs.cpu().numpy().astype(np.float64)
         losses = result.losses.cpu().numpy()
         norms = result.grad_norms.cpu().numpy()
@@ -221,6 +231,7 @@ class Learner:
         for group, tensors in self._tensor_groups().items():
             arrays.update({f"{group}/{name}": a for name, a in to_arrays(tensors).items()})
         meta = {
+            "path": self.path,
             "learner_steps": self.learner_steps,
             "version": self._version,
             "fleet_env_steps": self.fleet_env_steps,
@@ -264,6 +275,12 @@ class Learner:
         )
         if differing:
             raise CheckpointError(f"the checkpoint's network differs in {', '.join(differing)}")
+        if (
+            self._is_lockstep
+            and self._learner.compile == "auto"
+            and capture.meta["path"] == "eager"
+        ):
+            self._compiled = None  # Continue on the path that the run began with: same bits.
         self._load({n: torch.from_numpy(np.array(a)) for n, a in capture.arrays.items()})
         self.learner_steps = capture.meta["learner_steps"]
         self._version = capture.meta["version"]

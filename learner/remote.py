@@ -37,6 +37,7 @@ from qfleet.common.types import (
 from qfleet.common.wire import decode_capture, encode, encode_capture
 from qfleet.learner.block_runner import BlockPlanner, run_blocks
 from qfleet.learner.learner import Learner
+from qfleet.learner.learner_path import PathUpgrade, Progress
 
 ANSWER_TIMEOUT_S = 60.0
 REQUESTS_IN_FLIGHT = 2
@@ -148,7 +149,9 @@ class LearnerShell:
         config = Config.model_validate_json(config_json)
         self._eval_period = config.eval.period_learner_steps
         self._max_steps = config.run.max_learner_steps
-        self._core = Learner(config, EnvironmentSpec.from_json(spec_json), device)
+        spec = EnvironmentSpec.from_json(spec_json)
+        self._core = Learner(config, spec, device)
+        self._upgrade = PathUpgrade(config, spec, device, self._core.path)
         self._planner = BlockPlanner(config)
         self._broadcaster = SnapshotBroadcaster()
         self._shards: list[Any] = []
@@ -190,6 +193,7 @@ class LearnerShell:
         return {
             "pid": os.getpid(),
             "stats": list(self._core.stats()),
+            "learner_path": self._core.path,
             "for_evaluation": waiting,
             "update_s": self._update_s,
             "wait_s": self._wait_s,
@@ -269,6 +273,12 @@ class LearnerShell:
 
     def run(self) -> int:
         """Train until `request_stop` or the budget; returns the learner step."""
+        try:
+            return self._run()
+        finally:
+            self._upgrade.close()
+
+    def _run(self) -> int:
         replay = RemoteReplay(self._shards)
         self._latest_stats = self._wait_for_minimum(replay)
         requests: collections.deque[_BlockRequest] = collections.deque()
@@ -341,7 +351,12 @@ class LearnerShell:
         self._publish_due(evaluate)
         if evaluate:
             self._for_evaluation = encode_snapshot(self._core.current_snapshots()[-1])
-        self._update_s += time.perf_counter() - started
+        now_s = time.perf_counter()
+        self._update_s += now_s - started
+        core = self._core
+        progress = Progress(now_s, core.learner_steps, core.fleet_env_steps, self._update_s)
+        if self._upgrade.poll(progress):
+            core.take_package()
 
     def _publish_due(self, evaluate: bool) -> None:
         """Publish on the period, and for an evaluation: only published versions are evaluated."""

@@ -147,8 +147,12 @@ class ReplayServerShell:
         self._core.fence(slot, incarnation)
 
     async def capture(self, contents: bool) -> bytes:
-        """The core's state, for a checkpoint; without contents only counters and ledger."""
-        return encode_capture(self._core.capture(contents))
+        """The core's state, for a checkpoint; without contents only counters and ledger.
+
+        Frozen by one copy; inserts and samples go on while it is encoded in a thread.
+        """
+        frozen = self._core.capture(contents)
+        return await asyncio.to_thread(encode_capture, frozen)
 
     async def restore(self, data: bytes) -> None:
         """The inverse of `capture`."""

@@ -17,6 +17,8 @@ from qfleet.learning_curve import plot_learning_curve
 from qfleet.recording import record_play
 
 VIDEO_FILE = "play.mp4"
+VIDEO_MAX_WIDTH_PIXELS = 400
+"""Encoding takes a second instead of two; `qfleet play` records at full size."""
 
 
 class Artifacts:
@@ -67,6 +69,8 @@ def _record(run_dir: Path, env_config: EnvConfig) -> Path:
         fps = int(env.metadata.get("render_fps", 30))
         path = run_dir / "videos" / VIDEO_FILE
         path.parent.mkdir(exist_ok=True)
-        return record_play(policy.act, env, path, episodes=1, fps=fps).path
+        return record_play(
+            policy.act, env, path, episodes=1, fps=fps, max_width_pixels=VIDEO_MAX_WIDTH_PIXELS
+        ).path
     finally:
         env.close()

@@ -16,6 +16,7 @@ from qfleet.common.errors import RoleLostError, WaitTimeoutError
 from qfleet.common.messages import decode_snapshot
 from qfleet.common.params import encode_safetensors
 from qfleet.common.types import Array, EnvironmentSpec, EvaluationReport, EvaluationRequest
+from qfleet.common.wire import decode_capture
 from qfleet.fleet import ActorReport, FleetReport
 from qfleet.ray_cluster import import_ray
 from qfleet.ray_fleet import (
@@ -58,8 +59,8 @@ class AsyncSession(Protocol):
         """Whether a checkpoint should be written now."""
         ...
 
-    def save_checkpoint(self, files: dict[str, bytes], params: bytes) -> None:
-        """Commit a checkpoint."""
+    def save_checkpoint(self, files: dict[str, bytes], params: bytes, learner_step: int) -> None:
+        """Commit a checkpoint of that learner step."""
         ...
 
     def incident(self, text: str) -> None:
@@ -93,6 +94,12 @@ class PolledCall:
         if now_s - self._asked_at_s > SILENCE_TIMEOUT_S:
             raise WaitTimeoutError(f"driver heard nothing from {self._who} for a minute")
         return None
+
+    def last_answers(self, timeout_s: float) -> list[Any]:
+        """At the end: the answer still under way, which nobody else gets, and a fresh one."""
+        refs = [self._ref, self._ask()] if self._ref is not None else [self._ask()]
+        self._ref = None
+        return [import_ray().get(ref, timeout=timeout_s) for ref in refs]
 
 
 class AsyncLoop:
@@ -180,14 +187,14 @@ class AsyncLoop:
                 reason = self._tick(session, polls, learner_run)
                 if reason is not None:
                     break
-            if self._evaluating is not None and reason.startswith("max_"):
-                self._take_evaluation(session, EVALUATE_TIMEOUT_S)
         except (RoleLostError, WaitTimeoutError):
             raise  # the roles are to be ended anyway: nobody waits for their last words
         except BaseException:
-            self._drain(session, learner_run)
+            self._drain(session, polls, learner_run)
             raise
-        self._drain(session, learner_run)
+        self._drain(session, polls, learner_run)
+        if reason.startswith("max_"):
+            self._end_evaluations(session)
         return reason
 
     def _tick(
@@ -211,17 +218,23 @@ class AsyncLoop:
     def _poll_all(self, session: AsyncSession, polls: dict[str, PolledCall], now_s: float) -> None:
         for name, poll in polls.items():
             result = poll.poll(now_s)
-            if result is None:
-                continue
-            if name == "learner":
-                self._learner_status = result
-                if result["for_evaluation"] is not None:
-                    self._waiting_snapshot = result["for_evaluation"]
-            else:
-                self._shard_reports[result["shard"]] = result
+            if result is not None:
+                self._take_answer(name, result)
         self._poll_actors(now_s)
         if self._learner_status and len(self._shard_reports) == len(self.roles.shards):
             session.observe(self._report())
+
+    def _take_answer(self, name: str, result: dict[str, Any]) -> None:
+        """Keep the newest counters; snapshots and episodes are told once and must not be lost."""
+        if name == "learner":
+            self._learner_status = result
+            if result["for_evaluation"] is not None:
+                self._waiting_snapshot = result["for_evaluation"]
+            return
+        earlier = self._shard_reports.get(result["shard"])
+        if earlier is not None:
+            result["episodes"] = [*earlier["episodes"], *result["episodes"]]
+        self._shard_reports[result["shard"]] = result
 
     def _poll_actors(self, now_s: float) -> None:
         for slot, ping in list(self._pings.items()):
@@ -304,6 +317,13 @@ class AsyncLoop:
             self._evaluating = self.roles.evaluator.evaluate.remote(snapshot, request)
             self._evaluating_since_s = time.monotonic()
 
+    def _end_evaluations(self, session: AsyncSession) -> None:
+        """A run that spent its budget is still scored on what it had to evaluate."""
+        while self._evaluating is not None or self._waiting_snapshot is not None:
+            if self._evaluating is not None:
+                self._take_evaluation(session, EVALUATE_TIMEOUT_S)
+            self._evaluate(session)
+
     def _take_evaluation(self, session: AsyncSession, timeout_s: float = 60.0) -> None:
         """The evaluation under way, waited for if need be."""
         ref, self._evaluating = self._evaluating, None
@@ -324,14 +344,17 @@ class AsyncLoop:
         """One cut: the learner between two blocks, then every shard."""
         contents = self._config.run.checkpoint_replay == "full"
         files = capture_learner_and_replay(self.roles, contents)
-        session.save_checkpoint(files, self._current_params())
+        learner = decode_capture(files["learner.qflt"])
+        arrays = {
+            name.removeprefix("online/"): array
+            for name, array in learner.arrays.items()
+            if name.startswith("online/")
+        }
+        params = encode_safetensors(arrays, self._config.network, self._spec)
+        # The step of the cut itself: the learner has gone on since the last report.
+        session.save_checkpoint(files, params, int(learner.meta["learner_steps"]))
 
-    def _current_params(self) -> bytes:
-        ref = self.roles.learner.snapshot.remote()
-        arrays = decode_snapshot(answer(ref, "driver", "the learner's parameters")).arrays
-        return encode_safetensors(arrays, self._config.network, self._spec)
-
-    def _drain(self, session: AsyncSession, learner_run: Any) -> None:
+    def _drain(self, session: AsyncSession, polls: dict[str, PolledCall], learner_run: Any) -> None:
         """Stop the loops, take the last counters; what does not answer in time stays uncounted."""
         ray = import_ray()
         try:
@@ -346,10 +369,9 @@ class AsyncLoop:
             for ref in ended:
                 counters = ray.get(ref, timeout=1.0)
                 self._actor_reports[counters["slot"]] = make_actor_report(counters)
-            for shard in self.roles.shards:
-                result = ray.get(shard.report.remote(), timeout=5.0)
-                self._shard_reports[result["shard"]] = result
-            self._learner_status = ray.get(self.roles.learner.status.remote(), timeout=5.0)
+            for name, poll in polls.items():
+                for result in poll.last_answers(DRAIN_TIMEOUT_S):
+                    self._take_answer(name, result)
             session.observe(self._report())
         except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
             session.incident(f"the last counters are missing: {first_line(error)}")

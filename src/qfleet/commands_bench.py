@@ -11,17 +11,10 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from qfleet.bench_record import Measurement, make_report, table
 from qfleet.common.errors import ConfigError
 from qfleet.foreign_names import did_you_mean
-from qfleet.part_benchmarks import (
-    PARTS,
-    Effort,
-    Measurement,
-    limiting_role,
-    make_report,
-    resolved_preset,
-    table,
-)
+from qfleet.part_benchmarks import PARTS, Effort, limiting_role, resolved_preset
 
 ALL = "all"
 NAMES = (*PARTS, ALL)
@@ -75,7 +68,7 @@ def report_text(report: dict[str, Any]) -> str:
         "",
         *([report["verdict"], ""] if "verdict" in report else []),
         f"{about['cpu']}, {about['usable_cpus']} CPUs, {about['memory_gib']} GiB, load average "
-        f"{about['load_average_1min']}",
+        f"before {about['load_average_before']}",
         packages,
         f"{settings['repeats']} repeats of {settings['repeat_s']:g} s; `make bench` compares whole "
         "runs with other libraries",

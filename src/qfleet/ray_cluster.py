@@ -20,6 +20,11 @@ from qfleet.common.errors import ConfigError, ResourcesError
 EVALUATOR_CPUS = 0.5
 SHARD_CPUS = 0.5
 _OBJECT_STORE_BYTES = 512 * 2**20
+_INIT_OPTIONS: dict[str, Any] = {
+    "log_to_driver": False,
+    "namespace": "qfleet",
+    "logging_level": "ERROR",
+}
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ def import_ray() -> Any:
         ConfigError: when Ray is not installed, naming the local runtime as the way out.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if "ray" not in sys.modules:
+        _ensure_token()  # Ray reads the mode once, when it is imported
     try:
         import ray
     except ImportError as error:
@@ -67,8 +74,6 @@ def connect(config: Config) -> Cluster:
     if address in (None, "local"):
         # Metrics agents cost two seconds of start-up and nobody reads them on a private cluster.
         os.environ.setdefault("RAY_enable_metrics_collection", "0")
-    if "ray" not in sys.modules:
-        _ensure_token()  # Ray reads the mode once, when it is imported
     ray = import_ray()
     if ray.is_initialized():
         if config.ray.ship:
@@ -77,11 +82,7 @@ def connect(config: Config) -> Cluster:
                 "`runtime_env={'py_modules': [...]}` to your own ray.init instead"
             )
         return Cluster(False, False, "joined the Ray that this program had initialized")
-    common: dict[str, Any] = {
-        "log_to_driver": False,
-        "namespace": "qfleet",
-        "logging_level": "ERROR",
-    }
+    common = dict(_INIT_OPTIONS)
     if config.ray.ship:
         common["runtime_env"] = {"py_modules": list(config.ray.ship)}
     if address in (None, "local"):
@@ -94,15 +95,36 @@ def connect(config: Config) -> Cluster:
             **common,
         )
         return Cluster(True, True, "started a Ray of our own")
+    _join(ray, str(address), common)
+    _wait_for_resources(ray, config)
+    return Cluster(False, True, f"joined Ray at {ray.get_runtime_context().gcs_address}")
+
+
+def cluster_size(config: Config) -> tuple[int, int] | None:
+    """(CPUs, GPUs) of the cluster that the run will join; None when it starts its own."""
+    address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    is_initialized = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    if address in (None, "local") and not is_initialized:
+        return None
+    ray = import_ray()
+    if not is_initialized:
+        _join(ray, str(address), _INIT_OPTIONS)
     try:
-        ray.init(address=address, **common)
+        resources = ray.cluster_resources()
+        return int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+    finally:
+        if not is_initialized:
+            ray.shutdown()
+
+
+def _join(ray: Any, address: str, options: dict[str, Any]) -> None:
+    try:
+        ray.init(address=address, **options)
     except ConnectionError as error:
         raise ResourcesError(
             f"no Ray cluster answers at {address!r} (ray.address): start one with "
             "`ray start --head`, or leave the key out to start our own"
         ) from error
-    _wait_for_resources(ray, config)
-    return Cluster(False, True, f"joined Ray at {ray.get_runtime_context().gcs_address}")
 
 
 def disconnect(cluster: Cluster) -> None:

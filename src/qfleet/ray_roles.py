@@ -7,6 +7,7 @@ sit in a placement group; actors outside it, so that they can come and go.
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 from qfleet.common.config import Config
@@ -15,6 +16,7 @@ from qfleet.common.types import EnvironmentSpec
 from qfleet.ray_cluster import EVALUATOR_CPUS, SHARD_CPUS, import_ray
 
 START_TIMEOUT_S = 180.0
+_ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 ANSWER_TIMEOUT_S = 60.0
 
 
@@ -42,7 +44,8 @@ def answer(ref: Any, waiter: str, awaited: str, timeout_s: float = ANSWER_TIMEOU
 
 def first_line(error: BaseException) -> str:
     """The most telling line of a Ray error: its last one when it carries a traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = _ANSI_COLOUR.sub("", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
     return lines[-1] if any("Traceback" in line for line in lines) else lines[0]

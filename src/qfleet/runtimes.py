@@ -202,7 +202,10 @@ class LockstepObserver:
     def save(self, fleet: Fleet) -> None:
         """One checkpoint of the fleet as it is between two rounds."""
         contents = self._session.config.run.checkpoint_replay == "full"
-        self._session.save_checkpoint(fleet.capture(contents), fleet.params_bytes())
+        session = self._session
+        session.save_checkpoint(
+            fleet.capture(contents), fleet.params_bytes(), session.learner_steps
+        )
 
 
 def _run_ray_async(session: Session, outcome: Outcome) -> None:

@@ -131,6 +131,7 @@ class Session:
         self.totals.produced_base = stored + self.totals.lost - counted
         self.gone_produced = int
         self.report = report
+        self._row_env_steps, self._row_learner_steps = self.env_steps, self.learner_steps
         self.bottleneck = Bottleneck()
 
     def accounting(self) -> Accounting:
@@ -365,13 +366,13 @@ class Session:
         """Whether the checkpoint period has passed."""
         return self.clock() - self._last_checkpoint_s >= self.config.run.checkpoint_period_s
 
-    def save_checkpoint(self, files: dict[str, bytes], params: bytes) -> None:
+    def save_checkpoint(self, files: dict[str, bytes], params: bytes, learner_step: int) -> None:
         """Commit one cut of all roles; a failure is counted and shown, training goes on."""
         self._last_checkpoint_s = self.clock()
         state = json.dumps(self.capture()).encode()
         try:
             self.directory.write_checkpoint(
-                learner_step=self.learner_steps,
+                learner_step=learner_step,
                 generation=self._generation,
                 files={**files, PARAMS_FILE: params, SESSION_FILE: state},
                 manifest={

@@ -130,6 +130,7 @@ def final_block(summary: RunSummary, run_dir: Path) -> str:
         ("steps", _steps(summary)),
         ("limited by", summary.limited_by),
         ("best", _best(summary, run_dir)),
+        ("parameters", f"params_sha256 {summary.params_sha256[:12] or 'unknown'} at the end"),
         ("files", _files(run_dir)),
         *_advice(summary),
     ]
@@ -181,7 +182,7 @@ def _steps(summary: RunSummary) -> str:
 def _best(summary: RunSummary, run_dir: Path) -> str:
     if not (run_dir / "best").is_dir():
         return "none: no evaluation ended"
-    return f"{run_dir / 'best'} (parameters {summary.params_sha256[:12]})"
+    return str(run_dir / "best")
 
 
 def _files(run_dir: Path) -> str:

@@ -118,18 +118,22 @@ def check_and_resolve(config: Config) -> tuple[EnvironmentSpec, Config]:
         ConfigError: every problem at once, each with key, value and remedy.
     """
     spec = describe_environment(config.env)
-    gpus = nvidia_gpus()
+    gpus, cpus = nvidia_gpus(), os.cpu_count() or 1
     problems = check_config(
         config,
         spec,
-        cpus=os.cpu_count() or 1,
+        cpus=cpus,
         gpus=gpus,
         memory_bytes=psutil.virtual_memory().total,
         cuda_available=gpus > 0 if config.ray.address is None else None,
     )
     if problems:
         raise ConfigError(error_message(problems))
-    return spec, resolve_config(config, spec, cpus=os.cpu_count() or 1, gpus=gpus)
+    if config.runtime == "ray" and "auto" in (config.actors.count, config.learner.num_gpus):
+        from qfleet.ray_cluster import cluster_size
+
+        cpus, gpus = cluster_size(config) or (cpus, gpus)
+    return spec, resolve_config(config, spec, cpus=cpus, gpus=gpus)
 
 
 def _process_age_s() -> float:

@@ -34,7 +34,7 @@ def test_committed_page_is_what_the_models_say():
         ("learner.device", "auto, cpu, cuda or cuda:N"),
         ("learner.double_q", "true or false"),
         ("learner.momentum", "number ≥ 0 and < 1"),
-        ("learner.compile", "off"),
+        ("learner.compile", "one of auto, off, required"),
         ("eval.solved_at_return", "number or auto or null"),
         ("run.dir", "text or null"),
         ("ray.ship", "list of text"),

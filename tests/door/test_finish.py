@@ -116,7 +116,7 @@ def test_finish_without_any_report_writes_a_whole_summary(session):
 def test_finish_takes_counters_and_times_from_the_run(session):
     session.report = report([shard(600, 400, sampled=8000, env_steps=1100)], [actor(1000)], 250)
     session.totals.eval_s = 1.5
-    session.save_checkpoint({}, b"params")
+    session.save_checkpoint({}, b"params", 150)
     summary = finish(session, ended(train_s=2.0, startup_s=0.5, params_sha256="ab"))
     assert (summary.env_steps, summary.learner_steps) == (1100, 250)
     assert (summary.env_steps_per_s, summary.learner_steps_per_s) == (550.0, 125.0)

@@ -296,7 +296,7 @@ def test_checkpoint_due_by_the_clock(make_session):
     assert session.checkpoint_due() is False
     session.clock.now_s += 0.1
     assert session.checkpoint_due() is True
-    session.save_checkpoint({}, b"params")
+    session.save_checkpoint({}, b"params", 150)
     assert session.checkpoint_due() is False
 
 
@@ -304,8 +304,8 @@ def test_save_checkpoint_holds_one_cut_and_is_latest(make_session):
     session = make_session()
     session.observe(report(stats(env_steps=640), learner_steps=150))
     session.round_state = lambda: {"inserted": 7, "sampled": 8, "episodes": 9}
-    session.save_checkpoint({"learner.qflt": b"L"}, b"params")
-    session.save_checkpoint({"learner.qflt": b"M"}, b"params")
+    session.save_checkpoint({"learner.qflt": b"L"}, b"params", 150)
+    session.save_checkpoint({"learner.qflt": b"M"}, b"params", 150)
     names = sorted(p.name for p in session.directory.checkpoints_path.glob("ckpt-*"))
     assert names == ["ckpt-000000000150-1", "ckpt-000000000150-2"]
     latest = read_checkpoint(session.directory.latest_path)
@@ -326,12 +326,12 @@ def test_save_checkpoint_that_fails_is_counted_and_the_next_one_works(make_sessi
 
     with monkeypatch.context() as patch:
         patch.setattr(session.directory, "write_checkpoint", full_disk)
-        session.save_checkpoint({}, b"params")
+        session.save_checkpoint({}, b"params", 150)
     assert session.checkpoint_failures == 1
     [message] = session.console.messages
     assert "no space left" in message
     assert "training goes on" in message
-    session.save_checkpoint({}, b"params")
+    session.save_checkpoint({}, b"params", 150)
     assert read_checkpoint(session.directory.latest_path).generation == 2
 
 

@@ -31,6 +31,12 @@ def test_async_run_keeps_its_accounts_ratio_and_targets(
     assert (summary.schedule, summary.stop_reason) == ("async", "max_learner_steps")
     assert summary.learner_steps == 1000
 
+    # Every episode was told of once, none was lost between two answers.
+    session = outcomes[0].session
+    assert session.totals.episodes == sum(stats.episodes for stats in session.report.shards)
+    monitor = (tmp_path / "run" / "monitor.csv").read_text().splitlines()
+    assert len(monitor) == 2 + session.totals.episodes
+
     accounting = summary.accounting
     assert accounting.is_balanced
     assert accounting.produced > 0

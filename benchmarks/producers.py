@@ -1,0 +1,120 @@
+"""Replay shards as they are in a run, and synthetic producers that push chunks of noise to them.
+
+Used by `replay_through_server.py` and `checkpoint_cost.py`. Nothing here imports torch, so that the
+producers' processes start fast and stay small.
+"""
+
+from __future__ import annotations
+
+import collections
+import time
+from typing import Any
+
+import numpy as np
+import ray
+
+from qfleet.actors.remote import MAX_UNACKNOWLEDGED_CHUNKS
+from qfleet.common.config import Config
+from qfleet.common.messages import encode_chunk
+from qfleet.common.types import ChunkId, EnvironmentSpec, TransitionChunk
+from qfleet.part_benchmarks import SEED, random_columns
+from qfleet.ray_cluster import SHARD_CPUS
+from qfleet.ray_roles import answer
+from qfleet.replay_server.remote import remote_replay_class
+
+RUN_ID = "bench"
+START_TIMEOUT_S = 120.0
+TIMEOUT_S = 60.0
+
+
+class Producer:
+    """A synthetic actor: pushes chunks of noise to one shard, with as many in flight as asked."""
+
+    def __init__(self, spec_json: str, slot: int, rows: int) -> None:
+        spec = EnvironmentSpec.from_json(spec_json)
+        self._slot, self._rows, self._seq = slot, rows, 0
+        self._columns = random_columns(np.random.default_rng((SEED, slot)), rows, spec)
+
+    def ready(self) -> int:
+        """Its slot, once it can answer."""
+        return self._slot
+
+    def push(self, shard: Any, seconds: float, in_flight: int = 2) -> dict[str, Any]:
+        """As fast as answers come, as an actor does: how many were accepted in which time."""
+        started_s = time.monotonic()
+        waiting: collections.deque[Any] = collections.deque()
+        accepted = 0
+        while time.monotonic() - started_s < seconds:
+            waiting.append(shard.insert.remote(self._encode()))
+            if len(waiting) >= in_flight:
+                accepted += self._acknowledge(waiting.popleft())
+        elapsed_s = time.monotonic() - started_s
+        in_time = accepted
+        for ref in waiting:
+            accepted += self._acknowledge(ref)
+        return {"transitions": accepted, "in_time": in_time, "seconds": elapsed_s}
+
+    def fill(self, shard: Any, transitions: int) -> int:
+        """Push until so many were accepted; how many it became."""
+        accepted = 0
+        while accepted < transitions:
+            accepted += self._acknowledge(shard.insert.remote(self._encode()))
+        return accepted
+
+    def pace(self, shard: Any, seconds: float, period_s: float) -> list[tuple[float, float]]:
+        """One chunk per period: (time when each was due, seconds from there to its answer).
+
+        At most two are in flight, as of an actor; a shard that stalls is seen by every chunk that
+        fell due meanwhile.
+        """
+        end_s = time.monotonic() + seconds
+        due_s = time.monotonic()
+        waiting: collections.deque[tuple[Any, float]] = collections.deque()
+        events: list[tuple[float, float]] = []
+        while due_s < end_s or waiting:
+            until_due_s = due_s - time.monotonic()
+            has_room = due_s < end_s and len(waiting) < MAX_UNACKNOWLEDGED_CHUNKS
+            if has_room and until_due_s <= 0:
+                waiting.append((shard.insert.remote(self._encode()), due_s))
+                due_s += period_s
+            elif not waiting:
+                time.sleep(until_due_s)
+            else:
+                ref, was_due_s = waiting[0]
+                timeout_s = max(0.0, until_due_s) if has_room else TIMEOUT_S
+                if ray.wait([ref], timeout=timeout_s)[0]:
+                    events.append((was_due_s, time.monotonic() - was_due_s))
+                    self._acknowledge(waiting.popleft()[0])
+        return events
+
+    def _encode(self) -> bytes:
+        chunk_id = ChunkId(RUN_ID, self._slot, 0, self._seq)
+        self._seq += 1
+        return encode_chunk(TransitionChunk(chunk_id, self._columns, None, 1, self._rows))
+
+    def _acknowledge(self, ref: Any) -> int:
+        status = ray.get(ref, timeout=TIMEOUT_S)[0]
+        if status != "accepted":
+            raise RuntimeError(f"a chunk was {status}")
+        return self._rows
+
+
+def start_shards(config: Config, spec: EnvironmentSpec, n_shards: int) -> list[Any]:
+    """The replay shards, once they can answer."""
+    arguments = (config.model_dump_json(by_alias=True), spec.to_json(), RUN_ID)
+    shards = [
+        remote_replay_class().options(num_cpus=SHARD_CPUS).remote(*arguments, index, SHARD_CPUS)
+        for index in range(n_shards)
+    ]
+    for shard in shards:
+        answer(shard.ready.remote(), "benchmark", "a replay shard to start", START_TIMEOUT_S)
+    return shards
+
+
+def start_producers(spec: EnvironmentSpec, rows_of_slots: list[int]) -> list[Any]:
+    """A synthetic producer per slot, once they can answer; they take no CPU reservation."""
+    make = ray.remote(num_cpus=0, max_restarts=0)(Producer)
+    producers = [make.remote(spec.to_json(), slot, rows) for slot, rows in enumerate(rows_of_slots)]
+    for producer in producers:
+        answer(producer.ready.remote(), "benchmark", "a producer to start", START_TIMEOUT_S)
+    return producers

@@ -1,0 +1,114 @@
+"""How the `cartpole` preset's values were chosen: time to solved, over seeds, one change at a time.
+
+    python benchmarks/sweep_cartpole.py --seeds 20 --json benchmarks/results/sweep_cartpole.json
+
+Every arm is the preset with some keys replaced, trained in the local runtime (no start-up, no
+video) until the confirmed mean over 100 greedy episodes reaches 475. Updates and env steps do not
+depend on the machine; seconds do. Arms are interleaved over seeds, so drift hits all alike.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from machine import finish, make_parser
+
+import qfleet
+from qfleet.common.config_auto import resolve_config
+from qfleet.common.envs import describe_environment
+from qfleet.fleet import Fleet
+from qfleet.local_fleet import LocalFleet
+from qfleet.part_benchmarks import Measurement
+from qfleet.round_loop import LearningDebt, run_rounds
+from qfleet.solve_tracker import SolveTracker
+
+ARMS: dict[str, dict[str, Any]] = {
+    "preset": {},
+    "lr 1e-2": {"learner.learning_rate": 1e-2},
+    "lr 3e-2": {"learner.learning_rate": 3e-2},
+    "sync 100": {"learner.target_update_period_learner_steps": 100},
+    "sync 400": {"learner.target_update_period_learner_steps": 400},
+    "batch 128": {"learner.batch_size": 128},
+    "32 samples per insert": {"replay.samples_per_insert": 32},
+    "8 samples per insert": {"replay.samples_per_insert": 8},
+    "n-step 5": {"actors.n_step": 5},
+    "32 environments": {"actors.envs_per_actor": 32},
+    "prioritized": {"replay.sampling": "prioritized"},
+    "layer norm": {"network.normalization": "layer"},
+}
+
+
+class UntilSolved:
+    """`RoundObserver` that evaluates on the period and stops when solved or out of budget."""
+
+    def __init__(self, config: qfleet.Config, tracker: SolveTracker) -> None:
+        self._config, self._tracker = config, tracker
+        self._evaluated = 0
+        self.learner_steps = self.env_steps = 0
+        self.eval_s = 0.0
+
+    def after_round(self, fleet: Fleet) -> bool:
+        """See `RoundObserver`."""
+        report = fleet.report()
+        self.learner_steps, self.env_steps = report.learner.learner_steps, report.env_steps
+        period = self.learner_steps // self._config.eval.period_learner_steps
+        if period > self._evaluated:
+            self._evaluated = period
+            started = time.perf_counter()
+            self._tracker.record(fleet.evaluate(self._tracker.request()))
+            self.eval_s += time.perf_counter() - started
+        budget = self._config.run.max_learner_steps or 60_000
+        return self._tracker.confirmed is None and self.learner_steps < budget
+
+    def blocks_left(self, updates_per_block: int) -> int | None:
+        """See `RoundObserver`."""
+        return None
+
+
+def solve(overrides: dict[str, Any], seed: int) -> dict[str, Any]:
+    """One run of one arm."""
+    config = qfleet.Config.preset("cartpole", {**overrides, "seed": seed, "runtime": "local"})
+    spec = describe_environment(config.env)
+    config = resolve_config(config, spec, cpus=2, gpus=0)
+    fleet = LocalFleet(config, spec, run_id="sweep", incarnation=0, device="cpu")
+    tracker = SolveTracker(config, spec)
+    observer = UntilSolved(config, tracker)
+    started = time.perf_counter()
+    run_rounds(config, fleet, observer, LearningDebt())
+    train_s = time.perf_counter() - started
+    fleet.close()
+    return {
+        "solved": tracker.confirmed is not None,
+        "learner_steps": observer.learner_steps,
+        "env_steps": observer.env_steps,
+        "train_s": train_s,
+    }
+
+
+def main() -> int:
+    parser = make_parser(__doc__)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--first-seed", type=int, default=101, help="disjoint from solve_time's")
+    parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=list(ARMS))
+    args = parser.parse_args()
+    runs: dict[str, list[dict[str, Any]]] = {arm: [] for arm in args.arms}
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
+        for arm in args.arms:
+            runs[arm].append(solve(ARMS[arm], seed))
+        line = "  ".join(f"{arm}: {rows[-1]['learner_steps']}" for arm, rows in runs.items())
+        print(f"seed {seed}  {line}", file=sys.stderr, flush=True)
+    measurements = []
+    for arm, rows in runs.items():
+        solved = sum(row["solved"] for row in rows)
+        about = {"solved": solved, "of": len(rows)}
+        for quantity, unit in (("train_s", "s"), ("learner_steps", "updates")):
+            values = tuple(float(row[quantity]) for row in rows)
+            measurements.append(Measurement(f"{arm}, {quantity}", unit, values, about))
+    finish("sweep_cartpole", args, measurements)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

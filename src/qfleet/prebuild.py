@@ -1,0 +1,53 @@
+"""Compiles presets' learner blocks ahead of their first run: for set-up steps and images.
+
+    python -m qfleet.prebuild cartpole tutorial-state
+
+A package fits one kind of CPU: build it where it will run, or on the same model. Runs with
+`learner.compile: auto` then start with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+
+from qfleet import presets
+from qfleet.common.config_auto import resolve_config
+from qfleet.common.envs import describe_environment
+from qfleet.common.errors import QfleetError
+from qfleet.config_loading import Config
+
+
+def prebuild_preset(name: str) -> int:
+    """Compile one preset's block in a process of its own; 0 when the cache has it afterwards.
+
+    Raises:
+        QfleetError: when there is no such preset or its environment cannot be made.
+    """
+    config = Config.preset(name)
+    spec = describe_environment(config.env)
+    config = resolve_config(config, spec, cpus=os.cpu_count() or 1, gpus=0)
+    command = [sys.executable, "-m", "qfleet.learner.build_block"]
+    command += ["--config-json", config.model_dump_json(by_alias=True)]
+    command += ["--spec-json", spec.to_json()]
+    return subprocess.run(command, check=False).returncode
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Every preset named, one after the other; 1 when one failed, with its message."""
+    parser = argparse.ArgumentParser(prog="python -m qfleet.prebuild")
+    parser.add_argument("presets", nargs="*", default=[presets.DEFAULT], metavar="PRESET")
+    failed = 0
+    for name in parser.parse_args(arguments).presets:
+        try:
+            failed |= prebuild_preset(name)
+        except QfleetError as error:
+            print(f"qfleet: {error}", file=sys.stderr)
+            failed = 1
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,553 @@
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from qfleet.common.config import Config
+from qfleet.common.errors import ConfigError, NonFiniteError
+from qfleet.common.types import EnvironmentSpec, ReplaySample
+from qfleet.learner import compiled, learner_path
+from qfleet.learner.block_inputs import initial_block_inputs
+from qfleet.learner.build_block import prebuild
+from qfleet.learner.compiled import (
+    CompiledBlock,
+    PackageSpec,
+    distance_from_eager,
+    load_flat_block,
+    random_batches,
+    trace_block,
+)
+from qfleet.learner.learner import Learner
+from qfleet.learner.learner_path import (
+    BuildProcess,
+    PathUpgrade,
+    Progress,
+    eager_s_left,
+    load_package,
+)
+from qfleet.learner.optimizers import Hyperparameters
+from qfleet.learner.package_cache import PackageCache, cache_directory, package_key
+from qfleet.learner.update import Batches, LearnerState, UpdateRule, copy_tensors, run_block
+
+torch.set_num_threads(1)  # these networks are too small for more
+
+SPEC = EnvironmentSpec("CartPole-v1", (4,), "<f4", 2, 475.0, 500)
+CPU = torch.device("cpu")
+FLOAT64_TOLERANCE = 1e-6
+FLOAT32_TOLERANCE = 1e-3
+"""Of every parameter's largest magnitude, after 1,000 updates."""
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "batch-double-clip": {},
+    "none-mse": {"normalization": "none", "loss": "mse", "max_grad_norm": None},
+    "layer-adam": {"normalization": "layer", "optimizer": "adam"},
+    "batch-radam-polyak": {"optimizer": "radam", "target_tau": 0.05},
+    "batch-no-target": {"target_network": False, "double_q": False},
+    "polyak-single": {"target_tau": 0.01, "double_q": False, "loss": "mse"},
+}
+
+
+def small_config(**changes: Any) -> Config:
+    """As the session's package, in the local runtime; `changes` are learner keys."""
+    learner = dict(changes)
+    normalization = learner.pop("normalization", "batch")
+    return Config(
+        network={"hidden_sizes": (8,), "normalization": normalization},
+        learner={
+            "device": "cpu",
+            "batch_size": 4,
+            "updates_per_call": 4,
+            "target_update_period_learner_steps": 8,
+            "publish_period_learner_steps": 4,
+            "learning_rate": 0.01,
+            "max_grad_norm": 1.0,
+            "compile": "auto",
+            **learner,
+        },
+        eval={"period_learner_steps": 8},
+        run={"max_learner_steps": 1_000},
+        runtime="local",
+    )
+
+
+class Inputs(NamedTuple):
+    """What a block needs beside its batches."""
+
+    rule: UpdateRule
+    state: LearnerState
+    hyper: Hyperparameters
+
+
+def inputs_of(spec: PackageSpec) -> Inputs:
+    return Inputs(*initial_block_inputs(spec.config, SPEC, CPU, spec.dtype))
+
+
+def learnable_batches(seed: int, spec: PackageSpec, n_updates: int) -> Batches:
+    """Targets that a network can learn, so that rounding errors do not grow without bound."""
+    rng = np.random.default_rng(seed)
+    batch = spec.config.learner.batch_size
+    observations = rng.normal(size=(2, n_updates, batch, 4))
+    returns = observations[0].sum(axis=-1) * 0.3
+
+    def tensor(array: Any) -> torch.Tensor:
+        return torch.as_tensor(array, dtype=spec.dtype)
+
+    return Batches(
+        tensor(observations[0]),
+        torch.as_tensor(rng.integers(0, 2, (n_updates, batch))),
+        tensor(returns),
+        tensor(np.full((n_updates, batch), 0.5)),
+        tensor(observations[1]),
+        tensor(rng.uniform(0.5, 1.0, (n_updates, batch))),
+    )
+
+
+def synced(state: LearnerState) -> LearnerState:
+    return state._replace(
+        target_parameters=copy_tensors(state.parameters),
+        target_buffers=copy_tensors(state.buffers),
+    )
+
+
+def distance_after_1000_updates(block: CompiledBlock, spec: PackageSpec, inputs: Inputs) -> float:
+    """Largest relative distance of any result of blocks 1…250; hard syncs every second block."""
+    rule, eager, hyper = inputs
+    eager = eager._replace(buffers=copy_tensors(eager.buffers))
+    ours = inputs.state
+    worst = 0.0
+    for index in range(250):
+        batches = learnable_batches(index, spec, 4)
+        expected, got = run_block(rule, eager, batches, hyper), block(ours, batches, hyper)
+        eager, ours = expected.state, got.state
+        if rule.target_network and not rule.polyak and index % 2:
+            eager, ours = synced(eager), synced(ours)
+        pairs = [*zip(expected[1:], got[1:], strict=True)]
+        for group in ("parameters", "buffers", "target_parameters", "target_buffers"):
+            a, b = getattr(eager, group), getattr(ours, group)
+            assert list(a) == list(b)
+            pairs += [(a[name], b[name]) for name in a]
+        for slot in ("first", "second"):
+            pairs += zip(getattr(eager.optimizer, slot), getattr(ours.optimizer, slot), strict=True)
+        pairs.append((eager.optimizer.step, ours.optimizer.step))
+        for a, b in pairs:
+            assert a.shape == b.shape
+            assert a.dtype == b.dtype
+            scale = max(float(a.abs().max()), 1e-3)
+            worst = max(worst, float((a.double() - b.double()).abs().max()) / scale)
+    return worst
+
+
+@pytest.fixture
+def warm(built_package: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> PackageSpec:
+    """A cache of this test's own that holds the session's package."""
+    root = tmp_path / "warm"
+    shutil.copytree(built_package.cache_root, root)
+    monkeypatch.setenv("QFLEET_CACHE", str(root))
+    monkeypatch.setattr(compiled, "_said", set())
+    return PackageSpec(small_config(), SPEC)
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+
+
+def loaded(spec: PackageSpec, inputs: Inputs) -> CompiledBlock:
+    block = load_package(spec, *inputs)
+    assert block is not None
+    return block
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_trace_block_1000_updates_float64_equal_eager(name: str) -> None:
+    spec = PackageSpec(small_config(**VARIANTS[name]), SPEC, torch.float64)
+    inputs = inputs_of(spec)
+    graph, _ = trace_block(spec, *inputs)
+    block = CompiledBlock(lambda flat: graph(*flat), spec)
+    assert distance_after_1000_updates(block, spec, inputs) < FLOAT64_TOLERANCE
+
+
+def test_compiled_1000_updates_float32_equal_eager(warm: PackageSpec) -> None:
+    inputs = inputs_of(warm)
+    distance = distance_after_1000_updates(loaded(warm, inputs), warm, inputs)
+    assert distance < FLOAT32_TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_compiled_1000_updates_float64_equal_eager(name: str) -> None:
+    spec = PackageSpec(small_config(**VARIANTS[name]), SPEC, torch.float64)
+    inputs = inputs_of(spec)
+    path = prebuild(spec.config, SPEC, torch.float64)
+    block = CompiledBlock(load_flat_block(path), spec)
+    assert distance_after_1000_updates(block, spec, inputs) < FLOAT64_TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"learning_rate": 0.5},
+        {"momentum": 0.0},
+        {"max_grad_norm": 1e-3},
+        {"huber_delta": 0.01},
+    ],
+)
+def test_compiled_other_hyperparameters_need_no_other_package(
+    warm: PackageSpec, change: dict[str, float]
+) -> None:
+    rule, state, hyper = inputs_of(warm)
+    block = loaded(warm, Inputs(rule, state, hyper))
+    # Momentum shows in the second block only.
+    state = block(state, random_batches(warm), hyper).state
+    before = block(state, random_batches(warm), hyper).state.parameters["0.weight"]
+    other = hyper._replace(**{name: torch.tensor(value) for name, value in change.items()})
+    after = block(state, random_batches(warm), other).state.parameters["0.weight"]
+    assert not torch.allclose(before, after, rtol=1e-4)
+    assert distance_from_eager(block, warm, rule, state, other) < 1e-4
+
+
+def test_compiled_block_of_two_calls_equals_two_blocks_and_writes_no_input(
+    warm: PackageSpec,
+) -> None:
+    inputs = inputs_of(warm)
+    block, (_, state, hyper) = loaded(warm, inputs), inputs
+    kept = [tensor.clone() for tensor in [*state.parameters.values(), *state.buffers.values()]]
+    batches = learnable_batches(3, warm, 8)
+    whole = block(state, batches, hyper)
+    first = block(state, Batches(*(column[:4] for column in batches)), hyper)
+    second = block(first.state, Batches(*(column[4:] for column in batches)), hyper)
+    for name, tensor in second.state.parameters.items():
+        assert torch.equal(whole.state.parameters[name], tensor)
+    assert torch.equal(whole.td_errors_abs, torch.cat([first.td_errors_abs, second.td_errors_abs]))
+    assert whole.losses.shape == whole.q_means.shape == whole.grad_norms.shape == (8,)
+    now = [*state.parameters.values(), *state.buffers.values()]
+    assert all(torch.equal(a, b) for a, b in zip(kept, now, strict=True))
+    assert int(whole.state.buffers["1.num_batches_tracked"]) == 8
+
+
+def test_compiled_block_of_another_shape_is_refused(warm: PackageSpec) -> None:
+    inputs = inputs_of(warm)
+    block = loaded(warm, inputs)
+    batches = learnable_batches(0, warm, 3)
+    assert not block.fits(batches)
+    with pytest.raises(ValueError, match=r"4 updates of batch 4 per call, got \[3, 4\]"):
+        block(inputs.state, batches, inputs.hyper)
+
+
+# Which path a learner takes.
+
+
+def sample(seed: int, k: int = 4, scale: float = 1.0) -> ReplaySample:
+    rng = np.random.default_rng(seed)
+    observations = rng.normal(size=(2, k, 4, 4)).astype(np.float32)
+    columns = {
+        "observation": observations[0] * np.float32(scale),
+        "action": rng.integers(0, 2, (k, 4)).astype(np.int32),
+        "n_step_return": observations[0].sum(axis=-1) * np.float32(0.3),
+        "bootstrap_discount": np.full((k, 4), 0.5, np.float32),
+        "next_observation": observations[1],
+    }
+    zeros = np.zeros((k, 4), np.int64)
+    return ReplaySample(columns, zeros, zeros.astype(np.int32), np.ones((k, 4), np.float32))
+
+
+def test_learner_with_package_trains_to_the_eager_result(
+    warm: PackageSpec, no_compiler: None
+) -> None:
+    learners = {
+        mode: Learner(small_config(compile=mode), SPEC) for mode in ("off", "auto", "required")
+    }
+    paths = {mode: learner.path for mode, learner in learners.items()}
+    assert paths == {"off": "eager", "auto": "compiled", "required": "compiled"}
+    for seed in range(20):
+        errors = {mode: learner.update_block(sample(seed)) for mode, learner in learners.items()}
+        np.testing.assert_allclose(errors["auto"], errors["off"], rtol=1e-3, atol=1e-5)
+    assert learners["auto"].params_sha256() == learners["required"].params_sha256()
+    assert learners["auto"].target_syncs == learners["off"].target_syncs
+    for name, array in learners["off"].params().items():
+        np.testing.assert_allclose(learners["auto"].params()[name], array, rtol=1e-3, atol=1e-5)
+    learners["auto"].check_valid()
+
+
+def test_learner_block_that_the_package_does_not_fit_is_eager(warm: PackageSpec) -> None:
+    learner, eager = Learner(warm.config, SPEC), Learner(small_config(compile="off"), SPEC)
+    assert learner.path == "compiled"
+    for one in (learner, eager):
+        one.update_block(sample(1, k=3))
+    assert learner.params_sha256() == eager.params_sha256()
+
+
+def test_learner_compiled_block_that_diverges_changes_nothing(warm: PackageSpec) -> None:
+    learner = Learner(warm.config, SPEC)
+    before = learner.params_sha256()
+    with pytest.raises(NonFiniteError, match="updates 1…4"):
+        learner.update_block(sample(1, scale=float("nan")))
+    assert learner.params_sha256() == before
+    assert learner.learner_steps == 0
+
+
+def test_learner_empty_cache_is_eager_under_auto_and_says_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert Learner(small_config(), SPEC).path == "eager"
+    assert capsys.readouterr().err == ""
+    assert not cache_directory().exists()
+
+
+def test_learner_required_without_compiler_names_the_remedy(no_compiler: None) -> None:
+    with pytest.raises(
+        ConfigError, match=r"no-such-compiler.*install g\+\+.*--learner.compile off"
+    ):
+        Learner(small_config(compile="required"), SPEC)
+
+
+def test_learner_damaged_package_is_removed_and_said_once(
+    warm: PackageSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = PackageCache(cache_directory())
+    key = package_key(warm.describe(inputs_of(warm).state))
+    path = cache.find(key)
+    assert path is not None
+    path.write_bytes(path.read_bytes()[:-1])
+    assert Learner(warm.config, SPEC).path == "eager"
+    assert Learner(warm.config, SPEC).path == "eager"
+    assert capsys.readouterr().err.count("is removed: is damaged") == 1
+    assert not path.exists()
+
+
+def test_load_package_that_is_no_package_is_removed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compiled, "_said", set())
+    spec = PackageSpec(small_config(), SPEC)
+    inputs = inputs_of(spec)
+    cache = PackageCache(cache_directory())
+    cache.get_or_build(spec.describe(inputs.state), lambda path: path.write_bytes(b"text") and None)
+    assert load_package(spec, *inputs) is None
+    assert "cannot load" in capsys.readouterr().err
+    assert list(cache.directory.glob("*.pt2")) == []
+
+
+def test_load_package_with_other_results_is_removed(
+    warm: PackageSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rule, state, hyper = inputs_of(warm)
+    other = UpdateRule(**{**vars(rule), "loss": "mse"})
+    assert load_package(warm, other, state, hyper) is None
+    assert "differs from eager PyTorch" in capsys.readouterr().err
+    assert load_package(warm, rule, state, hyper) is None
+
+
+def test_learner_lockstep_run_that_began_eagerly_goes_on_eagerly(warm: PackageSpec) -> None:
+    began = Learner(small_config(compile="off"), SPEC).capture()
+    resumed = Learner(warm.config, SPEC)
+    assert resumed.path == "compiled"
+    resumed.restore(began)
+    assert resumed.path == "eager"
+    required = Learner(small_config(compile="required"), SPEC)
+    required.restore(began)
+    assert required.path == "compiled"
+
+
+def test_describe_changes_with_the_code_and_not_with_values() -> None:
+    def key(config: Config, dtype: torch.dtype = torch.float32) -> str:
+        spec = PackageSpec(config, SPEC, dtype)
+        return package_key(spec.describe(inputs_of(spec).state))
+
+    base = key(small_config())
+    rates = {"learning_rate": 0.5, "momentum": 0.1, "huber_delta": 2.0, "max_grad_norm": 7.0}
+    assert key(small_config(**rates)) == base
+    assert key(small_config().model_copy(update={"seed": 9})) == base
+    assert key(small_config(updates_per_call=8)) != base
+    assert key(small_config(), torch.float64) != base
+    others = [key(small_config(**variant)) for variant in VARIANTS.values()]
+    others += [key(small_config(batch_size=5)), key(small_config(num_cpus=2))]
+    assert len(set(others)) == len(others)
+
+
+@pytest.mark.parametrize(
+    ("updates_per_call", "unrolled"), [(50, 10), (4, 4), (13, 13), (25, 5), (48, 16), (17, 1)]
+)
+def test_n_updates_is_the_largest_divisor_that_is_unrolled(
+    updates_per_call: int, unrolled: int
+) -> None:
+    config = small_config(updates_per_call=updates_per_call)
+    assert PackageSpec(config, SPEC).n_updates == unrolled
+
+
+# When a package is built beside a run.
+
+
+def async_config(**run: Any) -> Config:
+    config = small_config()
+    run_config = config.run.model_copy(update={"max_learner_steps": None, **run})
+    return config.model_copy(update={"runtime": "ray", "run": run_config})
+
+
+@pytest.mark.parametrize(
+    ("budget", "left_s"),
+    [
+        # 2,000 updates in 10 s, of which 4 s in updates: 2 ms each.
+        ({}, float("inf")),
+        ({"max_learner_steps": 12_000}, 20.0),
+        # 3,000 env steps left at 16 draws each are 12,000 updates of 4.
+        ({"max_env_steps": 3_500}, 24.0),
+        # 90 s left at 200 updates/s are 18,000 updates.
+        ({"max_wall_s": 100.0}, 36.0),
+        ({"max_wall_s": 100.0, "max_learner_steps": 12_000}, 20.0),
+        ({"max_learner_steps": 1_000}, 0.0),
+    ],
+)
+def test_eager_s_left_takes_the_smallest_budget(budget: dict[str, Any], left_s: float) -> None:
+    start, now = Progress(5.0, 0, 0, 1.0), Progress(15.0, 2_000, 500, 5.0)
+    assert eager_s_left(async_config(**budget), start, now) == pytest.approx(left_s)
+
+
+class FakeBuild:
+    """A build whose end the test decides."""
+
+    started: list["FakeBuild"]
+    failure: str | None = None
+
+    def __init__(self, config: Config, spec: EnvironmentSpec) -> None:
+        self.is_running = True
+        self.was_ended = False
+        self.started.append(self)
+
+    def wait(self) -> str | None:
+        return self.failure
+
+    def end(self) -> None:
+        self.is_running, self.was_ended = False, True
+
+
+@pytest.fixture
+def builds(monkeypatch: pytest.MonkeyPatch) -> list[FakeBuild]:
+    FakeBuild.started, FakeBuild.failure = [], None
+    monkeypatch.setattr(learner_path, "BuildProcess", FakeBuild)
+    monkeypatch.setattr(learner_path, "missing_compiler", lambda: None)
+    monkeypatch.setattr(compiled, "_said", set())
+    return FakeBuild.started
+
+
+def drive(upgrade: PathUpgrade, seconds: int, first_s: int = 0) -> list[bool]:
+    """One poll a second of a learner that does 200 updates/s and nothing else."""
+    return [
+        upgrade.poll(Progress(float(s), 200 * s, 0, float(s)))
+        for s in range(first_s, first_s + seconds)
+    ]
+
+
+def test_path_upgrade_long_run_builds_once_and_reports_the_end(builds: list[FakeBuild]) -> None:
+    upgrade = PathUpgrade(async_config(max_learner_steps=1_000_000), SPEC, "cpu", "eager")
+    assert drive(upgrade, 5) == [False] * 5
+    assert builds == []  # 800 updates are too few to know the rate
+    assert drive(upgrade, 10, 5) == [False] * 10
+    assert len(builds) == 1
+    builds[0].is_running = False
+    assert drive(upgrade, 3, 15) == [True, False, False]
+    assert len(builds) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "device", "path"),
+    [
+        # 36,000 updates at 200/s are 180 s: exactly three times a build, from the first poll on.
+        (async_config(max_learner_steps=36_000), "cpu", "eager"),
+        (async_config().model_copy(update={"runtime": "local"}), "cpu", "eager"),
+        (async_config(), "cuda", "eager"),
+        (async_config(), "cpu", "compiled"),
+    ],
+    ids=["short", "lockstep", "gpu", "compiled already"],
+)
+def test_path_upgrade_builds_nothing_where_it_does_not_pay(
+    builds: list[FakeBuild], config: Config, device: str, path: Any
+) -> None:
+    assert drive(PathUpgrade(config, SPEC, device, path), 100) == [False] * 100
+    assert builds == []
+
+
+def test_path_upgrade_failed_build_is_said_once(
+    builds: list[FakeBuild], capsys: pytest.CaptureFixture[str]
+) -> None:
+    FakeBuild.failure = "the compiler ended"
+    upgrade = PathUpgrade(async_config(), SPEC, "cpu", "eager")
+    drive(upgrade, 10)
+    builds[0].is_running = False
+    assert drive(upgrade, 10, 10) == [False] * 10
+    assert (
+        capsys.readouterr().err == "qfleet: the learner stays eager PyTorch: the compiler ended\n"
+    )
+
+
+def test_path_upgrade_without_compiler_says_so_once(
+    builds: list[FakeBuild], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(learner_path, "missing_compiler", lambda: "no C++ compiler")
+    drive(PathUpgrade(async_config(), SPEC, "cpu", "eager"), 20)
+    assert builds == []
+    assert capsys.readouterr().err.count("stays eager PyTorch: no C++ compiler") == 1
+
+
+def test_path_upgrade_close_ends_the_build(builds: list[FakeBuild]) -> None:
+    upgrade = PathUpgrade(async_config(), SPEC, "cpu", "eager")
+    drive(upgrade, 10)
+    upgrade.close()
+    assert builds[0].was_ended
+    assert drive(upgrade, 10, 10) == [False] * 10
+
+
+def test_build_process_end_stops_it_with_its_children() -> None:
+    build = BuildProcess(small_config(), SPEC)
+    process = psutil.Process(build._process.pid)
+    assert process.is_running()
+    build.end()
+    assert psutil.wait_procs([process], timeout=10)[1] == []
+    assert not cache_directory().exists() or not list(cache_directory().glob("*.pt2"))
+
+
+def test_build_process_failure_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    build = BuildProcess(small_config(), SPEC)
+    failure = build.wait()
+    build.end()
+    assert failure == (
+        "no C++ compiler: `no-such-compiler` is not on the PATH; install g++ or name a compiler "
+        "in CXX"
+    )
+
+
+def test_build_process_ends_with_a_parent_that_was_killed() -> None:
+    program = (
+        "import os\n"
+        "from qfleet.common.config import Config\n"
+        "from qfleet.common.types import EnvironmentSpec\n"
+        "from qfleet.learner.learner_path import BuildProcess\n"
+        f"config = Config.model_validate_json({small_config().model_dump_json(by_alias=True)!r})\n"
+        f"spec = EnvironmentSpec.from_json({SPEC.to_json()!r})\n"
+        "print(BuildProcess(config, spec)._process.pid, flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    started = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert started.returncode == -9
+    try:
+        process = psutil.Process(int(started.stdout))
+    except psutil.NoSuchProcess:
+        return  # it has ended already
+    assert psutil.wait_procs([process], timeout=30)[1] == []
