@@ -41,21 +41,42 @@ _DTYPES = {
 
 def encode(kind: str, meta: Mapping[str, Any], columns: Mapping[str, Array]) -> bytes:
     """One message of `kind` as bytes; `meta` holds plain msgpack values only."""
+    return encode_buffer(kind, meta, columns).tobytes()
+
+
+def encode_buffer(kind: str, meta: Mapping[str, Any], columns: Mapping[str, Array]) -> Array:
+    """The same message as `uint8 [n]`.
+
+    For large messages: the arrays are copied once, and NumPy and zlib let other threads run
+    meanwhile.
+    """
     description: list[list[Any]] = []
-    parts: list[bytes] = []
+    parts: list[Array] = []
+    payload_bytes = 0
     for name, array in columns.items():
         contiguous = np.ascontiguousarray(array)
         little = contiguous.astype(contiguous.dtype.newbyteorder("<"), copy=False)
         if little.dtype.str not in _DTYPES:
             raise WireFormatError(f"column {name} has dtype {little.dtype}, which cannot be sent")
         description.append([name, little.dtype.str, list(array.shape)])
-        parts.append(little.tobytes())
-        parts.append(b"\0" * (-little.nbytes % ALIGNMENT_BYTES))
+        parts.append(little.reshape(-1).view(np.uint8))
+        payload_bytes += _padded(little.nbytes)
     head: bytes = msgpack.packb({"kind": kind, "meta": dict(meta), "columns": description})
     head += b"\0" * (-len(head) % ALIGNMENT_BYTES)
-    payload = b"".join(parts)
-    checksum = zlib.crc32(payload, zlib.crc32(head))
-    return HEADER.pack(MAGIC, VERSION, 0, len(head), len(payload), checksum, 0) + head + payload
+    buffer = np.zeros(HEADER.size + len(head) + payload_bytes, dtype=np.uint8)
+    offset = HEADER.size + len(head)
+    view = buffer.data
+    view[HEADER.size : offset] = head
+    for part in parts:
+        buffer[offset : offset + len(part)] = part
+        offset += _padded(len(part))
+    checksum = zlib.crc32(view[HEADER.size :])
+    HEADER.pack_into(view, 0, MAGIC, VERSION, 0, len(head), payload_bytes, checksum, 0)
+    return buffer
+
+
+def _padded(n_bytes: int) -> int:
+    return n_bytes + (-n_bytes % ALIGNMENT_BYTES)
 
 
 def decode(
@@ -186,7 +207,12 @@ _TEXT = "str:"
 
 def encode_capture(capture: Capture) -> bytes:
     """A core's captured state as one message, for a checkpoint."""
-    return encode("capture", {"state": _pack_ints(capture.meta)}, capture.arrays)
+    return encode_capture_buffer(capture).tobytes()
+
+
+def encode_capture_buffer(capture: Capture) -> Array:
+    """The same as `uint8 [n]`, see `encode_buffer`."""
+    return encode_buffer("capture", {"state": _pack_ints(capture.meta)}, capture.arrays)
 
 
 def decode_capture(data: bytes | memoryview) -> Capture:

@@ -212,6 +212,11 @@ def _norms(tensors: list[Tensor], order: float = 2, dtype: None = None) -> list[
     return [torch.linalg.vector_norm(tensor, order) for tensor in tensors]
 
 
+def _add_to_each(tensors: list[Tensor], other: Tensor, alpha: float = 1) -> list[Tensor]:
+    """`_foreach_add` of one scalar tensor, whose own form reads the value while it is traced."""
+    return [torch.add(tensor, other, alpha=alpha) for tensor in tensors]
+
+
 def trace_block(
     spec: PackageSpec, rule: UpdateRule, state: LearnerState, hyper: Hyperparameters
 ) -> tuple[torch.fx.GraphModule, tuple[Tensor, ...]]:
@@ -219,7 +224,10 @@ def trace_block(
     from torch.fx.experimental.proxy_tensor import make_fx
 
     flat = (*_flat_state(state), *random_batches(spec), *hyper)
-    decompositions = {torch.ops.aten._foreach_norm.Scalar: _norms}
+    decompositions: dict[Any, Callable[..., Any]] = {
+        torch.ops.aten._foreach_norm.Scalar: _norms,
+        torch.ops.aten._foreach_add.Tensor: _add_to_each,
+    }
     return make_fx(_flat_block(rule, state), decomposition_table=decompositions)(*flat), flat
 
 

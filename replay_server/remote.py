@@ -19,8 +19,8 @@ from qfleet.common.config import Config
 from qfleet.common.errors import WireFormatError
 from qfleet.common.messages import decode_chunk, decode_priority_update, encode_shard_sample
 from qfleet.common.threads import limit_threads
-from qfleet.common.types import EnvironmentSpec, EpisodeSummary
-from qfleet.common.wire import decode_capture, encode_capture
+from qfleet.common.types import Array, EnvironmentSpec, EpisodeSummary
+from qfleet.common.wire import decode_capture, encode_capture_buffer
 from qfleet.replay_server.build import build_shard
 
 HOLD_BACK_S = 2.0
@@ -146,13 +146,13 @@ class ReplayServerShell:
         """Refuse chunks of earlier incarnations of `slot` from now on."""
         self._core.fence(slot, incarnation)
 
-    async def capture(self, contents: bool) -> bytes:
-        """The core's state, for a checkpoint; without contents only counters and ledger.
+    async def capture(self, contents: bool) -> Array:
+        """The core's state as `uint8 [n]`, for a checkpoint; without contents only counters and ledger.
 
         Frozen by one copy; inserts and samples go on while it is encoded in a thread.
         """
         frozen = self._core.capture(contents)
-        return await asyncio.to_thread(encode_capture, frozen)
+        return await asyncio.to_thread(encode_capture_buffer, frozen)
 
     async def restore(self, data: bytes) -> None:
         """The inverse of `capture`."""

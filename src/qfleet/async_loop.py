@@ -115,13 +115,8 @@ class AsyncLoop:
         self._pings: dict[int, PolledCall] = {}
         self._actor_reports: dict[int, ActorReport] = {}
         self._gone_produced = 0
-        assert isinstance(config.actors.count, int)
-        for slot in range(config.actors.count):
-            self.roles.create_actor(slot, incarnation)
-            self._supervisor.add(slot, incarnation)
-        self.roles.wait_until_ready()
-        learner = self.roles.learner
-        answer(learner.set_shards.remote(self.roles.shards), "driver", "the learner")
+        with self.roles.ended_on_error():
+            self._begin(incarnation)
         self.eval_s = 0.0
         """Seconds during which an evaluation was under way."""
         self._evaluating: Any = None
@@ -130,6 +125,15 @@ class AsyncLoop:
         self._waiting_snapshot: bytes | None = None
         self._learner_status: dict[str, Any] | None = None
         self._shard_reports: dict[int, dict[str, Any]] = {}
+
+    def _begin(self, incarnation: int) -> None:
+        assert isinstance(self._config.actors.count, int)
+        for slot in range(self._config.actors.count):
+            self.roles.create_actor(slot, incarnation)
+            self._supervisor.add(slot, incarnation)
+        self.roles.wait_until_ready()
+        shards = self.roles.learner.set_shards.remote(self.roles.shards)
+        answer(shards, "driver", "the learner")
 
     def restore(self, files: dict[str, bytes]) -> FleetReport:
         """Continue from a cut; actors start new episodes, so no open window is ever resumed."""

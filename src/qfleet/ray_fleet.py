@@ -38,8 +38,12 @@ class RayFleet:
     ) -> None:
         self._config, self._spec = config, spec
         self.roles = Roles(config, spec, run_id=run_id, device=device)
-        assert isinstance(config.actors.count, int)
-        for slot in range(config.actors.count):
+        with self.roles.ended_on_error():
+            self._begin(incarnation)
+
+    def _begin(self, incarnation: int) -> None:
+        assert isinstance(self._config.actors.count, int)
+        for slot in range(self._config.actors.count):
             self.roles.create_actor(slot, incarnation)
         self.roles.wait_until_ready()
         learner = self.roles.learner
@@ -148,7 +152,8 @@ def capture_learner_and_replay(roles: Roles, replay_contents: bool) -> dict[str,
     refs = [shard.capture.remote(replay_contents) for shard in roles.shards]
     for index, shard_ref in enumerate(refs):
         who = f"replay shard {index}'s state"
-        files[f"replay-{index}.qflt"] = answer(shard_ref, "driver", who, CAPTURE_TIMEOUT_S)
+        frozen: Array = answer(shard_ref, "driver", who, CAPTURE_TIMEOUT_S)
+        files[f"replay-{index}.qflt"] = frozen.tobytes()
     return files
 
 

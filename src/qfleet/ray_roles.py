@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from qfleet.common.config import Config
@@ -179,6 +181,15 @@ class Roles:
                 f"{error}: the cluster did not place it; `ray status` shows what is taken"
             ) from error
         return pids
+
+    @contextmanager
+    def ended_on_error(self) -> Iterator[None]:
+        """An error inside ends every role: what could not be built must leave nothing running."""
+        try:
+            yield
+        except BaseException:
+            self.kill_all()
+            raise
 
     def kill_all(self) -> None:
         """End every role of this run at once."""

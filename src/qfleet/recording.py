@@ -57,7 +57,6 @@ def record_play(
     fps: float | None = None,
     caption: bool = True,
     seed: int | None = None,
-    max_width_pixels: int | None = None,
 ) -> PlayRecording:
     """Play `episodes` episodes in `env` and write them to `path`.
 
@@ -69,7 +68,6 @@ def record_play(
         fps: Env steps per second of play; None takes the environment's `render_fps`, else 30.
         caption: Whether step, return and action stand below each frame.
         seed: Of the first episode's reset; the others follow from it.
-        max_width_pixels: Larger pictures are shrunk to it, captions are not; None: as rendered.
 
     Raises:
         ConfigError: for another suffix, an environment that renders no pictures, or a file that
@@ -81,9 +79,7 @@ def record_play(
     stride = max(1, round(fps / MAX_FRAMES_PER_S))
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
     returns: list[float] = []
-    frames = _play(
-        policy_act, env, _Plan(episodes, seed, caption, stride, max_width_pixels), returns
-    )
+    frames = _play(policy_act, env, _Plan(episodes, seed, caption, stride), returns)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         written = (
@@ -107,7 +103,6 @@ class _Plan(NamedTuple):
     caption: bool
     stride: int
     """Of so many steps one is shown, and the last of each episode."""
-    max_width_pixels: int | None
 
 
 def _play(
@@ -122,10 +117,7 @@ def _play(
                 text = f"step {step}   return {episode_return:g}   action {action}"
                 if plan.episodes > 1:
                     text = f"episode {episode}   {text}"
-                frame = _frame(env)
-                if plan.max_width_pixels is not None:
-                    frame = _shrink(frame, plan.max_width_pixels)
-                yield add_caption(frame, text) if plan.caption else frame
+                yield add_caption(_frame(env), text) if plan.caption else _frame(env)
             if is_over:
                 break
             chosen = int(policy_act(observation))
@@ -189,10 +181,7 @@ def _write_video(path: Path, frames: Iterator[Array], fps: float) -> int:
 def _write_animation(path: Path, frames: Iterator[Array], fps: float) -> int:
     import cv2
 
-    kept = [
-        cv2.cvtColor(_shrink(frame, ANIMATION_MAX_WIDTH_PIXELS), cv2.COLOR_RGB2BGR)
-        for frame in frames
-    ]
+    kept = [cv2.cvtColor(_shrink(frame), cv2.COLOR_RGB2BGR) for frame in frames]
     animation = cv2.Animation()
     animation.frames = kept
     animation.durations = [round(1000 / fps)] * len(kept)
@@ -201,13 +190,13 @@ def _write_animation(path: Path, frames: Iterator[Array], fps: float) -> int:
     return len(kept)
 
 
-def _shrink(frame: Array, max_width_pixels: int) -> Array:
+def _shrink(frame: Array) -> Array:
     import cv2
 
     height, width = frame.shape[:2]
-    if width <= max_width_pixels:
+    if width <= ANIMATION_MAX_WIDTH_PIXELS:
         return frame
-    size = (max_width_pixels, round(height * max_width_pixels / width))
+    size = (ANIMATION_MAX_WIDTH_PIXELS, round(height * ANIMATION_MAX_WIDTH_PIXELS / width))
     return np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA))
 
 

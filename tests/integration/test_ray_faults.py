@@ -128,3 +128,26 @@ def test_killed_evaluator_is_replaced(tmp_path, config, outcomes, ray_started, c
     assert "a new one takes its place" in capsys.readouterr().out
     assert len(hook.reports) >= 2
     assert outcomes[0].outcome.role_restarts == 0
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("schedule", ["async", "lockstep"])
+def test_learner_that_cannot_start_ends_the_run_and_leaves_no_role(
+    tmp_path, config, ray_started, schedule
+):
+    (tmp_path / "bad_parts.py").write_text(
+        "def make_network(n_inputs, n_actions):\n    raise RuntimeError('no such layer')\n"
+    )
+    free = ray_started.available_resources()["CPU"]
+    wanted = config(
+        network__factory="bad_parts:make_network",
+        run__schedule=schedule,
+        run__max_role_restarts=1,
+    )
+    summary = train(wanted, run_dir=tmp_path / "run")
+    assert (summary.status, summary.exit_code) == ("failed", 5)
+    assert "no such layer" in summary.stop_reason
+    assert ray_started.util.list_named_actors() == []
+    deadline_s = time.monotonic() + 20
+    while ray_started.available_resources().get("CPU", 0) < free:
+        assert time.monotonic() < deadline_s, "the roles' CPUs were not given back"
