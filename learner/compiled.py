@@ -212,9 +212,29 @@ def _norms(tensors: list[Tensor], order: float = 2, dtype: None = None) -> list[
     return [torch.linalg.vector_norm(tensor, order) for tensor in tensors]
 
 
-def _add_to_each(tensors: list[Tensor], other: Tensor, alpha: float = 1) -> list[Tensor]:
-    """`_foreach_add` of one scalar tensor, whose own form reads the value while it is traced."""
-    return [torch.add(tensor, other, alpha=alpha) for tensor in tensors]
+def _fuse_global_norm(graph: torch.fx.Graph) -> None:
+    """√Σ‖g‖² in the place of the norm of a stack of norms: no small tensors in between."""
+    aten = torch.ops.aten
+
+    def is_norm(node: torch.fx.Node) -> bool:
+        euclidean = node.args[1:] in ((), (2,)) and not node.kwargs
+        return node.target is aten.linalg_vector_norm.default and euclidean
+
+    for node in graph.find_nodes(op="call_function", target=aten.linalg_vector_norm.default):
+        stack = node.args[0]
+        if stack.target is not aten.stack.default or not all(map(is_norm, [node, *stack.args[0]])):
+            continue
+        with graph.inserting_before(node):
+            squares = [
+                graph.call_function(aten.mul.Tensor, (norm.args[0], norm.args[0]))
+                for norm in stack.args[0]
+            ]
+            sums = [graph.call_function(aten.sum.default, (square,)) for square in squares]
+            total = sums[0]
+            for other in sums[1:]:
+                total = graph.call_function(aten.add.Tensor, (total, other))
+            node.replace_all_uses_with(graph.call_function(aten.sqrt.default, (total,)))
+    graph.eliminate_dead_code()
 
 
 def trace_block(
@@ -224,11 +244,11 @@ def trace_block(
     from torch.fx.experimental.proxy_tensor import make_fx
 
     flat = (*_flat_state(state), *random_batches(spec), *hyper)
-    decompositions: dict[Any, Callable[..., Any]] = {
-        torch.ops.aten._foreach_norm.Scalar: _norms,
-        torch.ops.aten._foreach_add.Tensor: _add_to_each,
-    }
-    return make_fx(_flat_block(rule, state), decomposition_table=decompositions)(*flat), flat
+    decompositions = {torch.ops.aten._foreach_norm.Scalar: _norms}
+    module = make_fx(_flat_block(rule, state), decomposition_table=decompositions)(*flat)
+    _fuse_global_norm(module.graph)
+    module.recompile()
+    return module, flat
 
 
 def build_package(

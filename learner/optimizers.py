@@ -118,7 +118,8 @@ def radam(
     roots = torch._foreach_add(torch._foreach_sqrt(second), ADAM_EPSILON)
     adaptive_rate = _like(first, rectification * correction2.sqrt())
     inverse = torch._foreach_mul(torch._foreach_reciprocal(roots), adaptive_rate)
-    factors = torch._foreach_add(inverse, _like(first, plain))
+    # As a list: a single scalar tensor would be read at once, which no traced graph can do.
+    factors = torch._foreach_add(inverse, [_like(first, plain)] * len(inverse))
     rate = _like(first, hyper.learning_rate / correction1)
     update = torch._foreach_mul(torch._foreach_mul(first, factors), rate)
     return list(torch._foreach_sub(parameters, update)), OptimizerState(first, second, step)

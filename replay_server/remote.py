@@ -147,7 +147,7 @@ class ReplayServerShell:
         self._core.fence(slot, incarnation)
 
     async def capture(self, contents: bool) -> Array:
-        """The core's state as `uint8 [n]`, for a checkpoint; without contents only counters and ledger.
+        """The core's state as `uint8 [n]`; without contents only counters and ledger.
 
         Frozen by one copy; inserts and samples go on while it is encoded in a thread.
         """

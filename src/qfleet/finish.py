@@ -24,7 +24,7 @@ def finish(session: Session, outcome: Outcome) -> RunSummary:
         started_s = time.monotonic()
         outcome.artifacts.wait(session.incident)
         outcome.phases_s["video and curve"] = time.monotonic() - started_s
-    summary = _summary(session, outcome, score, time.monotonic() - outcome.process_started_s)
+    summary = _summary(session, outcome, score, time.monotonic() - outcome.started_s)
     write_summary(summary, session.directory.path)
     return summary
 

@@ -19,8 +19,8 @@ from qfleet.session import Session
 class Outcome:
     """Filled while a run goes on; owned by the driver."""
 
-    process_started_s: float
-    """On the monotonic clock."""
+    started_s: float
+    """On the monotonic clock: the command's process or the call of `train`."""
     point: ResumePoint | None = None
     """The checkpoint to go on from."""
     init_params: dict[str, Array] | None = None
@@ -42,7 +42,7 @@ class Outcome:
     def training_begins(self, session: Session) -> None:
         """Everything is in place: budgets of time count from here."""
         if self.startup_s == 0.0:
-            self.startup_s = time.monotonic() - self.process_started_s
+            self.startup_s = time.monotonic() - self.started_s
             session.begin()
 
     def training_ended(self, session: Session) -> None:

@@ -50,7 +50,9 @@ def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    return lines[-1] if any("Traceback" in line for line in lines) else lines[0]
+    # A role whose constructor raised comes with its stack, but without that heading.
+    has_stack = any("Traceback" in line or "creation task" in line for line in lines)
+    return lines[-1] if has_stack else lines[0]
 
 
 class Roles:

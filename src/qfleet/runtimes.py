@@ -156,7 +156,7 @@ def _run_lockstep(session: Session, fleet: Fleet, outcome: Outcome) -> None:
     debt = LearningDebt()
     session.round_state = lambda: asdict(debt)
     if outcome.point is not None:
-        session.restore(outcome.point.session)
+        _restore_session(session, outcome)
         session.totals.dropped += fleet.restore(outcome.point.role_files)
         debt = LearningDebt(**outcome.point.session["round"])
         session.rolled_back(fleet.report())
@@ -172,6 +172,15 @@ def _run_lockstep(session: Session, fleet: Fleet, outcome: Outcome) -> None:
     outcome.target_syncs = fleet.target_sync_log()
     observer.save(fleet)
     outcome.training_ended(session)
+
+
+def _restore_session(session: Session, outcome: Outcome) -> None:
+    """The session of the cut; after a restart in this process its time goes on running."""
+    assert outcome.point is not None
+    wall_s = session.totals.wall_s
+    session.restore(outcome.point.session)
+    if outcome.role_restarts > 0:
+        session.totals.wall_s = wall_s
 
 
 class LockstepObserver:

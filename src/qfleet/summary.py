@@ -10,10 +10,18 @@ import shlex
 from pathlib import Path
 from typing import Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qfleet.common.errors import ConfigError
-from qfleet.run_directory import LEARNING_CURVE_FILE, RUNS, SUMMARY_FILE, replace_file, shorten
+from qfleet.run_directory import (
+    CONFIG_FILE,
+    LEARNING_CURVE_FILE,
+    RUNS,
+    SUMMARY_FILE,
+    replace_file,
+    shorten,
+)
 
 _LISTED_FILES = (
     "config.yaml",
@@ -132,7 +140,7 @@ def final_block(summary: RunSummary, run_dir: Path) -> str:
         ("best", _best(summary, run_dir)),
         ("parameters", f"params_sha256 {summary.params_sha256[:12] or 'unknown'} at the end"),
         ("files", _files(run_dir)),
-        *_advice(summary),
+        *_advice(summary, run_dir),
     ]
     lines = [_outcome(summary), *(f"  {name:<11}{text}" for name, text in rows)]
     return "\n".join([*lines, "Next:", *(f"  {line}" for line in _next(summary, run_dir))])
@@ -190,11 +198,11 @@ def _files(run_dir: Path) -> str:
     return f"{run_dir}: {', '.join(present)}"
 
 
-def _advice(summary: RunSummary) -> list[tuple[str, str]]:
+def _advice(summary: RunSummary, run_dir: Path) -> list[tuple[str, str]]:
     """What to try when a run ended unsolved."""
     if summary.solved or summary.status == "failed":
         return []
-    more = f"more steps (--run.max_env_steps {max(2 * summary.env_steps, 1000)})"
+    more = f"more time ({_larger_budget(summary, run_dir).strip()})"
     seed = f"another seed (--seed {summary.seed + 1})"
     tries = [more, seed]
     if summary.limited_by == "actors":
@@ -212,12 +220,20 @@ def _next(summary: RunSummary, run_dir: Path) -> list[str]:
         lines += [f"qfleet play {run}", f"qfleet eval {run}"]
     lines.append(f"tensorboard --logdir {logs}")
     if summary.resumable:
-        budget = "" if summary.status in ("stopped", "failed") else _raised_budget(summary)
+        ended = summary.status in ("solved", "finished") and summary.exit_code == 0
+        budget = _larger_budget(summary, run_dir) if ended else ""
         lines.append(f"qfleet train --resume {run}{budget}")
     return lines
 
 
-def _raised_budget(summary: RunSummary) -> str:
-    """A run that ended by itself goes on only with a larger budget."""
+def _larger_budget(summary: RunSummary, run_dir: Path) -> str:
+    """The flags with which a run that ended by itself goes on: twice the budget that ended it."""
     goal = " --eval.stop_when_solved false" if summary.solved else ""
-    return f" --run.max_env_steps {max(2 * summary.env_steps, 1000)}{goal}"
+    config = run_dir / CONFIG_FILE
+    run = (yaml.safe_load(config.read_text()) or {}).get("run", {}) if config.is_file() else {}
+    spent = run.get(summary.stop_reason)
+    if spent is not None:
+        return f" --run.{summary.stop_reason} {2 * spent}{goal}"
+    if summary.solved:
+        return goal
+    return f" --run.max_env_steps {max(2 * summary.env_steps, 1000)}"

@@ -55,7 +55,8 @@ def run_train(
     init_from: str | None = None,
 ) -> int:
     """`train` for the command line: prints the last block and returns the exit code."""
-    return train(config, resume=resume, run_dir=run_dir, init_from=init_from).exit_code
+    started_s = time.monotonic() - _process_age_s()
+    return _train(config, None, resume, run_dir, init_from, started_s).exit_code
 
 
 def train(
@@ -81,7 +82,18 @@ def train(
         ConfigError, ResourcesError, CheckpointError: before anything was started.
         Exception: a bug, after the summary was written.
     """
-    process_started_s = time.monotonic() - _process_age_s()
+    return _train(config, on_evaluation, resume, run_dir, init_from, time.monotonic())
+
+
+def _train(
+    config: Config,
+    on_evaluation: Callable[[EvaluationReport], None] | None,
+    resume: str | None,
+    run_dir: str | Path | None,
+    init_from: str | Path | None,
+    started_s: float,
+) -> RunSummary:
+    """`train`, with times counted from `started_s`: the process's start for the command line."""
     directory_argument = str(run_dir) if run_dir is not None else config.run.dir
     if resume is not None and init_from is not None:
         raise ConfigError("--init-from starts a new run and --resume continues one: give one")
@@ -105,7 +117,7 @@ def train(
         directory = RunDirectory.create(resolved, directory_argument)
     with directory:
         point = find_point(directory) if target is not None else None
-        outcome = Outcome(process_started_s, point, init_params)
+        outcome = Outcome(started_s, point, init_params)
         if target is not None:
             outcome.resume_kind = _resume_kind(resolved, point)
         return _train_in(directory, resolved, spec, outcome, on_evaluation)

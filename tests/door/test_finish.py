@@ -66,7 +66,7 @@ def actor(produced, unsent=0, slot=0):
 
 
 def ended(**fields):
-    return Outcome(process_started_s=time.monotonic() - 3.0, **fields)
+    return Outcome(started_s=time.monotonic() - 3.0, **fields)
 
 
 def solved(session):

@@ -135,8 +135,7 @@ def test_final_block_of_a_solved_run_is_as_promised(
         "  qfleet play 'runs/my run'\n"
         "  qfleet eval 'runs/my run'\n"
         "  tensorboard --logdir runs\n"
-        "  qfleet train --resume 'runs/my run' --run.max_env_steps 100000 "
-        "--eval.stop_when_solved false"
+        "  qfleet train --resume 'runs/my run' --eval.stop_when_solved false"
     )
 
 
@@ -158,7 +157,7 @@ def test_final_block_of_an_unsolved_run_says_what_to_try(tmp_path: Path) -> None
         "best so far return 120.0 over 100 fresh greedy episodes"
     )
     assert (
-        "  try        more steps (--run.max_env_steps 100000); another seed (--seed 2); "
+        "  try        more time (--run.max_env_steps 100000); another seed (--seed 2); "
         "more actors (--actors.count 3): the learner waited"
     ) in lines
     assert lines[-1] == f"  qfleet train --resume {tmp_path} --run.max_env_steps 100000"
@@ -187,3 +186,22 @@ def test_final_block_of_a_failed_run_that_cannot_resume_offers_no_resume(tmp_pat
     assert block.startswith("Failed on CartPole-v1")
     assert "--resume" not in block
     assert "  try " not in block
+
+
+@pytest.mark.parametrize(
+    ("reason", "flag"),
+    [
+        ("max_learner_steps", "--run.max_learner_steps 8000"),
+        ("max_episodes", "--run.max_episodes 400"),
+        ("max_wall_s", "--run.max_wall_s 120.0"),
+    ],
+)
+def test_resume_line_raises_the_budget_that_ended_the_run(
+    tmp_path: Path, reason: str, flag: str
+) -> None:
+    (tmp_path / "config.yaml").write_text(
+        "run: {max_learner_steps: 4000, max_episodes: 200, max_wall_s: 60.0}"
+    )
+    summary = make_summary(status="finished", solved=False, stop_reason=reason)
+
+    assert final_block(summary, tmp_path).splitlines()[-1].endswith(flag)

@@ -55,7 +55,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def small_config(**changes: Any) -> Config:
-    """As the session's package, in the local runtime; `changes` are learner keys."""
+    """The smallest run that has everything: BatchNorm, double Q, clipping, hard syncs."""
     learner = dict(changes)
     normalization = learner.pop("normalization", "batch")
     return Config(
@@ -144,11 +144,26 @@ def distance_after_1000_updates(block: CompiledBlock, spec: PackageSpec, inputs:
     return worst
 
 
+@pytest.fixture(scope="session")
+def built_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with the package of `small_config()`, compiled by the process that runs start."""
+    root = tmp_path_factory.mktemp("qfleet-cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QFLEET_CACHE", str(root))
+        build = BuildProcess(small_config(), SPEC)
+        try:
+            failure = build.wait()
+        finally:
+            build.end()
+    assert failure is None, failure
+    return root
+
+
 @pytest.fixture
-def warm(built_package: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> PackageSpec:
+def warm(built_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> PackageSpec:
     """A cache of this test's own that holds the session's package."""
     root = tmp_path / "warm"
-    shutil.copytree(built_package.cache_root, root)
+    shutil.copytree(built_cache, root)
     monkeypatch.setenv("QFLEET_CACHE", str(root))
     monkeypatch.setattr(compiled, "_said", set())
     return PackageSpec(small_config(), SPEC)
