@@ -119,7 +119,7 @@ def _summary(
         params_sha256=outcome.params_sha256,
         accounting=session.accounting(),
         device=outcome.device,
-        learner_path=outcome.learner_path,
+        learner_path="eager" if report is None else report.learner_path,
         versions=environment_report(),
         run_id=session.run_id,
         run_dir=str(session.directory.path),

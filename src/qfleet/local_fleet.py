@@ -151,6 +151,7 @@ class LocalFleet:
             episodes=episodes,
             update_s=self._update_s,
             sample_age_s=self._replay.sample_age_s,
+            learner_path=self._learner.path,
         )
 
     def params_bytes(self) -> bytes:

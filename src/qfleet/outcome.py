@@ -32,7 +32,6 @@ class Outcome:
     train_s: float = 0.0
     params_sha256: str = ""
     device: str = "cpu"
-    learner_path: str = "eager"
     resume_kind: str | None = None
     role_restarts: int = 0
     phases_s: dict[str, float] = field(default_factory=dict)

@@ -187,6 +187,7 @@ def make_report(
         update_s=status["update_s"],
         wait_s=status["wait_s"],
         sample_age_s=status["sample_age_s"],
+        learner_path=status["learner_path"],
         incidents=[
             f"a malformed chunk was refused {n} times: {reason}"
             for shard in shards

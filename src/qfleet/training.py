@@ -43,6 +43,11 @@ from qfleet.session import Session
 from qfleet.stop_signals import StopSignal
 from qfleet.summary import RunSummary, final_block, read_summary
 
+_PATHS = {
+    "off": "eager",
+    "auto": "compiled where a package is cached, else eager",
+    "required": "compiled",
+}
 RunResult = RunSummary
 """What `train` returns: the fields of summary.json."""
 
@@ -219,7 +224,8 @@ def header_lines(
         else "no (async); yes with --runtime local or --run.schedule lockstep"
     )
     lines = [
-        f"qfleet: {ray} · device {config.learner.device} · learner eager PyTorch · "
+        f"qfleet: {ray} · device {config.learner.device} · "
+        f"learner {_PATHS[config.learner.compile]} · "
         f"reproducible: {reproducible}",
         f"{choice_note(config)} · {config.actors.count} actors × {config.actors.envs_per_actor} "
         f"environments · {config.replay.shards} replay shards · seed {config.seed}",
