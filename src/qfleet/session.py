@@ -31,6 +31,7 @@ from qfleet.run_directory import RunDirectory
 from qfleet.solve_tracker import SolveTracker
 from qfleet.stop_signals import StopSignal
 from qfleet.summary import Accounting
+from qfleet.transition_accounts import account
 
 RECENT_EPISODES = 100
 PARAMS_FILE = "params.safetensors"
@@ -135,33 +136,11 @@ class Session:
         self.bottleneck = Bottleneck()
 
     def accounting(self) -> Accounting:
-        """Where every numbered transition went.
-
-        Lost are those of an actor that died before they reached a shard (what it had told of last,
-        less what arrived), and those that a restart from the last cut rolled back.
-        """
-        report = self.report
-        if report is None:
+        """Where every numbered transition went."""
+        if self.report is None:
             return Accounting()
-        resident = sum(s.size for s in report.shards)
-        evicted = sum(s.evicted for s in report.shards)
-        rejected = sum(s.rejected_transitions for s in report.shards)
-        in_flight = sum(a.unsent for a in report.actors)
-        living = sum(a.produced for a in report.actors)
-        arrived = resident + evicted + rejected
-        lost = self.totals.lost
-        produced = self.totals.produced_base + self.gone_produced() + living
-        if self.gone_produced():
-            # An actor that died may have delivered more than it had told of, or less.
-            produced = max(produced, arrived + in_flight + lost)
-            lost = produced - arrived - in_flight
-        return Accounting(
-            produced=produced,
-            resident=resident,
-            evicted=evicted,
-            rejected=rejected,
-            lost=lost,
-            in_flight=in_flight,
+        return account(
+            self.report, self.totals.produced_base, self.gone_produced(), self.totals.lost
         )
 
     def observe(self, report: FleetReport) -> None:

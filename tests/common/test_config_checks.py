@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -255,7 +256,7 @@ def test_minimum_tolerance_is_where_waiting_for_ever_ends(ratio, chunk, batch, u
     def both_can_wait(tolerance):
         # A balance e blocks the insert when e + ratio·chunk > tolerance, the sample when
         # e − request < −tolerance: is there room between the two bounds?
-        return tolerance - ratio * chunk < request - tolerance
+        return tolerance - Fraction(ratio * chunk) < request - tolerance
 
     least = minimum_limiter_tolerance_samples(ratio, chunk, request)
 
@@ -424,3 +425,18 @@ def test_problem_line_holds_all_parts():
 )
 def test_show_value_table(value, expected):
     assert show_value(value) == expected
+
+
+def test_compile_required_is_refused_where_the_learner_gets_a_gpu():
+    def problems(gpus, **learner):
+        wanted = config(learner={"compile": "required", **learner})
+        found = check_config(
+            wanted, SPEC, cpus=8, gpus=gpus, memory_bytes=2**34, cuda_available=gpus > 0
+        )
+        return [problem.key for problem in found]
+
+    assert problems(0) == []
+    assert problems(1, device="cpu") == []
+    assert problems(1) == ["learner.compile"]
+    assert problems(1, device="cuda") == ["learner.compile"]
+    assert problems(1, num_gpus=0) == []

@@ -475,8 +475,8 @@ def test_path_upgrade_long_run_builds_once_and_reports_the_end(builds: list[Fake
 @pytest.mark.parametrize(
     ("config", "device", "path"),
     [
-        # 36,000 updates at 200/s are 180 s: exactly three times a build, from the first poll on.
-        (async_config(max_learner_steps=36_000), "cpu", "eager"),
+        # 48,000 updates at 200/s are 240 s: exactly three times a build, from the first poll on.
+        (async_config(max_learner_steps=48_000), "cpu", "eager"),
         (async_config().model_copy(update={"runtime": "local"}), "cpu", "eager"),
         (async_config(), "cuda", "eager"),
         (async_config(), "cpu", "compiled"),
