@@ -19,7 +19,7 @@ from qfleet.common.config import Config
 from qfleet.common.errors import WireFormatError
 from qfleet.common.messages import decode_chunk, decode_priority_update, encode_shard_sample
 from qfleet.common.threads import limit_threads
-from qfleet.common.types import Array, EnvironmentSpec, EpisodeSummary
+from qfleet.common.types import Capture, EnvironmentSpec, EpisodeSummary
 from qfleet.common.wire import decode_capture, encode_capture_buffer
 from qfleet.replay_server.build import build_shard
 
@@ -146,13 +146,23 @@ class ReplayServerShell:
         """Refuse chunks of earlier incarnations of `slot` from now on."""
         self._core.fence(slot, incarnation)
 
-    async def capture(self, contents: bool) -> Array:
-        """The core's state as `uint8 [n]`; without contents only counters and ledger.
+    async def capture(self, contents: bool) -> list[Any]:
+        """A reference to the core's state as `uint8 [n]`, in a list so that Ray leaves it one.
 
-        Frozen by one copy; inserts and samples go on while it is encoded in a thread.
+        The state is that of the moment of the call. Its rows are copied in steps, and it is encoded
+        and stored in a thread: inserts and samples go on meanwhile. Without contents it holds only
+        counters and ledger.
         """
-        frozen = self._core.capture(contents)
-        return await asyncio.to_thread(encode_capture_buffer, frozen)
+        steps = self._core.capture_in_steps(contents)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as finished:
+                frozen: Capture = finished.value
+                break
+            await asyncio.sleep(0)
+        buffer = await asyncio.to_thread(encode_capture_buffer, frozen)
+        return [await asyncio.to_thread(ray.put, buffer)]
 
     async def restore(self, data: bytes) -> None:
         """The inverse of `capture`."""

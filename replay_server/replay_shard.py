@@ -6,8 +6,9 @@ must wait is decided by `can_insert` and `can_sample`, which callers ask first.
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -16,7 +17,6 @@ from qfleet.common.errors import CheckpointError, ConfigError, InvariantError, R
 from qfleet.common.seeding import generator
 from qfleet.common.types import (
     Capture,
-    ChunkId,
     EnvironmentSpec,
     InsertAck,
     PriorityUpdate,
@@ -26,115 +26,16 @@ from qfleet.common.types import (
     check_columns,
     transition_columns,
 )
+from qfleet.replay_server.chunk_ledger import ACCEPTED, DUPLICATE, ChunkLedger
 from qfleet.replay_server.rate_limiter import RatioLimiter
 from qfleet.replay_server.samplers import check_td_errors, make_sampler
 from qfleet.replay_server.storage import RingStorage
 
-ACCEPTED = "accepted"
-DUPLICATE = "duplicate"
-STALE_INCARNATION = "stale_incarnation"
-FOREIGN_RUN = "foreign_run"
-
-REORDER_WINDOW_CHUNKS = 8
-"""How far a chunk may arrive ahead of the one expected; an actor has two unacknowledged."""
+ROWS_PER_CAPTURE_STEP = 16_384
+"""A checkpoint's copy pauses after so many rows: a fraction of a millisecond each."""
 
 _STORAGE = "storage."
 _SAMPLER = "sampler."
-
-
-@dataclass(slots=True)
-class _SlotRecord:
-    """What has arrived of one actor slot's newest incarnation."""
-
-    incarnation: int
-    next_seq: int = 0
-    """Every lower number has arrived or was given up."""
-    ahead: set[int] = field(default_factory=set)
-    """Numbers above `next_seq` that have arrived."""
-
-    def holes(self) -> int:
-        """Numbers that are missing below the highest one that arrived."""
-        return max(self.ahead) + 1 - self.next_seq - len(self.ahead) if self.ahead else 0
-
-    def accept(self, seq: int) -> int:
-        """Note the arrival of a new number and return how many missing ones were given up."""
-        self.ahead.add(seq)
-        lost = 0
-        floor = seq - REORDER_WINDOW_CHUNKS
-        if floor > self.next_seq:
-            arrived = {number for number in self.ahead if number < floor}
-            lost = floor - self.next_seq - len(arrived)
-            self.ahead -= arrived
-            self.next_seq = floor
-        while self.next_seq in self.ahead:
-            self.ahead.remove(self.next_seq)
-            self.next_seq += 1
-        return lost
-
-
-class ChunkLedger:
-    """Admits every chunk of a run once, and none of an actor that was replaced.
-
-    Per actor slot: the newest incarnation, the number expected next and those that came before it.
-    A number more than `REORDER_WINDOW_CHUNKS` behind the newest is given up: it counts as a gap,
-    and as a duplicate should it still come.
-    """
-
-    def __init__(self, run_id: str) -> None:
-        self.run_id = run_id
-        self.gap_chunks = 0
-        self._records: dict[int, _SlotRecord] = {}
-
-    def admit(self, chunk_id: ChunkId) -> str:
-        """The `InsertAck` status for a chunk; when it is `accepted`, its number is now used up."""
-        if chunk_id.run_id != self.run_id:
-            return FOREIGN_RUN
-        self.fence(chunk_id.actor_slot, chunk_id.incarnation)
-        record = self._records[chunk_id.actor_slot]
-        if chunk_id.incarnation < record.incarnation:
-            return STALE_INCARNATION
-        if chunk_id.seq < record.next_seq or chunk_id.seq in record.ahead:
-            return DUPLICATE
-        self.gap_chunks += record.accept(chunk_id.seq)
-        return ACCEPTED
-
-    def fence(self, actor_slot: int, incarnation: int) -> None:
-        """Refuse a slot's incarnations below this one from now on; holes left by them are gaps."""
-        record = self._records.get(actor_slot)
-        if record is not None and record.incarnation >= incarnation:
-            return
-        if record is not None:
-            self.gap_chunks += record.holes()
-        self._records[actor_slot] = _SlotRecord(incarnation)
-
-    def hwm(self, actor_slot: int) -> int:
-        """The newest number of the slot's incarnation below which none is awaited; −1 at first."""
-        record = self._records.get(actor_slot)
-        return record.next_seq - 1 if record is not None else -1
-
-    def capture(self) -> dict[str, Any]:
-        """Its state as JSON-able values."""
-        records = [
-            [slot, record.incarnation, record.next_seq, sorted(record.ahead)]
-            for slot, record in sorted(self._records.items())
-        ]
-        return {"run_id": self.run_id, "gap_chunks": self.gap_chunks, "records": records}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Become the captured ledger; slots of another run are forgotten, for it numbers anew."""
-        self.gap_chunks = state["gap_chunks"]
-        records = state["records"] if state["run_id"] == self.run_id else []
-        self._records = {
-            slot: _SlotRecord(incarnation, next_seq, set(ahead))
-            for slot, incarnation, next_seq, ahead in records
-        }
-
-    def check_valid(self) -> None:
-        """Raise `InvariantError` when a number ahead is outside the window."""
-        for slot, record in self._records.items():
-            last = record.next_seq + REORDER_WINDOW_CHUNKS
-            if any(not record.next_seq < seq <= last for seq in record.ahead):
-                raise InvariantError(f"slot {slot} expects {record.next_seq}, has {record.ahead}")
 
 
 @dataclass(slots=True)
@@ -336,16 +237,30 @@ class ReplayShard:
 
     def capture(self, contents: bool = True) -> Capture:
         """The whole state; without `contents`, all but the transitions and their priorities."""
-        storage, sampler = self._storage.capture(contents), self._sampler.capture(contents)
+        steps = self.capture_in_steps(contents)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as finished:
+                return cast("Capture", finished.value)
+
+    def capture_in_steps(self, contents: bool = True) -> Generator[None, None, Capture]:
+        """The state as of the first `next`, copied in steps between which anything may happen."""
+        sampler = self._sampler.capture(contents)
         meta = {
             "shard": self.shard,
             "counters": self._counters.capture(),
             "ledger": self._ledger.capture(),
-            "storage": storage.meta,
+            "storage": self._storage.capture_meta(contents),
             "sampler": sampler.meta,
         }
-        arrays = {_STORAGE + name: array for name, array in storage.arrays.items()}
-        arrays |= {_SAMPLER + name: array for name, array in sampler.arrays.items()}
+        arrays = {_SAMPLER + name: array for name, array in sampler.arrays.items()}
+        if contents:
+            frozen = self._storage.freeze()
+            while not frozen.is_complete:
+                frozen.advance(ROWS_PER_CAPTURE_STEP)
+                yield
+            arrays |= {_STORAGE + name: array for name, array in frozen.copies.items()}
         return Capture(meta, arrays)
 
     def restore(self, capture: Capture) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from qfleet.common.errors import CheckpointError, InvariantError
 from qfleet.common.types import Array, Capture, Columns, ColumnSpec, check_columns
+from qfleet.replay_server.frozen_rows import FrozenRows
 
 _COLUMN = "column."
 _INSERTED_AT_S = "inserted_at_s"
@@ -37,6 +38,7 @@ class RingStorage:
         self._inserted_at_s = np.zeros(capacity)
         self._size = 0
         self._appended = 0
+        self._frozen: FrozenRows | None = None
 
     @property
     def size(self) -> int:
@@ -64,6 +66,8 @@ class RingStorage:
         """
         n = len(next(iter(columns.values())))
         check_columns(columns, self.specs, n)
+        if self._frozen is not None:
+            self._frozen.before_append(self._appended + n)
         keys = np.arange(self._appended, self._appended + n)
         skipped = max(0, n - self.capacity)
         start = (self._appended + skipped) % self.capacity
@@ -109,23 +113,38 @@ class RingStorage:
         self._size = 0
         self._appended += -self._appended % self.capacity
 
-    def capture(self, contents: bool = True) -> Capture:
-        """The rows (one contiguous copy per column, in ring layout) and the counters."""
-        meta: dict[str, Any] = {
+    def freeze(self) -> FrozenRows:
+        """The rows as they are now, to be copied by `advance` while inserts go on.
+
+        One at a time: an earlier one that is not complete is completed first.
+        """
+        if self._frozen is not None:
+            self._frozen.advance(self.capacity)
+        columns = {_COLUMN + name: column for name, column in self._columns.items()}
+        columns[_INSERTED_AT_S] = self._inserted_at_s
+        self._frozen = FrozenRows(
+            columns, size=self._size, appended=self._appended, capacity=self.capacity
+        )
+        return self._frozen
+
+    def capture_meta(self, contents: bool) -> dict[str, Any]:
+        """The counters that go with `freeze`, or without the rows."""
+        return {
             "capacity": self.capacity,
             "specs": _listed(self.specs),
             "size": self._size,
             "appended": self._appended,
             "contents": contents,
         }
+
+    def capture(self, contents: bool = True) -> Capture:
+        """The rows (one contiguous copy per column, in ring layout) and the counters."""
+        meta = self.capture_meta(contents)
         if not contents:
             return Capture(meta)
-        arrays = {_COLUMN + name: column[: self._size].copy() for name, column in self._items()}
-        arrays[_INSERTED_AT_S] = self._inserted_at_s[: self._size].copy()
-        return Capture(meta, arrays)
-
-    def _items(self) -> list[tuple[str, Array]]:
-        return list(self._columns.items())
+        frozen = self.freeze()
+        frozen.advance(self.capacity)
+        return Capture(meta, frozen.copies)
 
     def differences(self, capture: Capture) -> list[str]:
         """What keeps `capture` from being restored here, one phrase each; empty when nothing."""

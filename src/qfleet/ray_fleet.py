@@ -152,7 +152,8 @@ def capture_learner_and_replay(roles: Roles, replay_contents: bool) -> dict[str,
     refs = [shard.capture.remote(replay_contents) for shard in roles.shards]
     for index, shard_ref in enumerate(refs):
         who = f"replay shard {index}'s state"
-        frozen: Array = answer(shard_ref, "driver", who, CAPTURE_TIMEOUT_S)
+        [stored] = answer(shard_ref, "driver", who, CAPTURE_TIMEOUT_S)
+        frozen: Array = answer(stored, "driver", who, CAPTURE_TIMEOUT_S)
         files[f"replay-{index}.qflt"] = frozen.tobytes()
     return files
 

@@ -35,7 +35,7 @@ def answer(ref: Any, waiter: str, awaited: str, timeout_s: float = ANSWER_TIMEOU
         return ray.get(ref, timeout=timeout_s)
     except ray.exceptions.GetTimeoutError as error:
         raise WaitTimeoutError(f"{waiter} waited {timeout_s:.0f} s for {awaited}") from error
-    except ray.exceptions.RayActorError as error:
+    except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
         raise RoleLostError(f"{awaited} died: {first_line(error)}") from error
     except ray.exceptions.RayTaskError as error:
         cause = error.cause

@@ -24,6 +24,7 @@ from qfleet.common.envs import describe_environment
 from qfleet.common.errors import ConfigError, QfleetError
 from qfleet.common.metrics import MetricsWriter
 from qfleet.common.types import EnvironmentSpec, EvaluationReport
+from qfleet.common.vector_envs import make_vector_env
 from qfleet.config_loading import choice_note, dump_yaml, error_message
 from qfleet.console import make_console
 from qfleet.finish import finish
@@ -223,18 +224,18 @@ def header_lines(
         if schedule == "lockstep"
         else "no (async); yes with --runtime local or --run.schedule lockstep"
     )
-    lines = [
-        f"qfleet: {ray} · device {config.learner.device} · "
-        f"learner {_PATHS[config.learner.compile]} · "
-        f"reproducible: {reproducible}",
-        f"{choice_note(config)} · {config.actors.count} actors × {config.actors.envs_per_actor} "
-        f"environments · {config.replay.shards} replay shards · seed {config.seed}",
-    ]
+    resumed = ""
     if resume_kind is not None:
         at = f"learner step {point.checkpoint.learner_step:,}" if point else "the beginning"
-        lines.append(f"resumed at {at}: {resume_kind}")
-    lines.append(f"run directory {directory.path}")
-    return lines
+        resumed = f" · resumed at {at}: {resume_kind}"
+    return [
+        f"qfleet: {ray} · device {config.learner.device} · "
+        f"learner {_PATHS[config.learner.compile]} · "
+        f"reproducible: {reproducible}{resumed}",
+        f"{choice_note(config)} · {config.actors.count} actors × {config.actors.envs_per_actor} "
+        f"environments · {config.replay.shards} replay shards · seed {config.seed}",
+        f"run directory {directory.path}",
+    ]
 
 
 def _ray_intention(config: Config) -> str:
@@ -253,6 +254,15 @@ def _resume_kind(config: Config, point: ResumePoint | None) -> str:
         return "new episodes (async)"
     if point.checkpoint.manifest.get("replay") != "full":
         return "new episodes (the checkpoint has no replay contents)"
-    if any(name.startswith("actor-") for name in point.checkpoint.files):
-        return "exact where the environment can be captured, else new episodes"
-    return "new episodes (the checkpoint is of an async run)"
+    if not any(name.startswith("actor-") for name in point.checkpoint.files):
+        return "new episodes (the checkpoint is of an async run)"
+    return "exact" if _can_capture(config) else "new episodes (the environment has no capture())"
+
+
+def _can_capture(config: Config) -> bool:
+    """Whether a sub-environment's state can be saved and restored exactly."""
+    env = make_vector_env(config.env, 1)
+    try:
+        return env.supports_capture
+    finally:
+        env.close()
