@@ -1,6 +1,6 @@
-"""Updates per second of the learner's block, eager beside compiled; prints one JSON object.
+"""Updates per second of the learner's block, eager beside compiled.
 
-    PYTHONPATH=src python benchmarks/learner_speed.py [--repeats 15] [--output FILE]
+    PYTHONPATH=src python benchmarks/learner_speed.py [--repeats 15] [--json FILE]
 
 Each workload is a preset. Both forms take the same batches of noise, in blocks of the preset's K,
 on one thread; they take turns within each repeat, so that a busy machine slows both. `block` is the
@@ -11,21 +11,17 @@ twin: the largest relative distance of parameters and errors from eager after 1,
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from machine import finish, make_parser
 
+from qfleet.bench_record import Measurement
 from qfleet.common.config_auto import resolve_config
 from qfleet.common.envs import describe_environment
 from qfleet.config_loading import Config
@@ -58,21 +54,14 @@ def updates_per_s(call: Callable[[], object], updates: int, repeat_s: float) -> 
 
 def side_by_side(
     calls: dict[str, Callable[[], object]], updates: int, repeats: int, repeat_s: float
-) -> dict[str, dict[str, float]]:
+) -> dict[str, list[float]]:
     rates: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
     for _ in range(repeats):
         for name, call in calls.items():
             rates[name].append(updates_per_s(call, updates, repeat_s))
-    return {
-        name: {
-            "updates_per_s": round(statistics.median(values)),
-            "min": round(min(values)),
-            "max": round(max(values)),
-        }
-        for name, values in rates.items()
-    }
+    return rates
 
 
 def sample_of(batches: Batches) -> Any:
@@ -94,9 +83,7 @@ def measure(preset: str, repeats: int, repeat_s: float) -> dict[str, Any]:
     environment = describe_environment(config.env)
     config = resolve_config(config, environment, cpus=os.cpu_count() or 1, gpus=0)
     spec = PackageSpec(config, environment)
-    started_s = time.perf_counter()
     path = prebuild(config, environment)
-    build_s = time.perf_counter() - started_s
     started_s = time.perf_counter()
     compiled = CompiledBlock(load_flat_block(path), spec)
     load_s = time.perf_counter() - started_s
@@ -131,15 +118,15 @@ def measure(preset: str, repeats: int, repeat_s: float) -> dict[str, Any]:
 
     whole = side_by_side({n: learn(one) for n, one in learners.items()}, k, repeats, repeat_s)
     return {
-        "what": WORKLOADS[preset],
-        "batch_size": config.learner.batch_size,
-        "updates_per_block": k,
-        "updates_per_package_call": spec.n_updates,
-        "build_s": round(build_s, 1),
-        "load_s": round(load_s, 4),
-        "block": {**blocks, "ratio": _ratio(blocks)},
-        "learner": {**whole, "ratio": _ratio(whole)},
-        "relative_distance_after_1000_updates": distance(spec, compiled, k),
+        "about": {
+            "batch_size": config.learner.batch_size,
+            "updates_per_block": k,
+            "updates_per_package_call": spec.n_updates,
+            "load_s": round(load_s, 4),
+            "distance_after_1000_updates": f"{distance(spec, compiled, k):.1e}",
+        },
+        "block": blocks,
+        "update_block": whole,
     }
 
 
@@ -148,8 +135,19 @@ def _with_compile(config: Any, mode: str) -> Any:
     return config.model_copy(update={"learner": learner})
 
 
-def _ratio(rates: dict[str, dict[str, float]]) -> float:
-    return round(rates["compiled"]["updates_per_s"] / rates["eager"]["updates_per_s"], 2)
+def measurements(preset: str, result: dict[str, Any]) -> list[Measurement]:
+    """Both forms of a workload, alone and within `Learner.update_block`, and their ratios."""
+    found = []
+    for part in ("block", "update_block"):
+        rates = result[part]
+        for form, values in rates.items():
+            about = result["about"] if (part, form) == ("block", "compiled") else {}
+            found.append(
+                Measurement(f"{preset}, {part}, {form}", "updates/s", tuple(values), about)
+            )
+        ratios = [c / e for c, e in zip(rates["compiled"], rates["eager"], strict=True)]
+        found.append(Measurement(f"{preset}, {part}, compiled over eager", "×", tuple(ratios)))
+    return found
 
 
 def distance(spec: PackageSpec, compiled: CompiledBlock, k: int) -> float:
@@ -172,30 +170,16 @@ def _synced(state: LearnerState) -> LearnerState:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--repeat-s", type=float, default=0.4)
-    parser.add_argument("--output", type=Path, help="also write the JSON here")
-    options = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    load_before = os.getloadavg()[0]
-    results = {name: measure(name, options.repeats, options.repeat_s) for name in WORKLOADS}
-    report = {
-        "machine": {"cpu": cpu_identity(), "cores": os.cpu_count(), "system": platform.platform()},
-        "load_average_before": round(load_before, 2),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": version("numpy"),
-        },
-        "threads": 1,
-        "results": results,
-    }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(text + "\n")
+    found: list[Measurement] = []
+    for name in WORKLOADS:
+        found += measurements(name, measure(name, arguments.repeats, arguments.repeat_s))
+    notes = [f"{name}: {what}" for name, what in WORKLOADS.items()]
+    finish("learner_speed", arguments, found, [*notes, f"CPU: {cpu_identity()}, one thread"])
     return 0
 
 
