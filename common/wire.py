@@ -205,6 +205,18 @@ _TEXT = "str:"
 """Put before a text that begins like one of these two marks."""
 
 
+def encode_parts(parts: Mapping[str, bytes]) -> bytes:
+    """Named byte strings as one message."""
+    columns = {name: np.frombuffer(data, dtype=np.uint8) for name, data in parts.items()}
+    return encode("parts", {}, columns)
+
+
+def decode_parts(data: bytes | memoryview) -> dict[str, bytes]:
+    """The inverse of `encode_parts`."""
+    _, columns = decode(data, "parts", max_bytes=2**40)
+    return {name: column.tobytes() for name, column in columns.items()}
+
+
 def encode_capture(capture: Capture) -> bytes:
     """A core's captured state as one message, for a checkpoint."""
     return encode_capture_buffer(capture).tobytes()

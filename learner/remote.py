@@ -34,7 +34,7 @@ from qfleet.common.types import (
     ReplayStats,
     ShardSample,
 )
-from qfleet.common.wire import decode_capture, encode, encode_capture
+from qfleet.common.wire import decode_capture, encode_capture, encode_parts
 from qfleet.learner.block_runner import BlockPlanner, run_blocks
 from qfleet.learner.learner import Learner
 from qfleet.learner.learner_path import PathUpgrade, Progress
@@ -115,6 +115,11 @@ class SnapshotBroadcaster:
                 self.skipped += 1
                 continue
             pending.append(actor.set_params.remote(payload))
+
+    @property
+    def silent_slots(self) -> list[int]:
+        """Slots with snapshots sent and not acknowledged yet."""
+        return sorted(slot for slot, pending in self._pending.items() if pending)
 
     def collect(self, timeout_s: float = 0.0) -> None:
         """Take acknowledgements that have come; an actor that died is the driver's matter."""
@@ -212,7 +217,7 @@ class LearnerShell:
             "learner": encode_capture(self._core.capture()),
             "planner": encode_capture(self._planner.capture()),
         }
-        return pack_parts(parts)
+        return encode_parts(parts)
 
     @ray.method(concurrency_group="control")
     def snapshot(self) -> bytes:
@@ -269,6 +274,12 @@ class LearnerShell:
         for snapshot in self._core.take_snapshots():
             self._broadcaster.send(snapshot)
         self._broadcaster.collect(timeout_s=ANSWER_TIMEOUT_S)
+        silent = self._broadcaster.silent_slots
+        if silent:
+            raise WaitTimeoutError(
+                f"learner waited {ANSWER_TIMEOUT_S:.0f} s for actors {silent} to acknowledge "
+                "new parameters"
+            )
         return self._core.stats().params_version
 
     def run(self) -> int:
@@ -380,13 +391,6 @@ class _CutIn:
     def __exit__(self, *exc: object) -> None:
         self._shell._cutting_in -= 1
         self._shell._lock.release()
-
-
-def pack_parts(parts: dict[str, bytes]) -> bytes:
-    """Named byte strings as one message."""
-    import numpy as np
-
-    return encode("parts", {}, {n: np.frombuffer(d, dtype=np.uint8) for n, d in parts.items()})
 
 
 def remote_learner_class() -> Any:

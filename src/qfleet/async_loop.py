@@ -27,7 +27,7 @@ from qfleet.ray_fleet import (
     restore_learner_and_replay,
 )
 from qfleet.ray_roles import START_TIMEOUT_S, Roles, answer, first_line
-from qfleet.supervisor import ActorSupervisor
+from qfleet.supervisor import ActorSupervisor, StallWatch
 
 TICK_S = 0.05
 POLL_S = 0.25
@@ -111,6 +111,7 @@ class AsyncLoop:
         self._config, self._spec = config, spec
         self.roles = Roles(config, spec, run_id=run_id, device=device)
         self._supervisor = ActorSupervisor(config.actors.min_count)
+        self._stall_watch = StallWatch()
         self._runs: dict[Any, int] = {}
         self._pings: dict[int, PolledCall] = {}
         self._actor_reports: dict[int, ActorReport] = {}
@@ -226,7 +227,10 @@ class AsyncLoop:
                 self._take_answer(name, result)
         self._poll_actors(now_s)
         if self._learner_status and len(self._shard_reports) == len(self.roles.shards):
-            session.observe(self._report())
+            report = self._report()
+            session.observe(report)
+            played = sum(actor.env_steps for actor in report.actors)
+            self._stall_watch.observe(played, report.learner.learner_steps, now_s)
 
     def _take_answer(self, name: str, result: dict[str, Any]) -> None:
         """Keep the newest counters; snapshots and episodes are told once and must not be lost."""

@@ -20,7 +20,7 @@ from qfleet.common.types import (
     ParamsSnapshot,
     ReplayStats,
 )
-from qfleet.common.wire import decode
+from qfleet.common.wire import decode_parts
 from qfleet.fleet import ActorReport, FleetReport
 from qfleet.ray_roles import START_TIMEOUT_S, Roles, answer
 
@@ -147,8 +147,7 @@ def capture_learner_and_replay(roles: Roles, replay_contents: bool) -> dict[str,
     """The learner first, frozen between two blocks, then every shard."""
     ref = roles.learner.capture.remote()
     parts = answer(ref, "driver", "the learner's state", CAPTURE_TIMEOUT_S)
-    _, columns = decode(parts, "parts", max_bytes=2**40)
-    files = {f"{name}.qflt": array.tobytes() for name, array in columns.items()}
+    files = {f"{name}.qflt": data for name, data in decode_parts(parts).items()}
     refs = [shard.capture.remote(replay_contents) for shard in roles.shards]
     for index, shard_ref in enumerate(refs):
         who = f"replay shard {index}'s state"

@@ -160,8 +160,11 @@ def _run_lockstep(session: Session, fleet: Fleet, outcome: Outcome) -> None:
         session.totals.dropped += fleet.restore(outcome.point.role_files)
         debt = LearningDebt(**outcome.point.session["round"])
         session.rolled_back(fleet.report())
-    elif outcome.init_params is not None:
-        fleet.init_params(outcome.init_params)
+    else:
+        if outcome.role_restarts > 0:
+            session.rolled_back(fleet.report())
+        if outcome.init_params is not None:
+            fleet.init_params(outcome.init_params)
     outcome.training_begins(session)
     observer = LockstepObserver(session)
     if session.stop_reason() is None:
@@ -232,10 +235,11 @@ def _run_ray_async(session: Session, outcome: Outcome) -> None:
             if outcome.role_restarts == 0:
                 session.restore(outcome.point.session)
             session.rolled_back(loop.restore(outcome.point.role_files))
-        elif outcome.role_restarts > 0:
-            session.rolled_back(loop.first_report())
-        elif outcome.init_params is not None:
-            loop.init_params(outcome.init_params)
+        else:
+            if outcome.role_restarts > 0:
+                session.rolled_back(loop.first_report())
+            if outcome.init_params is not None:
+                loop.init_params(outcome.init_params)
         loop.keep_versions_above(session.highest_params_version)
         session.gone_produced = lambda: loop.gone_produced
         outcome.training_begins(session)

@@ -132,6 +132,8 @@ class Session:
         self.totals.produced_base = stored + self.totals.lost - counted
         self.gone_produced = int
         self.report = report
+        period = self.learner_steps // self.config.eval.period_learner_steps
+        self._evaluated_period = min(self._evaluated_period, period)
         self._row_env_steps, self._row_learner_steps = self.env_steps, self.learner_steps
         self.bottleneck = Bottleneck()
 

@@ -1,4 +1,4 @@
-"""Decides what happens when an actor dies; the asynchronous loop carries it out.
+"""Decides what happens when an actor dies or nothing moves; the asynchronous loop carries it out.
 
 Pure: it is told of deaths and of the time, so its rules are tested without Ray. A slot is filled
 again under the next incarnation, after a wait that doubles while nothing gets better; a slot that
@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from qfleet.common.errors import RoleLostError
+from qfleet.common.errors import RoleLostError, WaitTimeoutError
 
 MAX_DEATHS_WITHOUT_PROGRESS = 5
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 30.0
+STALL_TIMEOUT_S = 600.0
+"""Longer than any single environment step or block of updates should take."""
 
 
 @dataclass
@@ -73,3 +75,26 @@ class ActorSupervisor:
                 state.incarnation += 1
                 filled[slot] = state.incarnation
         return filled
+
+
+@dataclass
+class StallWatch:
+    """Notices a run in which every role answers and none gets anywhere, such as a hung env step."""
+
+    _progress: tuple[int, int] | None = None
+    _moved_at_s: float = 0.0
+
+    def observe(self, env_steps: int, learner_steps: int, now_s: float) -> None:
+        """Take in the steps that all actors have played and the learner has made.
+
+        Raises:
+            WaitTimeoutError: when neither has changed for `STALL_TIMEOUT_S`.
+        """
+        if self._progress != (env_steps, learner_steps):
+            self._progress, self._moved_at_s = (env_steps, learner_steps), now_s
+        elif now_s - self._moved_at_s > STALL_TIMEOUT_S:
+            raise WaitTimeoutError(
+                f"driver waited {STALL_TIMEOUT_S:.0f} s for any actor's next env step after "
+                f"{env_steps} or the learner's next update after {learner_steps}: an environment "
+                "may hang"
+            )

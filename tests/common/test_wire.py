@@ -342,3 +342,8 @@ def test_capture_round_trip_keeps_128_bit_integers_and_marked_texts():
 def test_decode_capture_wrong_state_is_refused(meta):
     with pytest.raises(WireFormatError):
         wire.decode_capture(wire.encode("capture", meta, {}))
+
+
+def test_parts_round_trip_keeps_names_and_bytes():
+    parts = {"learner": b"abc", "planner": b"", "odd": bytes(range(13))}
+    assert wire.decode_parts(wire.encode_parts(parts)) == parts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -110,3 +111,16 @@ def test_incarnations_grow_over_processes_and_restarts(tmp_path):
     assert given[0] == 0
     assert given == sorted(set(given))
     assert min(b - a for a, b in itertools.pairwise(given)) >= 1024
+
+
+def test_restart_before_the_first_cut_begins_with_the_other_runs_parameters_again():
+    fleet, session = MagicMock(), MagicMock()
+    session.stop_reason.return_value = "max_learner_steps"
+    session.directory.best_path.is_dir.return_value = False
+    outcome = Outcome(0.0, None, {"weight": "of another run"})
+    outcome.role_restarts = 1
+
+    runtimes._run_lockstep(session, fleet, outcome)
+
+    session.rolled_back.assert_called_once_with(fleet.report())
+    fleet.init_params.assert_called_once_with({"weight": "of another run"})

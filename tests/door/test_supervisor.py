@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from qfleet.common.errors import RoleLostError
-from qfleet.supervisor import MAX_DEATHS_WITHOUT_PROGRESS, ActorSupervisor
+from qfleet.common.errors import RoleLostError, WaitTimeoutError
+from qfleet.supervisor import (
+    MAX_DEATHS_WITHOUT_PROGRESS,
+    STALL_TIMEOUT_S,
+    ActorSupervisor,
+    StallWatch,
+)
 
 
 def supervisor(n_slots=2, min_count=1, incarnation=0):
@@ -95,3 +100,13 @@ def test_slots_are_counted_apart():
         subject.due(1e9)
     assert [state.incarnation for state in subject.slots.values()] == [4, 4]
     assert not any(state.given_up for state in subject.slots.values())
+
+
+def test_stall_watch_raises_only_when_neither_side_moves():
+    watch = StallWatch()
+    watch.observe(10, 0, now_s=0.0)
+    watch.observe(11, 0, now_s=STALL_TIMEOUT_S)  # an actor moved
+    watch.observe(11, 50, now_s=2 * STALL_TIMEOUT_S)  # the learner moved
+    watch.observe(11, 50, now_s=3 * STALL_TIMEOUT_S)  # not longer than the limit yet
+    with pytest.raises(WaitTimeoutError, match=r"env step after 11 .* update after 50"):
+        watch.observe(11, 50, now_s=3 * STALL_TIMEOUT_S + 0.1)
