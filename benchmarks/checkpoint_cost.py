@@ -25,6 +25,7 @@ from timed_roles import TimedRoles, start_roles
 
 from qfleet.bench_record import Measurement
 from qfleet.common.checkpoint import read_checkpoint, write_checkpoint
+from qfleet.common.threads import with_lowered_priority
 from qfleet.common.types import ReplayStats
 from qfleet.part_benchmarks import resolved_preset
 from qfleet.ray_cluster import connect, disconnect
@@ -60,11 +61,16 @@ def take_cut(roles: TimedRoles, producer: Any, root: Path, generation: int, wind
     pushing = producer.pace.remote(roles.shards[0], window_s, PERIOD_S)
     time.sleep(LEAD_S)
     began_s = time.monotonic()
-    files = capture_learner_and_replay(roles, replay_contents=True)
-    captured_s = time.monotonic()
-    path = write_checkpoint(
-        root, learner_step=0, generation=generation, files=files, manifest={"run_id": RUN_ID}
-    )
+
+    def checkpoint() -> tuple[dict[str, bytes], float, Path]:
+        files = capture_learner_and_replay(roles, replay_contents=True)
+        captured_s = time.monotonic()
+        path = write_checkpoint(
+            root, learner_step=0, generation=generation, files=files, manifest={"run_id": RUN_ID}
+        )
+        return files, captured_s, path
+
+    files, captured_s, path = with_lowered_priority(checkpoint)
     written_s = time.monotonic()
     # Read when the pushing has ended: loading belongs to a start, before anything is inserted.
     events = answer(pushing, "benchmark", "the producer", window_s + 60)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgpack
@@ -41,17 +41,23 @@ _DTYPES = {
 
 def encode(kind: str, meta: Mapping[str, Any], columns: Mapping[str, Array]) -> bytes:
     """One message of `kind` as bytes; `meta` holds plain msgpack values only."""
-    return encode_buffer(kind, meta, columns).tobytes()
+    *body, header = encode_pieces(kind, meta, columns)
+    return b"".join([header, *body])
 
 
-def encode_buffer(kind: str, meta: Mapping[str, Any], columns: Mapping[str, Array]) -> Array:
-    """The same message as `uint8 [n]`.
+def encode_pieces(
+    kind: str,
+    meta: Mapping[str, Any],
+    columns: Mapping[str, Array],
+    piece_bytes: int | None = None,
+) -> Iterator[bytes]:
+    """The same message bit by bit: what follows the header in order, the header at last.
 
-    For large messages: the arrays are copied once, and NumPy and zlib let other threads run
-    meanwhile.
+    Each piece is made when it is asked for, and holds at most `piece_bytes` of a column. For large
+    messages: no second copy of the whole is held, and no long pause while it is made.
     """
     description: list[list[Any]] = []
-    parts: list[Array] = []
+    parts: list[memoryview] = []
     payload_bytes = 0
     for name, array in columns.items():
         contiguous = np.ascontiguousarray(array)
@@ -59,20 +65,21 @@ def encode_buffer(kind: str, meta: Mapping[str, Any], columns: Mapping[str, Arra
         if little.dtype.str not in _DTYPES:
             raise WireFormatError(f"column {name} has dtype {little.dtype}, which cannot be sent")
         description.append([name, little.dtype.str, list(array.shape)])
-        parts.append(little.reshape(-1).view(np.uint8))
+        parts.append(little.reshape(-1).view(np.uint8).data)
         payload_bytes += _padded(little.nbytes)
     head: bytes = msgpack.packb({"kind": kind, "meta": dict(meta), "columns": description})
     head += b"\0" * (-len(head) % ALIGNMENT_BYTES)
-    buffer = np.zeros(HEADER.size + len(head) + payload_bytes, dtype=np.uint8)
-    offset = HEADER.size + len(head)
-    view = buffer.data
-    view[HEADER.size : offset] = head
+    yield head
+    checksum = zlib.crc32(head)
     for part in parts:
-        buffer[offset : offset + len(part)] = part
-        offset += _padded(len(part))
-    checksum = zlib.crc32(view[HEADER.size :])
-    HEADER.pack_into(view, 0, MAGIC, VERSION, 0, len(head), payload_bytes, checksum, 0)
-    return buffer
+        step = piece_bytes or len(part) or 1
+        for start in range(0, len(part), step):
+            piece = bytes(part[start : start + step])
+            if start + step >= len(part):
+                piece += b"\0" * (-len(part) % ALIGNMENT_BYTES)
+            checksum = zlib.crc32(piece, checksum)
+            yield piece
+    yield HEADER.pack(MAGIC, VERSION, 0, len(head), payload_bytes, checksum, 0)
 
 
 def _padded(n_bytes: int) -> int:
@@ -219,12 +226,14 @@ def decode_parts(data: bytes | memoryview) -> dict[str, bytes]:
 
 def encode_capture(capture: Capture) -> bytes:
     """A core's captured state as one message, for a checkpoint."""
-    return encode_capture_buffer(capture).tobytes()
+    return encode("capture", {"state": _pack_ints(capture.meta)}, capture.arrays)
 
 
-def encode_capture_buffer(capture: Capture) -> Array:
-    """The same as `uint8 [n]`, see `encode_buffer`."""
-    return encode_buffer("capture", {"state": _pack_ints(capture.meta)}, capture.arrays)
+def encode_capture_pieces(capture: Capture, piece_bytes: int) -> Iterator[bytes]:
+    """The same in pieces, see `encode_pieces`."""
+    return encode_pieces(
+        "capture", {"state": _pack_ints(capture.meta)}, capture.arrays, piece_bytes
+    )
 
 
 def decode_capture(data: bytes | memoryview) -> Capture:

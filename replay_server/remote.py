@@ -1,16 +1,17 @@
-"""Ray shell of a replay shard: an asyncio actor, so that a held-back call costs no thread.
+"""Ray shell of a replay shard: threads of their own for inserts, samples and control calls.
 
-Created by the composition root alone. All methods run on one event loop, one at a time between
-awaits, so the core needs no lock. What the rate limiter holds back waits here and is answered
-`blocked` after a while, so that no caller waits without an answer.
+Created by the composition root alone. One lock guards the core; what the rate limiter holds back
+waits for a change without it, on one side only: a held-back insert never delays a sample, nor the
+reverse. Threads, because Ray answers a plain method about one and a half times as fast as a
+coroutine (docs/benchmarks.md has what a shard answers per second).
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
@@ -20,11 +21,34 @@ from qfleet.common.errors import WireFormatError
 from qfleet.common.messages import decode_chunk, decode_priority_update, encode_shard_sample
 from qfleet.common.threads import limit_threads
 from qfleet.common.types import Capture, EnvironmentSpec, EpisodeSummary
-from qfleet.common.wire import decode_capture, encode_capture_buffer
+from qfleet.common.wire import decode_capture, encode_capture_pieces
 from qfleet.replay_server.build import build_shard
 
 HOLD_BACK_S = 2.0
-"""How long the limiter holds a call back before it is answered `blocked`."""
+"""How long the limiter holds back calls of one side before they are answered `blocked`."""
+QUEUED_HOLD_BACK_S = 0.005
+"""How long each further call waits once the side has been held back for `HOLD_BACK_S`.
+
+Calls of one side queue behind each other, so that those behind must not each wait in full.
+"""
+CAPTURE_PAUSE_S = 0.0002
+"""Least pause between two steps of a capture; gives waiting inserts and samples the lock."""
+CAPTURE_PIECE_BYTES = 1024 * 1024
+"""A checkpoint leaves a shard in pieces of this size, so that nothing waits long for one."""
+
+
+class _Side:
+    """Inserting or sampling: how long the limiter has held it back."""
+
+    def __init__(self) -> None:
+        self.blocked_s = 0.0
+        self.held_since_s: float | None = None
+
+    def patience_s(self, now_s: float) -> float:
+        """How long the call at hand may wait."""
+        if self.held_since_s is None:
+            self.held_since_s = now_s
+        return max(QUEUED_HOLD_BACK_S, self.held_since_s + HOLD_BACK_S - now_s)
 
 
 class ReplayServerShell:
@@ -38,94 +62,96 @@ class ReplayServerShell:
         self._spec = EnvironmentSpec.from_json(spec_json)
         self._shard = shard
         self._core = build_shard(config, self._spec, run_id=run_id, shard=shard)
-        self._changed: asyncio.Condition | None = None
+        self._changed = threading.Condition()
+        """Guards everything below and the core; notified when the limiter may think anew."""
         self._episodes: list[EpisodeSummary] = []
         self._malformed_chunks: dict[str, int] = {}
         self._gate_is_open = False
-        self._insert_blocked_s = 0.0
-        self._sample_blocked_s = 0.0
+        self._inserting, self._sampling = _Side(), _Side()
+        self._pieces: Iterator[bytes] = iter(())
 
-    async def ready(self) -> int:
-        """This process's id, once it can answer."""
-        return os.getpid()
-
-    async def open_gate(self) -> None:
-        """The run ends: the limiter holds nothing back any more, so no caller is left waiting."""
-        self._gate_is_open = True
-        await self._notify()
-
-    async def _hold_back(self, limiter_allows: Callable[[], bool]) -> tuple[bool, float]:
-        """Wait until the limiter allows it, at most `HOLD_BACK_S`; (allowed?, seconds waited)."""
+    def _hold_back(self, side: _Side, limiter_allows: Callable[[], bool]) -> bool:
+        """Wait, the lock released, until the limiter allows it; False when it did not in time."""
 
         def allowed() -> bool:
             return self._gate_is_open or limiter_allows()
 
-        if allowed():
-            return True, 0.0
-        if self._changed is None:
-            self._changed = asyncio.Condition()
-        started = time.monotonic()
-        async with self._changed:
-            try:
-                await asyncio.wait_for(self._changed.wait_for(allowed), HOLD_BACK_S)
-            except TimeoutError:
-                return False, time.monotonic() - started
-        return True, time.monotonic() - started
+        if not allowed():
+            started_s = time.monotonic()
+            in_time = self._changed.wait_for(allowed, side.patience_s(started_s))
+            side.blocked_s += time.monotonic() - started_s
+            if not in_time:
+                return False
+        side.held_since_s = None
+        return True
 
-    async def _notify(self) -> None:
-        if self._changed is not None:
-            async with self._changed:
-                self._changed.notify_all()
-
-    async def insert(self, data: bytes, wait: bool = True) -> list[Any]:
+    @ray.method(concurrency_group="insert")
+    def insert(self, data: bytes, wait: bool = True) -> list[Any]:
         """An `InsertAck` as a list; malformed bytes raise and leave the memory as it was."""
         try:
             chunk = decode_chunk(data, self._spec)
         except WireFormatError as error:
             reason = str(error)
-            self._malformed_chunks[reason] = self._malformed_chunks.get(reason, 0) + 1
+            with self._changed:
+                self._malformed_chunks[reason] = self._malformed_chunks.get(reason, 0) + 1
             raise
-        if wait:
+        with self._changed:
             rows = len(chunk)
-            allowed, waited = await self._hold_back(lambda: self._core.can_insert(rows))
-            self._insert_blocked_s += waited
-            if not allowed:
+            if wait and not self._hold_back(self._inserting, lambda: self._core.can_insert(rows)):
                 return ["blocked", -1, 0]
-        ack = self._core.insert(chunk, time.time())
-        if ack.status == "accepted":
-            self._episodes.extend(chunk.episodes)
-        await self._notify()
+            ack = self._core.insert(chunk, time.time())
+            if ack.status == "accepted":
+                self._episodes.extend(chunk.episodes)
+            self._changed.notify_all()
         return list(ack)
 
-    async def sample(self, n_draws: int, wait: bool = True) -> bytes | None:
+    @ray.method(concurrency_group="sample")
+    def sample(self, n_draws: int, wait: bool = True) -> bytes | None:
         """A `ShardSample` as bytes, or None when the limiter still holds it back."""
-        if wait:
-            allowed, waited = await self._hold_back(lambda: self._core.can_sample(n_draws))
-            self._sample_blocked_s += waited
-            if not allowed:
+        with self._changed:
+            if wait and not self._hold_back(self._sampling, lambda: self._core.can_sample(n_draws)):
                 return None
-        if self._gate_is_open and self._core.size == 0:
-            return None
-        # Wall time: ages must mean something after a restore on another host.
-        sample = self._core.sample(n_draws, time.time())
-        await self._notify()
+            if self._gate_is_open and self._core.size == 0:
+                return None
+            # Wall time: ages must mean something after a restore on another host.
+            sample = self._core.sample(n_draws, time.time())
+            self._changed.notify_all()
         return encode_shard_sample(sample)
 
-    async def update_priorities(self, data: bytes) -> int:
+    @ray.method(concurrency_group="sample")
+    def update_priorities(self, data: bytes) -> int:
         """Apply new |TD errors|; returns how many keys were still current."""
-        return self._core.update_priorities(decode_priority_update(data))
+        update = decode_priority_update(data)
+        with self._changed:
+            return self._core.update_priorities(update)
 
-    async def stats(self) -> list[Any]:
+    # Default group: answers while the others wait.
+
+    def ready(self) -> int:
+        """This process's id, once it can answer."""
+        return os.getpid()
+
+    def open_gate(self) -> None:
+        """The run ends: the limiter holds nothing back any more, so no caller is left waiting."""
+        with self._changed:
+            self._gate_is_open = True
+            self._changed.notify_all()
+
+    def stats(self) -> list[Any]:
         """`ReplayStats` as a list."""
-        return list(self._core.stats())
+        with self._changed:
+            return list(self._core.stats())
 
-    async def report(self) -> dict[str, Any]:
+    def report(self) -> dict[str, Any]:
         """Counters, and the episodes that arrived since the previous report."""
-        episodes, self._episodes = self._episodes, []
+        with self._changed:
+            episodes, self._episodes = self._episodes, []
+            stats = list(self._core.stats())
+            malformed = dict(self._malformed_chunks)
         return {
             "shard": self._shard,
             "pid": os.getpid(),
-            "stats": list(self._core.stats()),
+            "stats": stats,
             "episodes": [
                 (
                     e.actor_slot,
@@ -137,38 +163,51 @@ class ReplayServerShell:
                 )
                 for e in episodes
             ],
-            "malformed_chunks": dict(self._malformed_chunks),
-            "insert_blocked_s": self._insert_blocked_s,
-            "sample_blocked_s": self._sample_blocked_s,
+            "malformed_chunks": malformed,
+            "insert_blocked_s": self._inserting.blocked_s,
+            "sample_blocked_s": self._sampling.blocked_s,
         }
 
-    async def fence(self, slot: int, incarnation: int) -> None:
+    def fence(self, slot: int, incarnation: int) -> None:
         """Refuse chunks of earlier incarnations of `slot` from now on."""
-        self._core.fence(slot, incarnation)
+        with self._changed:
+            self._core.fence(slot, incarnation)
 
-    async def capture(self, contents: bool) -> list[Any]:
-        """A reference to the core's state as `uint8 [n]`, in a list so that Ray leaves it one.
+    def freeze(self, contents: bool) -> None:
+        """Keep the core's state of this moment, for `next_piece` to give out.
 
-        The state is that of the moment of the call. Its rows are copied in steps, and it is encoded
-        and stored in a thread: inserts and samples go on meanwhile. Without contents it holds only
-        counters and ledger.
+        Its rows are copied in steps: inserts and samples go on meanwhile. Without contents it holds
+        only counters and ledger.
         """
         steps = self._core.capture_in_steps(contents)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as finished:
-                frozen: Capture = finished.value
-                break
-            await asyncio.sleep(0)
-        buffer = await asyncio.to_thread(encode_capture_buffer, frozen)
-        return [await asyncio.to_thread(ray.put, buffer)]
+        frozen: Capture | None = None
+        while frozen is None:
+            with self._changed:
+                started_s = time.perf_counter()
+                try:
+                    next(steps)
+                except StopIteration as finished:
+                    frozen = finished.value
+                step_s = time.perf_counter() - started_s
+            # Memory touched for the first time is slow: no more than half of the time is taken.
+            time.sleep(max(CAPTURE_PAUSE_S, step_s))
+        self._pieces = encode_capture_pieces(frozen, CAPTURE_PIECE_BYTES)
 
-    async def restore(self, data: bytes) -> None:
+    def next_piece(self) -> bytes | None:
+        """The next piece of the frozen state's encoding, the header last; then None."""
+        return next(self._pieces, None)
+
+    def restore(self, data: bytes) -> None:
         """The inverse of `capture`."""
-        self._core.restore(decode_capture(data))
+        capture = decode_capture(data)
+        with self._changed:
+            self._core.restore(capture)
 
 
 def remote_replay_class() -> Any:
-    """The Ray actor class of `ReplayServerShell`."""
-    return ray.remote(max_restarts=0)(ReplayServerShell)
+    """The Ray actor class of `ReplayServerShell`: one thread for each side and one for control."""
+    options: dict[str, Any] = {
+        "concurrency_groups": {"insert": 1, "sample": 1},
+        "max_restarts": 0,
+    }
+    return ray.remote(**options)(ReplayServerShell)

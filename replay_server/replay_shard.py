@@ -31,8 +31,8 @@ from qfleet.replay_server.rate_limiter import RatioLimiter
 from qfleet.replay_server.samplers import check_td_errors, make_sampler
 from qfleet.replay_server.storage import RingStorage
 
-ROWS_PER_CAPTURE_STEP = 16_384
-"""A checkpoint's copy pauses after so many rows: a fraction of a millisecond each."""
+CAPTURE_STEP_BYTES = 256 * 1024
+"""A checkpoint's copy pauses after so many bytes: a tenth of a millisecond each."""
 
 _STORAGE = "storage."
 _SAMPLER = "sampler."
@@ -257,8 +257,9 @@ class ReplayShard:
         arrays = {_SAMPLER + name: array for name, array in sampler.arrays.items()}
         if contents:
             frozen = self._storage.freeze()
+            rows = max(1, CAPTURE_STEP_BYTES // self._storage.row_bytes)
             while not frozen.is_complete:
-                frozen.advance(ROWS_PER_CAPTURE_STEP)
+                frozen.advance(rows)
                 yield
             arrays |= {_STORAGE + name: array for name, array in frozen.copies.items()}
         return Capture(meta, arrays)

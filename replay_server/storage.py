@@ -46,6 +46,12 @@ class RingStorage:
         return self._size
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes of one row in all columns, its time of insertion included."""
+        columns = sum(column.nbytes for column in self._columns.values())
+        return (columns + self._inserted_at_s.nbytes) // self.capacity
+
+    @property
     def appended(self) -> int:
         """The next item key: rows appended so far, plus keys that `clear` skipped."""
         return self._appended

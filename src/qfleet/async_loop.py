@@ -15,6 +15,7 @@ from qfleet.common.config import Config
 from qfleet.common.errors import RoleLostError, WaitTimeoutError
 from qfleet.common.messages import decode_snapshot
 from qfleet.common.params import encode_safetensors
+from qfleet.common.threads import with_lowered_priority
 from qfleet.common.types import Array, EnvironmentSpec, EvaluationReport, EvaluationRequest
 from qfleet.common.wire import decode_capture
 from qfleet.fleet import ActorReport, FleetReport
@@ -217,7 +218,8 @@ class AsyncLoop:
         self._fill_slots(session, now_s)
         self._evaluate(session)
         if session.checkpoint_due():
-            self.checkpoint(session)
+            # On a full machine the roles' work comes first: a cut must not hold up inserts.
+            with_lowered_priority(lambda: self.checkpoint(session))
         return session.stop_reason()
 
     def _poll_all(self, session: AsyncSession, polls: dict[str, PolledCall], now_s: float) -> None:

@@ -5,6 +5,7 @@ Built by the composition root. Every wait has a timeout that says who waited for
 
 from __future__ import annotations
 
+import collections
 from typing import Any
 
 from qfleet.common.config import Config
@@ -27,6 +28,7 @@ from qfleet.ray_roles import START_TIMEOUT_S, Roles, answer
 ACT_TIMEOUT_S = 600.0
 LEARN_TIMEOUT_S = 1800.0
 EVALUATE_TIMEOUT_S = 1800.0
+PIECES_IN_FLIGHT = 2
 CAPTURE_TIMEOUT_S = 600.0
 
 
@@ -148,13 +150,25 @@ def capture_learner_and_replay(roles: Roles, replay_contents: bool) -> dict[str,
     ref = roles.learner.capture.remote()
     parts = answer(ref, "driver", "the learner's state", CAPTURE_TIMEOUT_S)
     files = {f"{name}.qflt": data for name, data in decode_parts(parts).items()}
-    refs = [shard.capture.remote(replay_contents) for shard in roles.shards]
-    for index, shard_ref in enumerate(refs):
+    refs = [shard.freeze.remote(replay_contents) for shard in roles.shards]
+    for index, (shard, ref) in enumerate(zip(roles.shards, refs, strict=True)):
         who = f"replay shard {index}'s state"
-        [stored] = answer(shard_ref, "driver", who, CAPTURE_TIMEOUT_S)
-        frozen: Array = answer(stored, "driver", who, CAPTURE_TIMEOUT_S)
-        files[f"replay-{index}.qflt"] = frozen.tobytes()
+        answer(ref, "driver", who, CAPTURE_TIMEOUT_S)
+        files[f"replay-{index}.qflt"] = _pull_frozen(shard, who)
     return files
+
+
+def _pull_frozen(shard: Any, who: str) -> bytes:
+    """What a shard has frozen, pulled piece by piece with two on their way."""
+    pieces: list[bytes] = []
+    waiting = collections.deque(shard.next_piece.remote() for _ in range(PIECES_IN_FLIGHT))
+    while waiting:
+        piece = answer(waiting.popleft(), "driver", who, CAPTURE_TIMEOUT_S)
+        if piece is not None:
+            pieces.append(piece)
+            waiting.append(shard.next_piece.remote())
+    *body, header = pieces
+    return b"".join([header, *body])
 
 
 def init_learner_params(roles: Roles, arrays: dict[str, Array]) -> None:

@@ -69,6 +69,23 @@ def test_encode_any_columns_round_trip_in_order(columns):
         assert decoded[name].tobytes() == array.tobytes()
 
 
+@pytest.mark.parametrize("piece_bytes", [1, 7, 8, 9, 64, None])
+def test_encode_pieces_header_first_equal_one_message(piece_bytes):
+    columns = {
+        "odd": np.arange(13, dtype=np.uint8),
+        "even": np.arange(6, dtype=np.float64).reshape(2, 3),
+        "empty": np.zeros((0, 3), np.float32),
+    }
+    whole = wire.encode("k", {"x": 1}, columns)
+
+    *body, header = wire.encode_pieces("k", {"x": 1}, columns, piece_bytes)
+
+    assert b"".join([header, *body]) == whole
+    assert len(header) == wire.HEADER.size
+    padding = wire.ALIGNMENT_BYTES - 1
+    assert all(len(piece) <= (piece_bytes or 48) + padding for piece in body[1:])
+
+
 def test_encode_big_endian_and_strided_arrays_arrive_little_endian_and_equal():
     columns = {
         "big": np.arange(4, dtype=">i4"),

@@ -1,0 +1,198 @@
+"""The shard's shell without Ray around it: who waits for whom, and a capture beside inserts."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from qfleet.common.config import Config
+from qfleet.common.errors import WireFormatError
+from qfleet.common.messages import decode_shard_sample, encode_chunk
+from qfleet.common.types import ChunkId, EnvironmentSpec, TransitionChunk
+from qfleet.common.wire import decode_capture, encode_capture
+from qfleet.replay_server import remote
+from qfleet.replay_server.remote import ReplayServerShell
+
+SPEC = EnvironmentSpec("CartPole-v1", (2,), "<f4", 2, 475.0, 500)
+TIMEOUT_S = 30.0
+
+
+def make_shell(**replay) -> ReplayServerShell:
+    """Of 64 rows; the first 4 inserts are free, then one sample per insert, give or take 8."""
+    settings = {
+        "capacity": 64,
+        "min_size_to_sample": 4,
+        "samples_per_insert": 1.0,
+        "limiter_tolerance_samples": 8,
+    }
+    config = Config.model_validate(
+        {
+            "replay": settings | replay,
+            "actors": {"count": 1, "chunk_transitions": 4},
+            "learner": {"batch_size": 4, "updates_per_call": 1},
+        }
+    )
+    return ReplayServerShell(config.model_dump_json(by_alias=True), SPEC.to_json(), "run", 0, 1.0)
+
+
+def make_chunk(seq: int, rows: int = 4) -> bytes:
+    numbers = np.arange(seq * rows, (seq + 1) * rows)
+    observation = np.stack([numbers, numbers], axis=1).astype("<f4")
+    columns = {
+        "observation": observation,
+        "action": (numbers % 2).astype("<i4"),
+        "n_step_return": numbers.astype("<f4"),
+        "bootstrap_discount": np.full(rows, 0.99, "<f4"),
+        "next_observation": observation + 1,
+    }
+    return encode_chunk(TransitionChunk(ChunkId("run", 0, 0, seq), columns, None, 0, rows))
+
+
+@pytest.fixture
+def pool():
+    with ThreadPoolExecutor(4) as executor:
+        yield executor
+
+
+def test_insert_held_back_goes_on_when_samples_were_drawn(pool, monkeypatch):
+    monkeypatch.setattr(remote, "HOLD_BACK_S", TIMEOUT_S)
+    shell = make_shell()
+    for seq in range(3):  # 12 inserted, 8 above the minimum: the tolerance is used up
+        assert shell.insert(make_chunk(seq))[0] == "accepted"
+
+    held = pool.submit(shell.insert, make_chunk(3))
+    assert shell.sample(4) is not None  # a held insert does not delay the other side
+    assert held.result(TIMEOUT_S)[:2] == ["accepted", 3]
+
+    report = shell.report()
+    assert report["stats"][1:3] == [16, 4]
+    assert report["sample_blocked_s"] == 0.0
+
+
+def test_sample_held_back_goes_on_when_enough_was_inserted(pool, monkeypatch):
+    monkeypatch.setattr(remote, "HOLD_BACK_S", TIMEOUT_S)
+    shell = make_shell()
+
+    held = pool.submit(shell.sample, 4)
+    assert shell.insert(make_chunk(0))[0] == "accepted"
+
+    assert len(decode_shard_sample(held.result(TIMEOUT_S)).item_keys) == 4
+
+
+def test_held_back_calls_are_answered_blocked_and_the_queue_waits_once(monkeypatch):
+    monkeypatch.setattr(remote, "HOLD_BACK_S", 0.05)
+    monkeypatch.setattr(remote, "QUEUED_HOLD_BACK_S", 0.001)
+    shell = make_shell()
+    assert shell.sample(4) is None
+    for seq in range(3):
+        shell.insert(make_chunk(seq))
+
+    answers = [shell.insert(make_chunk(3)) for _ in range(3)]
+
+    assert answers == [["blocked", -1, 0]] * 3
+    assert shell.stats()[1] == 12
+    report = shell.report()
+    assert report["insert_blocked_s"] >= 0.05
+    assert report["sample_blocked_s"] >= 0.05
+
+
+def test_patience_is_whole_once_and_small_for_those_behind():
+    side = remote._Side()
+
+    assert side.patience_s(10.0) == remote.HOLD_BACK_S
+    assert side.patience_s(11.5) == pytest.approx(remote.HOLD_BACK_S - 1.5)
+    assert side.patience_s(10.0 + remote.HOLD_BACK_S) == remote.QUEUED_HOLD_BACK_S
+    side.held_since_s = None  # the limiter let a call through
+    assert side.patience_s(99.0) == remote.HOLD_BACK_S
+
+
+def test_open_gate_lets_everybody_go(pool, monkeypatch):
+    monkeypatch.setattr(remote, "HOLD_BACK_S", TIMEOUT_S)
+    shell = make_shell()
+    sampling = pool.submit(shell.sample, 4)
+
+    shell.open_gate()
+
+    assert sampling.result(TIMEOUT_S) is None  # nothing to draw, but nobody waits
+    for seq in range(5):
+        assert shell.insert(make_chunk(seq))[0] == "accepted"
+
+
+def test_calls_that_do_not_ask_the_limiter_never_wait(monkeypatch):
+    monkeypatch.setattr(remote, "HOLD_BACK_S", TIMEOUT_S)
+    shell = make_shell()
+    for seq in range(5):
+        assert shell.insert(make_chunk(seq), False)[0] == "accepted"
+    for _ in range(6):
+        assert shell.sample(8, False) is not None
+
+
+def test_malformed_chunk_is_counted_and_changes_nothing():
+    shell = make_shell()
+    data = bytearray(make_chunk(0))
+    data[-1] ^= 1
+    for _ in range(2):
+        with pytest.raises(WireFormatError, match="checksum"):
+            shell.insert(bytes(data))
+    report = shell.report()
+    assert list(report["malformed_chunks"].values()) == [2]
+    assert report["stats"][1] == 0
+
+
+def test_frozen_state_is_that_of_the_freeze_whatever_is_inserted_meanwhile(pool, monkeypatch):
+    monkeypatch.setattr("qfleet.replay_server.replay_shard.CAPTURE_STEP_BYTES", 1)
+    monkeypatch.setattr(remote, "CAPTURE_PIECE_BYTES", 100)
+    shell = make_shell(samples_per_insert=None, capacity=16)
+    for seq in range(4):
+        shell.insert(make_chunk(seq))
+    stop = threading.Event()
+
+    def keep_inserting() -> int:
+        seq = 4
+        while not stop.is_set():
+            shell.insert(make_chunk(seq))
+            seq += 1
+        return seq
+
+    wanted = decode_capture(encode_capture(shell._core.capture()))
+    shell.freeze(True)  # nobody inserts before it: this is the moment that counts
+    pieces = [shell.next_piece()]
+    inserting = pool.submit(keep_inserting)
+    try:
+        while (piece := shell.next_piece()) is not None:
+            pieces.append(piece)
+    finally:
+        stop.set()
+    assert inserting.result(TIMEOUT_S) > 4
+
+    *body, header = pieces
+    got = decode_capture(b"".join([header, *body]))
+    assert got.meta == wanted.meta
+    assert list(got.arrays) == list(wanted.arrays)
+    for name, array in wanted.arrays.items():
+        np.testing.assert_array_equal(got.arrays[name], array)
+    assert shell.next_piece() is None
+
+
+def test_freeze_beside_inserts_restores_to_a_valid_shard(pool, monkeypatch):
+    monkeypatch.setattr("qfleet.replay_server.replay_shard.CAPTURE_STEP_BYTES", 1)
+    shell = make_shell(samples_per_insert=None, capacity=64)
+    for seq in range(20):
+        shell.insert(make_chunk(seq))
+
+    freezing = pool.submit(shell.freeze, True)
+    for seq in range(20, 40):
+        shell.insert(make_chunk(seq))
+    freezing.result(TIMEOUT_S)
+    *body, header = iter(shell.next_piece, None)
+
+    other = make_shell(samples_per_insert=None, capacity=64)
+    other.restore(b"".join([header, *body]))
+    other._core.check_valid()
+    inserted = other.stats()[1]
+    assert 80 <= inserted <= 160
+    held = np.sort(other._core.capture().arrays["storage.column.n_step_return"])
+    np.testing.assert_array_equal(held, np.arange(inserted - 64, inserted))
