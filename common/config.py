@@ -159,7 +159,7 @@ class ReplayConfig(Section):
     capacity: Count = 50_000
     """Transitions over all shards; the oldest leave first."""
     shards: Count = 1
-    """Replay server processes; actor slot i writes to shard i mod shards."""
+    """Replay server processes. Actor slot i writes to shard i mod shards; others stay empty."""
     sampling: Literal["uniform", "prioritized"] = "uniform"
     """`prioritized`: proportional to |TD error| (Schaul et al. 2016). Always with replacement."""
     priority_exponent: Annotated[float, Field(ge=0, le=2), _NUMBER] = 0.6

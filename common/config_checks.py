@@ -149,7 +149,7 @@ def _check_network(config: Config) -> Iterator[Problem]:
 
 
 def _check_actors(config: Config) -> Iterator[Problem]:
-    count, shards = config.actors.count, config.replay.shards
+    count = config.actors.count
     if config.learner.updates_per_episode is not None:
         count = 1
     if count == "auto":
@@ -159,13 +159,6 @@ def _check_actors(config: Config) -> Iterator[Problem]:
             "actors.min_count",
             config.actors.min_count,
             f"must be at most actors.count ({count})",
-            "lower it or raise actors.count",
-        )
-    if shards > count:
-        yield Problem(
-            "replay.shards",
-            shards,
-            f"must be at most actors.count ({count}): actor slot i feeds shard i mod shards",
             "lower it or raise actors.count",
         )
 
@@ -188,12 +181,19 @@ def _check_replay_sizes(config: Config) -> Iterator[Problem]:
             "lower it or raise replay.capacity",
         )
     per_shard = replay.capacity // replay.shards
-    if replay.min_size_to_sample > per_shard * replay.shards:
+    # Actor slot i feeds shard i mod shards: with fewer actors than shards, some stay empty.
+    fed = replay.shards
+    if config.learner.updates_per_episode is not None:
+        fed = 1
+    elif config.actors.count != "auto":
+        fed = min(fed, config.actors.count)
+    if replay.min_size_to_sample > per_shard * fed:
+        shards = f"{fed} of {replay.shards}" if fed < replay.shards else f"{fed}"
         yield Problem(
             "replay.min_size_to_sample",
             replay.min_size_to_sample,
             f"must be at most replay.capacity ({replay.capacity}"
-            + (f": {replay.shards} shards of {per_shard})" if replay.shards > 1 else ")"),
+            + (f": {shards} shards of {per_shard} are fed)" if replay.shards > 1 else ")"),
             "lower it or raise replay.capacity",
         )
     chunk = config.actors.chunk_transitions

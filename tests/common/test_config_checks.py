@@ -67,9 +67,11 @@ BROKEN = [
         "at most actors.count (2)",
     ),
     (
-        config(actors={"count": 2}, replay={"shards": 3}),
-        "replay.shards",
-        "actor slot i feeds shard i mod shards",
+        config(
+            actors={"count": 1}, replay={"capacity": 1000, "shards": 2, "min_size_to_sample": 501}
+        ),
+        "replay.min_size_to_sample",
+        "1 of 2 shards of 500 are fed",
     ),
     (
         config(replay={"capacity": 3, "shards": 4, "min_size_to_sample": 1}),
@@ -89,7 +91,7 @@ BROKEN = [
     (
         config(replay={"capacity": 1003, "shards": 4, "min_size_to_sample": 1001}),
         "replay.min_size_to_sample",
-        "4 shards of 250",
+        "4 shards of 250 are fed",
     ),
     (
         config(replay={"capacity": 1000, "shards": 2}, actors={"chunk_transitions": 501}),
@@ -118,7 +120,11 @@ BROKEN = [
     ),
     (episode_mode(actors={"count": 2}), "actors.count", "must be 1 or auto"),
     (episode_mode(actors={"envs_per_actor": 4}), "actors.envs_per_actor", "must be 1 or auto"),
-    (episode_mode(replay={"shards": 2}), "replay.shards", "at most actors.count (1)"),
+    (
+        episode_mode(replay={"capacity": 1000, "shards": 2, "min_size_to_sample": 501}),
+        "replay.min_size_to_sample",
+        "1 of 2 shards of 500 are fed",
+    ),
     (
         episode_mode(replay={"samples_per_insert": 4}),
         "replay.samples_per_insert",

@@ -36,7 +36,7 @@ VARIANTS = {
         "replay__shards": 2,
         "replay__sampling": "prioritized",
     },
-    "batch-norm": {"network__normalization": "batch"},
+    "batch-norm-and-an-empty-shard": {"network__normalization": "batch", "replay__shards": 2},
 }
 COMPARED = (
     *("params_sha256", "env_steps", "learner_steps", "target_syncs", "params_version"),
