@@ -32,8 +32,8 @@ from qfleet.learner.compiled import (
     PackageSpec,
     cpu_identity,
     load_flat_block,
-    random_batches,
 )
+from qfleet.learner.fast_block import random_batches
 from qfleet.learner.learner import Learner
 from qfleet.learner.update import Batches, LearnerState, copy_tensors, run_block
 
@@ -89,7 +89,7 @@ def measure(preset: str, repeats: int, repeat_s: float) -> dict[str, Any]:
     load_s = time.perf_counter() - started_s
     rule, state, hyper = initial_block_inputs(config, environment, torch.device("cpu"))
     k = config.learner.updates_per_call
-    batches = random_batches(spec, k)
+    batches = random_batches(spec.config, spec.environment, k)
     eager_state = state._replace(buffers=copy_tensors(state.buffers))
     blocks = side_by_side(
         {
@@ -154,7 +154,7 @@ def distance(spec: PackageSpec, compiled: CompiledBlock, k: int) -> float:
     inputs = initial_block_inputs(spec.config, spec.environment, torch.device("cpu"))
     rule, ours, hyper = inputs
     eager = ours._replace(buffers=copy_tensors(ours.buffers))
-    batches = random_batches(spec, k)
+    batches = random_batches(spec.config, spec.environment, k)
     for _ in range(TWIN_UPDATES // k):
         eager = _synced(run_block(rule, eager, batches, hyper).state)
         ours = _synced(compiled(ours, batches, hyper).state)

@@ -312,17 +312,6 @@ def _check_devices(config: Config, machine: Machine) -> Iterator[Problem]:
                 f"Ray shows the learner only its own {reserved} GPU(s), counted from cuda:0",
                 "set learner.device to cuda and choose the GPU with CUDA_VISIBLE_DEVICES",
             )
-    if (
-        config.learner.compile == "required"
-        and device != "cpu"
-        and (wants_cuda or (machine.gpus > 0 and num_gpus != 0))
-    ):
-        yield Problem(
-            "learner.compile",
-            "required",
-            "compiled blocks are for the CPU, and this learner gets a GPU",
-            "set it to auto, or learner.device to cpu",
-        )
     if machine.cuda_available is None or (machine.cuda_available and machine.gpus > 0):
         return
     if wants_cuda and num_gpus != 0:

@@ -15,7 +15,6 @@ import inspect
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,27 +26,20 @@ from torch import Tensor
 from qfleet.common import networks
 from qfleet.common.config import Config
 from qfleet.common.config_auto import updates_per_call
-from qfleet.common.networks import Tensors, load_factory
+from qfleet.common.networks import load_factory
 from qfleet.common.types import EnvironmentSpec
-from qfleet.learner.optimizers import Hyperparameters, OptimizerState
-from qfleet.learner.update import (
-    Batches,
-    BlockResult,
-    LearnerState,
-    UpdateRule,
-    copy_tensors,
-    run_block,
-)
+from qfleet.learner.fast_block import LearnerPath, random_batches
+from qfleet.learner.flat_block import N_MEASURED, StateTaker, flat_block, flat_state
+from qfleet.learner.optimizers import Hyperparameters
+from qfleet.learner.update import Batches, BlockResult, LearnerState, UpdateRule
 
 FORMAT_VERSION = 1
 """Raised when inputs or outputs of a package change."""
 MAX_UPDATES_PER_CALL = 16
 """Updates unrolled into one package; more cost compile time and gain nothing (measured)."""
-FLOAT32_TOLERANCE = 1e-3
-"""Largest relative distance from eager after one call in float32; rounding gives about 1e-6."""
 
 _MODEL_NAME = "model"
-_SOURCES = ("update", "losses", "optimizers", "compiled")
+_SOURCES = ("update", "losses", "optimizers", "flat_block", "compiled")
 
 
 class PackageError(Exception):
@@ -138,74 +130,6 @@ def missing_compiler() -> str | None:
     return f"no C++ compiler: `{wanted}` is not on the PATH"
 
 
-def random_batches(spec: PackageSpec, n_updates: int | None = None) -> Batches:
-    """Batches of noise from a fixed seed, for tracing and for comparing."""
-    rng = torch.Generator().manual_seed(0)
-    extent = (n_updates or spec.n_updates, spec.config.learner.batch_size)
-    inputs = (*extent, spec.environment.n_inputs)
-    return Batches(
-        torch.randn(inputs, generator=rng, dtype=spec.dtype),
-        torch.randint(0, spec.environment.n_actions, extent, generator=rng),
-        torch.randn(extent, generator=rng, dtype=spec.dtype),
-        torch.full(extent, 0.99, dtype=spec.dtype),
-        torch.randn(inputs, generator=rng, dtype=spec.dtype),
-        torch.rand(extent, generator=rng, dtype=spec.dtype) + 0.5,
-    )
-
-
-def _flat_state(state: LearnerState) -> list[Tensor]:
-    groups = (state.parameters, state.buffers, state.target_parameters, state.target_buffers)
-    optimizer = state.optimizer
-    tensors = [tensor for group in groups for tensor in group.values()]
-    return [*tensors, *optimizer.first, *optimizer.second, optimizer.step]
-
-
-class _Taker:
-    """Hands out a flat list's tensors group by group, in the order of `_flat_state`."""
-
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._rest = iter(tensors)
-
-    def named(self, like: Tensors) -> Tensors:
-        return {name: next(self._rest) for name in like}
-
-    def listed(self, n: int) -> list[Tensor]:
-        return [next(self._rest) for _ in range(n)]
-
-    def state(self, like: LearnerState, *, target: bool) -> LearnerState:
-        """A state with `like`'s names; without `target` its target networks are `like`'s own."""
-        return LearnerState(
-            self.named(like.parameters),
-            self.named(like.buffers),
-            self.named(like.target_parameters) if target else like.target_parameters,
-            self.named(like.target_buffers) if target else like.target_buffers,
-            OptimizerState(
-                self.listed(len(like.optimizer.first)),
-                self.listed(len(like.optimizer.second)),
-                next(self._rest),
-            ),
-        )
-
-
-def _flat_block(rule: UpdateRule, like: LearnerState) -> Callable[..., tuple[Tensor, ...]]:
-    """`run_block` from flat tensors to flat tensors; a constant target is not handed back."""
-    n_batches, n_hyper = len(Batches._fields), len(Hyperparameters._fields)
-
-    def block(*flat: Tensor) -> tuple[Tensor, ...]:
-        taker = _Taker(flat)
-        state = taker.state(like, target=True)
-        batches = Batches(*taker.listed(n_batches))
-        hyper = Hyperparameters(*taker.listed(n_hyper))
-        # The eager form updates running statistics in place: here they are inputs and results.
-        state = state._replace(buffers=copy_tensors(state.buffers))
-        new, *measured = run_block(rule, state, batches, hyper)
-        if not rule.polyak:
-            new = new._replace(target_parameters={}, target_buffers={})
-        return (*_flat_state(new), *measured)
-
-    return block
-
-
 def _norms(tensors: list[Tensor], order: float = 2, dtype: None = None) -> list[Tensor]:
     """`_foreach_norm` one by one: Inductor fuses these, and has no fast call for the other."""
     del dtype
@@ -243,9 +167,10 @@ def trace_block(
     """`run_block` with its gradients as one graph of tensor operations, and inputs to call it."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    flat = (*_flat_state(state), *random_batches(spec), *hyper)
+    batches = random_batches(spec.config, spec.environment, spec.n_updates, spec.dtype)
+    flat = (*flat_state(state), *batches, *hyper)
     decompositions = {torch.ops.aten._foreach_norm.Scalar: _norms}
-    module = make_fx(_flat_block(rule, state), decomposition_table=decompositions)(*flat)
+    module = make_fx(flat_block(rule, state), decomposition_table=decompositions)(*flat)
     _fuse_global_norm(module.graph)
     module.recompile()
     return module, flat
@@ -295,10 +220,12 @@ def load_flat_block(path: Path) -> FlatBlock:
 
 
 class CompiledBlock:
-    """`BlockFunction` over a flat one: a loaded package, or in tests the graph that was traced.
+    """`FastBlock` over a flat one: a loaded package, or in tests the graph that was traced.
 
     Invariants: inputs are never written; a block of m·n_updates updates is m calls.
     """
+
+    path: LearnerPath = "compiled"
 
     def __init__(self, run: FlatBlock, spec: PackageSpec) -> None:
         self._run = run
@@ -328,50 +255,8 @@ class CompiledBlock:
         parts = []
         for start in range(0, n_total, n):
             part = [column[start : start + n] for column in batches]
-            results = self._run([*_flat_state(state), *part, *hyper])
-            state = _Taker(results).state(state, target=self._polyak)
-            parts.append(results[-4:])
+            results = self._run([*flat_state(state), *part, *hyper])
+            state = StateTaker(results).state(state, target=self._polyak)
+            parts.append(results[-N_MEASURED:])
         errors, losses, q_means, norms = (torch.cat(column) for column in zip(*parts, strict=True))
         return BlockResult(state, errors, losses, q_means, norms)
-
-
-def distance_from_eager(
-    block: CompiledBlock,
-    spec: PackageSpec,
-    rule: UpdateRule,
-    state: LearnerState,
-    hyper: Hyperparameters,
-) -> float:
-    """Largest relative distance of anything a call returns from the eager form's, on noise."""
-    batches = random_batches(spec)
-    eager_state = state._replace(buffers=copy_tensors(state.buffers))
-    expected = run_block(rule, eager_state, batches, hyper)
-    got = block(state, batches, hyper)
-    pairs = zip(
-        [*_flat_state(expected.state), *expected[1:]],
-        [*_flat_state(got.state), *got[1:]],
-        strict=True,
-    )
-    return max(_relative_distance(a, b) for a, b in pairs)
-
-
-def _relative_distance(expected: Tensor, got: Tensor) -> float:
-    """Largest difference over the tensor's largest magnitude; infinite where one is not finite."""
-    if expected.numel() == 0:
-        return 0.0
-    if expected.shape != got.shape or expected.dtype != got.dtype:
-        return float("inf")
-    a, b = expected.double(), got.double()
-    scale = a.abs().max().clamp(min=1e-12)
-    distance = float((a - b).abs().max() / scale)
-    return distance if distance == distance else float("inf")
-
-
-_said: set[str] = set()
-
-
-def say_once(text: str) -> None:
-    """One line on standard error, the first time only: the learner's path changed or could not."""
-    if text not in _said:
-        _said.add(text)
-        print(f"qfleet: {text}", file=sys.stderr, flush=True)

@@ -6,22 +6,15 @@ threads, no clock. Source: Mnih et al. 2013 and 2015 (DQN).
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from qfleet.common.config import Config
-from qfleet.common.errors import CheckpointError, ConfigError, InvariantError, NonFiniteError
+from qfleet.common.errors import CheckpointError, InvariantError, NonFiniteError
 from qfleet.common.networks import Tensors, to_arrays
 from qfleet.common.params import params_sha256
 from qfleet.common.types import (
-    ACTION,
-    BOOTSTRAP_DISCOUNT,
-    N_STEP_RETURN,
-    NEXT_OBSERVATION,
-    OBSERVATION,
     Array,
     Capture,
     EnvironmentSpec,
@@ -30,17 +23,13 @@ from qfleet.common.types import (
     ReplaySample,
     TargetSyncEvent,
 )
+from qfleet.learner.batch_stager import BatchStager
 from qfleet.learner.block_inputs import initial_block_inputs
-from qfleet.learner.compiled import CompiledBlock, PackageSpec
-from qfleet.learner.learner_path import LearnerPath, build_required, load_package
+from qfleet.learner.compiled import PackageSpec
+from qfleet.learner.fast_block import LearnerPath
+from qfleet.learner.learner_path import load_package, starting_block
 from qfleet.learner.optimizers import OptimizerState
-from qfleet.learner.update import (
-    Batches,
-    BlockFunction,
-    LearnerState,
-    copy_tensors,
-    run_block,
-)
+from qfleet.learner.update import Batches, BlockResult, LearnerState, copy_tensors, run_block
 
 _STATS = ("loss", "q_mean", "td_error_abs_mean", "grad_norm")
 
@@ -59,8 +48,10 @@ class Learner:
         self._device = torch.device(device)
         self._package = PackageSpec(config, spec)
         self._rule, self._state, self._hyper = initial_block_inputs(config, spec, self._device)
-        self._eager: BlockFunction = partial(run_block, self._rule)
-        self._compiled: CompiledBlock | None = None
+        self._stager = BatchStager(self._device)
+        self._fast = starting_block(
+            self._package, self._rule, self._state, self._hyper, self._device
+        )
         self.learner_steps = 0
         self.target_syncs: list[TargetSyncEvent] = []
         """Every hard sync of this run so far."""
@@ -76,36 +67,27 @@ class Learner:
             self._sync_target()
         else:
             self.publish()
-        if self._may_compile and not self.take_package() and self._learner.compile == "required":
-            build_required(config, spec)
-            if not self.take_package():
-                raise ConfigError(
-                    "learner.compile = required: the block was compiled but cannot be used (see "
-                    "the message above); use --learner.compile off"
-                )
-
-    @property
-    def _may_compile(self) -> bool:
-        return self._learner.compile != "off" and self._device.type == "cpu"
 
     def take_package(self) -> bool:
         """Use the compiled block from now on when the cache holds one that equals the eager form.
 
         Call between two blocks. Returns whether the path is compiled now.
         """
-        self._compiled = load_package(self._package, self._rule, self._state, self._hyper)
-        return self._compiled is not None
+        self._fast = load_package(self._package, self._rule, self._state, self._hyper)
+        return self._fast is not None
 
     @property
     def path(self) -> LearnerPath:
         """How blocks are computed; changes between two blocks only."""
-        return "eager" if self._compiled is None else "compiled"
+        return "eager" if self._fast is None else self._fast.path
 
-    def _block_for(self, batches: Batches) -> BlockFunction:
-        """The compiled block where one is loaded and the batches are of the configured size."""
-        if self._compiled is not None and self._compiled.fits(batches):
-            return self._compiled
-        return self._eager
+    def _run_block(self, batches: Batches) -> BlockResult:
+        """On the fast path where there is one and the batches are of the configured size."""
+        if self._fast is not None and self._fast.fits(batches):
+            return self._fast(self._state, batches, self._hyper)
+        # Training forwards update buffers in place: a refused block must not leave its NaN there.
+        state = self._state._replace(buffers=copy_tensors(self._state.buffers))
+        return run_block(self._rule, state, batches, self._hyper)
 
     def update_block(self, sample: ReplaySample) -> Array:
         """K updates; returns |TD errors| `float64 [K, B]` for the priorities.
@@ -117,10 +99,7 @@ class Learner:
                 is then as before the block.
         """
         first_step = self.learner_steps + 1
-        # Training forwards update buffers in place: a refused block must not leave its NaN there.
-        state = self._state._replace(buffers=copy_tensors(self._state.buffers))
-        batches = self._to_device(sample)
-        result = self._block_for(batches)(state, batches, self._hyper)
+        result = self._run_block(self._stager.stage(sample))
         errors = result.td_errors_abs.cpu().numpy().astype(np.float64)
         losses = result.losses.cpu().numpy()
         norms = result.grad_norms.cpu().numpy()
@@ -135,21 +114,6 @@ class Learner:
         self._add_stats(result.losses, result.q_means, errors, norms)
         self._sync_if_due()
         return errors
-
-    def _to_device(self, sample: ReplaySample) -> Batches:
-        def tensor(array: Array, dtype: torch.dtype) -> Tensor:
-            # Arrays out of a message are read-only; the cast or copy gives torch its own memory.
-            return torch.as_tensor(np.array(array), device=self._device).to(dtype)
-
-        columns = sample.columns
-        return Batches(
-            tensor(columns[OBSERVATION], torch.float32).flatten(2),
-            tensor(columns[ACTION], torch.int64),
-            tensor(columns[N_STEP_RETURN], torch.float32),
-            tensor(columns[BOOTSTRAP_DISCOUNT], torch.float32),
-            tensor(columns[NEXT_OBSERVATION], torch.float32).flatten(2),
-            tensor(sample.is_weights, torch.float32),
-        )
 
     def _add_stats(self, losses: Tensor, q_means: Tensor, errors: Array, norms: Array) -> None:
         n_batches = len(norms)
@@ -280,7 +244,7 @@ class Learner:
             and self._learner.compile == "auto"
             and capture.meta["path"] == "eager"
         ):
-            self._compiled = None  # Continue on the path that the run began with: same bits.
+            self._fast = None  # Continue on the path that the run began with: same bits.
         self._load({n: torch.from_numpy(np.array(a)) for n, a in capture.arrays.items()})
         self.learner_steps = capture.meta["learner_steps"]
         self._version = capture.meta["version"]

@@ -1,8 +1,9 @@
-"""Which form of the block a run uses: eager, or a compiled package, and when one is built.
+"""Which form of the block a run uses: eager, a CUDA graph or a compiled package, and since when.
 
 Called by the learner at its start and, in asynchronous runs, by its Ray shell between two blocks.
-With `learner.compile: auto` a package in the cache is used from the first update on; a missing one
-is built only by an asynchronous run, in a process of its own, when the rest of the run is long
+On a GPU the block is recorded as a CUDA graph at the start, which takes less than a second. On a
+CPU with `learner.compile: auto` a package in the cache is used from the first update on; a missing
+one is built only by an asynchronous run, in a process of its own, when the rest of the run is long
 enough for it. Lockstep decides once, at the start: eager and compiled differ in their last bits.
 """
 
@@ -15,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -23,20 +24,24 @@ from qfleet.common.config import Config
 from qfleet.common.errors import ConfigError
 from qfleet.common.types import EnvironmentSpec
 from qfleet.learner.compiled import (
-    FLOAT32_TOLERANCE,
     CompiledBlock,
     PackageError,
     PackageSpec,
-    distance_from_eager,
     load_flat_block,
     missing_compiler,
+)
+from qfleet.learner.cuda_graph import CaptureError, record_block
+from qfleet.learner.fast_block import (
+    FLOAT32_TOLERANCE,
+    FastBlock,
+    LearnerPath,
+    distance_from_eager,
+    random_batches,
     say_once,
 )
 from qfleet.learner.optimizers import Hyperparameters
 from qfleet.learner.package_cache import PackageCache, cache_directory, package_key
 from qfleet.learner.update import LearnerState, UpdateRule
-
-LearnerPath = Literal["eager", "compiled"]
 
 BUILD_S = 80.0
 """What building one package takes beside a fleet that keeps two cores busy (measured; 25 alone)."""
@@ -47,6 +52,51 @@ MIN_UPDATES_MEASURED = 1_000
 BUILD_TIMEOUT_S = 1_200.0
 _POLL_S = 0.5
 _END_TIMEOUT_S = 5.0
+
+
+def starting_block(
+    spec: PackageSpec,
+    rule: UpdateRule,
+    state: LearnerState,
+    hyper: Hyperparameters,
+    device: torch.device,
+) -> FastBlock | None:
+    """What a run begins with on `device`; None for the eager form.
+
+    Raises:
+        ConfigError: when `learner.compile` is `required` and there is no fast form, with the
+            remedy.
+    """
+    mode = spec.config.learner.compile
+    if mode == "off":
+        return None
+    if device.type == "cuda":
+        return _graph(spec, rule, state, hyper)
+    block = load_package(spec, rule, state, hyper)
+    if block is None and mode == "required":
+        build_required(spec.config, spec.environment)
+        block = load_package(spec, rule, state, hyper)
+        if block is None:
+            raise ConfigError(
+                "learner.compile = required: the block was compiled but cannot be used (see the "
+                "message above); use --learner.compile off"
+            )
+    return block
+
+
+def _graph(
+    spec: PackageSpec, rule: UpdateRule, state: LearnerState, hyper: Hyperparameters
+) -> FastBlock | None:
+    try:
+        return record_block(spec.config, spec.environment, rule, state, hyper)
+    except CaptureError as error:
+        if spec.config.learner.compile == "required":
+            raise ConfigError(
+                f"learner.compile = required: the block cannot be recorded as a CUDA graph: "
+                f"{error}; use --learner.compile auto or off to train with eager PyTorch"
+            ) from error
+        say_once(f"the learner stays eager PyTorch: no CUDA graph: {error}")
+        return None
 
 
 def load_package(
@@ -65,7 +115,8 @@ def load_package(
     try:
         block = CompiledBlock(load_flat_block(path), spec)
         with _threads(spec.config.learner.num_cpus):
-            distance = distance_from_eager(block, spec, rule, state, hyper)
+            batches = random_batches(spec.config, spec.environment, spec.n_updates, spec.dtype)
+            distance = distance_from_eager(block, batches, rule, state, hyper)
     except (PackageError, RuntimeError) as error:
         _remove(cache, key, str(error).splitlines()[0])
         return None

@@ -48,7 +48,7 @@ class FleetReport:
     """Seconds the learner waited for samples, since the start."""
     sample_age_s: float = 0.0
     learner_path: str = "eager"
-    """`eager` or `compiled`: how the newest block was computed."""
+    """`eager`, `compiled` or `cuda graph`: how the newest block was computed."""
     incidents: list[str] = field(default_factory=list)
 
     @property

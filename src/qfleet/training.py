@@ -49,6 +49,7 @@ _PATHS = {
     "auto": "compiled where a package is cached, else eager",
     "required": "compiled",
 }
+_PATHS_WITH_GPU = {**_PATHS, "auto": "CUDA graph", "required": "CUDA graph"}
 RunResult = RunSummary
 """What `train` returns: the fields of summary.json."""
 
@@ -230,12 +231,19 @@ def header_lines(
         resumed = f" · resumed at {at}: {resume_kind}"
     return [
         f"qfleet: {ray} · device {config.learner.device} · "
-        f"learner {_PATHS[config.learner.compile]} · "
+        f"learner {_learner_path(config)} · "
         f"reproducible: {reproducible}{resumed}",
         f"{choice_note(config)} · {config.actors.count} actors × {config.actors.envs_per_actor} "
         f"environments · {config.replay.shards} replay shards · seed {config.seed}",
         f"run directory {directory.path}",
     ]
+
+
+def _learner_path(config: Config) -> str:
+    """The path that is meant to be taken; the summary names the one that was."""
+    learner = config.learner
+    gets_gpu = learner.device != "cpu" and learner.num_gpus != 0
+    return (_PATHS_WITH_GPU if gets_gpu else _PATHS)[learner.compile]
 
 
 def _ray_intention(config: Config) -> str:

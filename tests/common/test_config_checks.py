@@ -433,16 +433,9 @@ def test_show_value_table(value, expected):
     assert show_value(value) == expected
 
 
-def test_compile_required_is_refused_where_the_learner_gets_a_gpu():
-    def problems(gpus, **learner):
-        wanted = config(learner={"compile": "required", **learner})
-        found = check_config(
-            wanted, SPEC, cpus=8, gpus=gpus, memory_bytes=2**34, cuda_available=gpus > 0
-        )
-        return [problem.key for problem in found]
-
-    assert problems(0) == []
-    assert problems(1, device="cpu") == []
-    assert problems(1) == ["learner.compile"]
-    assert problems(1, device="cuda") == ["learner.compile"]
-    assert problems(1, num_gpus=0) == []
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_compile_required_is_allowed_on_any_device(gpus):
+    """A CUDA graph on a GPU, a compiled package on a CPU."""
+    for device in ("auto", "cpu", "cuda")[: 2 + gpus]:
+        wanted = config(learner={"compile": "required", "device": device})
+        assert problems(wanted, gpus=gpus, cuda_available=gpus > 0) == []

@@ -16,8 +16,9 @@ import yaml
 from qfleet.common.checkpoint import list_checkpoints, read_checkpoint
 from qfleet.common.errors import CheckpointError, ConfigError
 from qfleet.config_loading import load_config
+from qfleet.run_directory import RunDirectory
 from qfleet.summary import read_summary
-from qfleet.training import run_train, train
+from qfleet.training import header_lines, run_train, train
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 SMALL = {
@@ -397,3 +398,23 @@ def test_train_local_works_where_ray_is_not_installed(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == ["finished", "200", "3"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "device", "num_gpus", "said"),
+    [
+        ("off", "cuda", 1, "learner eager ·"),
+        ("auto", "cuda", 1, "learner CUDA graph ·"),
+        ("required", "auto", 1, "learner CUDA graph ·"),
+        ("auto", "cpu", 0, "learner compiled where a package is cached, else eager ·"),
+        ("required", "cpu", 0, "learner compiled ·"),
+    ],
+)
+def test_header_names_the_learners_path_on_its_device(mode, device, num_gpus, said, tmp_path):
+    wanted = config(actors__chunk_transitions=100)
+    learner = wanted.learner.model_copy(
+        update={"compile": mode, "device": device, "num_gpus": num_gpus}
+    )
+    with RunDirectory.create(wanted, tmp_path / "run") as directory:
+        lines = header_lines(wanted.model_copy(update={"learner": learner}), directory, None, None)
+    assert said in lines[0]

@@ -13,17 +13,16 @@ import torch
 from qfleet.common.config import Config
 from qfleet.common.errors import ConfigError, NonFiniteError
 from qfleet.common.types import EnvironmentSpec, ReplaySample
-from qfleet.learner import compiled, learner_path
+from qfleet.learner import fast_block, learner_path
 from qfleet.learner.block_inputs import initial_block_inputs
 from qfleet.learner.build_block import prebuild
 from qfleet.learner.compiled import (
     CompiledBlock,
     PackageSpec,
-    distance_from_eager,
     load_flat_block,
-    random_batches,
     trace_block,
 )
+from qfleet.learner.fast_block import distance_from_eager, random_batches
 from qfleet.learner.learner import Learner
 from qfleet.learner.learner_path import (
     BuildProcess,
@@ -165,7 +164,7 @@ def warm(built_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     root = tmp_path / "warm"
     shutil.copytree(built_cache, root)
     monkeypatch.setenv("QFLEET_CACHE", str(root))
-    monkeypatch.setattr(compiled, "_said", set())
+    monkeypatch.setattr(fast_block, "_said", set())
     return PackageSpec(small_config(), SPEC)
 
 
@@ -220,13 +219,14 @@ def test_compiled_other_hyperparameters_need_no_other_package(
 ) -> None:
     rule, state, hyper = inputs_of(warm)
     block = loaded(warm, Inputs(rule, state, hyper))
+    batches = random_batches(warm.config, SPEC, warm.n_updates)
     # Momentum shows in the second block only.
-    state = block(state, random_batches(warm), hyper).state
-    before = block(state, random_batches(warm), hyper).state.parameters["0.weight"]
+    state = block(state, batches, hyper).state
+    before = block(state, batches, hyper).state.parameters["0.weight"]
     other = hyper._replace(**{name: torch.tensor(value) for name, value in change.items()})
-    after = block(state, random_batches(warm), other).state.parameters["0.weight"]
+    after = block(state, batches, other).state.parameters["0.weight"]
     assert not torch.allclose(before, after, rtol=1e-4)
-    assert distance_from_eager(block, warm, rule, state, other) < 1e-4
+    assert distance_from_eager(block, batches, rule, state, other) < 1e-4
 
 
 def test_compiled_block_of_two_calls_equals_two_blocks_and_writes_no_input(
@@ -341,7 +341,7 @@ def test_learner_damaged_package_is_removed_and_said_once(
 def test_load_package_that_is_no_package_is_removed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(compiled, "_said", set())
+    monkeypatch.setattr(fast_block, "_said", set())
     spec = PackageSpec(small_config(), SPEC)
     inputs = inputs_of(spec)
     cache = PackageCache(cache_directory())
@@ -449,7 +449,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[FakeBuild]:
     FakeBuild.started, FakeBuild.failure = [], None
     monkeypatch.setattr(learner_path, "BuildProcess", FakeBuild)
     monkeypatch.setattr(learner_path, "missing_compiler", lambda: None)
-    monkeypatch.setattr(compiled, "_said", set())
+    monkeypatch.setattr(fast_block, "_said", set())
     return FakeBuild.started
 
 

@@ -1,0 +1,104 @@
+"""Batches from the replay on the learner's device: one host buffer, on a GPU one transfer.
+
+Called by the learner for every block. On a GPU the buffer is page-locked, so that the transfer runs
+beside the host; bytes of pixels travel as bytes and become numbers there.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qfleet.common.types import (
+    ACTION,
+    BOOTSTRAP_DISCOUNT,
+    N_STEP_RETURN,
+    NEXT_OBSERVATION,
+    OBSERVATION,
+    Array,
+    ReplaySample,
+)
+from qfleet.learner.update import Batches
+
+_ALIGNMENT_BYTES = 64
+"""Of every column in the buffer: as torch's own allocations, and enough for any dtype."""
+
+_Layout = tuple[tuple[tuple[int, ...], torch.dtype], ...]
+
+
+class BatchStager:
+    """Copies a sample's columns into memory that is used again for the next one.
+
+    Invariants: the batches are valid until the next call; the buffer is not filled again before
+    its transfer has ended. Owned by one thread.
+    """
+
+    def __init__(
+        self, device: torch.device, observation_dtype: torch.dtype = torch.float32
+    ) -> None:
+        self._device = device
+        self._observation_dtype = observation_dtype
+        self._layout: _Layout = ()
+        self._on_host, self._on_device = torch.empty(0), torch.empty(0)
+        self._arrays: list[Array] = []
+        self._tensors: list[Tensor] = []
+        self._sent: torch.cuda.Event | None = None
+
+    def stage(self, sample: ReplaySample) -> Batches:
+        """The sample as tensors `[K, B, …]`, observations flattened to `[K, B, n_inputs]`."""
+        columns = sample.columns
+        wanted: list[tuple[Array, torch.dtype]] = [
+            (columns[OBSERVATION], _transferred(columns[OBSERVATION])),
+            (columns[ACTION], torch.int64),
+            (columns[N_STEP_RETURN], torch.float32),
+            (columns[BOOTSTRAP_DISCOUNT], torch.float32),
+            (columns[NEXT_OBSERVATION], _transferred(columns[NEXT_OBSERVATION])),
+            (sample.is_weights, torch.float32),
+        ]
+        layout = tuple((array.shape, dtype) for array, dtype in wanted)
+        if layout != self._layout:
+            self._allocate(layout)
+        if self._sent is not None:
+            self._sent.synchronize()
+        for target, (source, _) in zip(self._arrays, wanted, strict=True):
+            np.copyto(target, source, casting="unsafe")
+        if self._device.type == "cuda":
+            self._send()
+        batches = Batches(*self._tensors)
+        return batches._replace(
+            observations=batches.observations.to(self._observation_dtype).flatten(2),
+            next_observations=batches.next_observations.to(self._observation_dtype).flatten(2),
+        )
+
+    def _allocate(self, layout: _Layout) -> None:
+        sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in layout]
+        padded = [-(-size // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES for size in sizes]
+        n_bytes, is_cuda = sum(padded), self._device.type == "cuda"
+        self._on_host = torch.empty(n_bytes, dtype=torch.uint8, pin_memory=is_cuda)
+        self._on_device = (
+            torch.empty(n_bytes, dtype=torch.uint8, device=self._device)
+            if is_cuda
+            else self._on_host
+        )
+
+        def views(buffer: Tensor) -> list[Tensor]:
+            columns = zip(torch.split(buffer, padded), sizes, layout, strict=True)
+            return [part[:n].view(dtype).view(shape) for part, n, (shape, dtype) in columns]
+
+        self._arrays = [tensor.numpy() for tensor in views(self._on_host)]
+        self._tensors = views(self._on_device)
+        self._layout = layout
+
+    def _send(self) -> None:
+        self._on_device.copy_(self._on_host, non_blocking=True)
+        if self._sent is None:
+            self._sent = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it so
+        self._sent.record(torch.cuda.current_stream(self._device))
+
+
+def _transferred(observations: Array) -> torch.dtype:
+    """Pixels stay bytes on their way."""
+    return torch.uint8 if observations.dtype == np.uint8 else torch.float32
