@@ -1,7 +1,7 @@
 """Which form of the block a run uses: eager, a CUDA graph or a compiled package, and since when.
 
 Called by the learner at its start and, in asynchronous runs, by its Ray shell between two blocks.
-On a GPU the block is recorded as a CUDA graph at the start, which takes less than a second. On a
+On a GPU the block is recorded as a CUDA graph at the start: a handful of eager blocks' time. On a
 CPU with `learner.compile: auto` a package in the cache is used from the first update on; a missing
 one is built only by an asynchronous run, in a process of its own, when the rest of the run is long
 enough for it. Lockstep decides once, at the start: eager and compiled differ in their last bits.

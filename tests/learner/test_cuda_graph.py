@@ -34,6 +34,7 @@ from qfleet.learner.cuda_graph import (
     capture_graph,
     record_block,
 )
+from qfleet.learner.fast_block import FLOAT32_TOLERANCE, distance_from_eager
 from qfleet.learner.flat_block import flat_block, flat_state
 from qfleet.learner.learner import Learner
 from qfleet.learner.learner_path import starting_block
@@ -73,6 +74,17 @@ class SyncingNetwork(nn.Module):
     def forward(self, observations: Tensor) -> Tensor:
         scale = 0.5 if float(observations.sum()) > 0.0 else 1.0
         return self.linear(observations) * scale
+
+
+class RandomNetwork(nn.Module):
+    """Draws random numbers in training, so that no two calls agree."""
+
+    def __init__(self, n_inputs: int, n_actions: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(n_inputs, n_actions)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return nn.functional.dropout(self.linear(observations), 0.5, self.training)
 
 
 def small_config(**changes: Any) -> Config:
@@ -314,6 +326,14 @@ def test_record_block_equal_to_eager_is_used() -> None:
     block = record_block(small_config(), SPEC, *inputs, capture=traced)
     assert block.path == "cuda graph"
     assert block.fits(batches_of(0))
+
+
+def test_record_block_network_without_two_equal_calls_may_differ_as_much() -> None:
+    config = small_config(factory="RandomNetwork")
+    rule, state, hyper = inputs_of(config)
+    block = StaticBlock(rule, state, batches_of(0), hyper, traced)
+    assert distance_from_eager(block, batches_of(1), rule, state, hyper) > FLOAT32_TOLERANCE
+    assert record_block(config, SPEC, rule, state, hyper, traced).fits(batches_of(0))
 
 
 @pytest.mark.parametrize(
