@@ -1,12 +1,13 @@
 """Replay shards as they are in a run, and synthetic producers that push chunks of noise to them.
 
-Used by `replay_through_server.py` and `checkpoint_cost.py`. Nothing here imports torch, so that the
-producers' processes start fast and stay small.
+Used by `replay_through_server.py`, `replay_saturation.py` and `checkpoint_cost.py`. Nothing here
+imports torch, so that the producers' processes start fast and stay small.
 """
 
 from __future__ import annotations
 
 import collections
+import os
 import time
 from typing import Any
 
@@ -38,6 +39,10 @@ class Producer:
     def ready(self) -> int:
         """Its slot, once it can answer."""
         return self._slot
+
+    def pid(self) -> int:
+        """This process's id."""
+        return os.getpid()
 
     def push(self, shard: Any, seconds: float, in_flight: int = 2) -> dict[str, Any]:
         """As fast as answers come, as an actor does: how many were accepted in which time."""

@@ -67,9 +67,15 @@ def machine() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "usable_cpus": len(affinity(0)) if affinity else os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "system": f"{platform.system()} {platform.release().split('-')[0]} {platform.machine()}",
+        "system": _system(),
         "load_average_before": _LOAD_AVERAGE_BEFORE,
     }
+
+
+def _system() -> str:
+    """Kernel, processor and C library; no release, which may name a host."""
+    library = " ".join(filter(None, platform.libc_ver()))
+    return ", ".join(filter(None, (f"{platform.system()} {platform.machine()}", library)))
 
 
 def _cpu_name() -> str:

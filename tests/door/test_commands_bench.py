@@ -218,6 +218,7 @@ def test_report_names_machine_and_versions_but_no_host() -> None:
     assert set(report["versions"]) >= {"python", "numpy", "torch", "gymnasium"}
     node = platform.node()
     assert not node or node not in report["machine"].values()
+    assert platform.release() not in report["machine"]["system"]
 
 
 def _rows(updates: float, env_steps: float) -> list[dict[str, Any]]:
