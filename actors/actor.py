@@ -1,6 +1,7 @@
 """The actor's core: plays E sub-environments with the newest parameters and packs transitions.
 
-Called by the local runtime and by the Ray shell in `remote.py`. It has no Ray, clock or thread.
+Called by the local runtime and by the Ray shell in `remote.py`. It has no Ray and no thread; its
+clock only counts where the time goes.
 
 Source: Horgan et al. 2018 (Ape-X), alg. 1.
 """
@@ -14,10 +15,17 @@ from typing import NamedTuple
 import numpy as np
 
 from qfleet.actors.n_step import NStepAccumulator
+from qfleet.actors.nested_captures import (
+    capture_snapshot,
+    get_part,
+    put_part,
+    restore_snapshot,
+)
 from qfleet.actors.policy import Exploration, QFunction, select_actions
 from qfleet.common import seeding
 from qfleet.common.config import Config
 from qfleet.common.errors import CheckpointError, InvariantError, NonFiniteError, QfleetError
+from qfleet.common.stage_clock import ACTING, ENCODING, ENVIRONMENT, StageClock
 from qfleet.common.td import td_errors_by_networks
 from qfleet.common.types import (
     ACTION,
@@ -90,6 +98,8 @@ class Actor:
         """Episodes that ended."""
         self.stale_params = 0
         """Snapshots ignored because a newer one was held."""
+        self.clock = StageClock()
+        """Where its own time went."""
         env.reset(seeding.seed_int(seed, "actor.env", slot, incarnation))
 
     @property
@@ -164,17 +174,21 @@ class Actor:
         """
         if self._online is None:
             raise QfleetError(f"actor {self._slot} has no parameters yet: call set_params first")
+        self.clock.start()
         observations = self._env.observations
         epsilons = self._exploration.epsilons(self._fleet_env_steps())
         q_values = self._online.q_function.q_values(observations)
         actions = select_actions(q_values, epsilons, self._rng, self._spec.n_actions)
+        self.clock.lap(ACTING)
         result = self._env.step(actions)
+        self.clock.lap(ENVIRONMENT)
         self._acted_version = self._online.snapshot.version
         columns = self._accumulator.push(observations, actions, result)
         if columns is not None:
             self._pending.append(columns)
             self._pending_rows += len(columns[ACTION])
         self._count(result, epsilons)
+        self.clock.lap(ENCODING)
 
     def act_steps(self, n: int) -> int:
         """Vector steps until at least `n` real env steps were taken; how many were taken."""
@@ -198,6 +212,7 @@ class Actor:
         env_steps = self.env_steps - self._env_steps_at_chunk
         if not (self._pending_rows or self._pending_episodes or env_steps):
             return None
+        self.clock.start()
         columns = self._pending_columns()
         prioritized = self._config.replay.sampling == "prioritized"
         chunk = TransitionChunk(
@@ -211,6 +226,7 @@ class Actor:
         self._seq += 1
         self._env_steps_at_chunk = self.env_steps
         self._pending, self._pending_rows, self._pending_episodes = [], 0, []
+        self.clock.lap(ENCODING)
         return chunk
 
     def close(self) -> None:
@@ -298,13 +314,13 @@ class Actor:
                 "episode_lengths": self._episode_lengths.copy(),
             },
         )
-        _put(capture, "pending", Capture({}, self._pending_columns()))
-        _put(capture, "n_step", self._accumulator.capture())
+        put_part(capture, "pending", Capture({}, self._pending_columns()))
+        put_part(capture, "n_step", self._accumulator.capture())
         if self._env.supports_capture:
-            _put(capture, "env", self._env.capture())
+            put_part(capture, "env", self._env.capture())
         for name, held in (("online", self._online), ("target", self._target)):
             if held is not None:
-                _put(capture, name, _capture_snapshot(held.snapshot))
+                put_part(capture, name, capture_snapshot(held.snapshot))
         return capture
 
     def restore(self, capture: Capture) -> None:
@@ -319,7 +335,7 @@ class Actor:
         meta = capture.meta
         if meta["slot"] != self._slot:
             raise CheckpointError(f"captured from actor {meta['slot']}, this is {self._slot}")
-        self._accumulator.restore(_get(capture, "n_step"))
+        self._accumulator.restore(get_part(capture, "n_step"))
         self._seq = meta["seq"] if meta["incarnation"] == self._incarnation else 0
         self.env_steps, self.episodes = meta["env_steps"], meta["episodes"]
         self.stale_params = meta["stale_params"]
@@ -327,7 +343,7 @@ class Actor:
         self._acted_version = meta["acted_version"]
         self._rng.bit_generator.state = meta["rng"]
         self._pending_episodes = [EpisodeSummary(*fields) for fields in meta["pending_episodes"]]
-        columns = _get(capture, "pending").arrays
+        columns = get_part(capture, "pending").arrays
         self._pending_rows = len(columns[ACTION])
         self._pending = [columns] if self._pending_rows else []
         self._episode_returns = capture.arrays["episode_returns"].copy()
@@ -340,11 +356,11 @@ class Actor:
         self._online = self._target = None
         for name in ("target", "online"):  # oldest first: versions only grow
             if name in capture.meta:
-                self.set_params(_restore_snapshot(_get(capture, name)))
+                self.set_params(restore_snapshot(get_part(capture, name)))
 
     def _restore_env(self, capture: Capture) -> None:
         if "env" in capture.meta and self._env.supports_capture:
-            self._env.restore(_get(capture, "env"))
+            self._env.restore(get_part(capture, "env"))
             return
         # The step count in the seed keeps a repeated incarnation from replaying its first episodes.
         self._env.reset(
@@ -365,33 +381,3 @@ class Actor:
             )
         if self._env_steps_at_chunk > self.env_steps or self._pending_rows > self.produced:
             raise InvariantError("a chunk holds more than was played")
-
-
-def _put(capture: Capture, name: str, part: Capture) -> None:
-    capture.meta[name] = part.meta
-    for key, array in part.arrays.items():
-        capture.arrays[f"{name}/{key}"] = array
-
-
-def _get(capture: Capture, name: str) -> Capture:
-    prefix = f"{name}/"
-    arrays = {
-        key.removeprefix(prefix): array
-        for key, array in capture.arrays.items()
-        if key.startswith(prefix)
-    }
-    return Capture(capture.meta[name], arrays)
-
-
-def _capture_snapshot(snapshot: ParamsSnapshot) -> Capture:
-    meta = {
-        "version": snapshot.version,
-        "learner_step": snapshot.learner_step,
-        "env_steps": snapshot.env_steps,
-        "is_target_sync": snapshot.is_target_sync,
-    }
-    return Capture(meta, dict(snapshot.arrays))
-
-
-def _restore_snapshot(capture: Capture) -> ParamsSnapshot:
-    return ParamsSnapshot(**capture.meta, arrays=capture.arrays)

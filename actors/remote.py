@@ -23,6 +23,7 @@ from qfleet.common.config import Config
 from qfleet.common.errors import WaitTimeoutError
 from qfleet.common.messages import decode_snapshot, encode_chunk
 from qfleet.common.q_functions import build_q_function
+from qfleet.common.stage_clock import ENCODING, WAIT, StageClock
 from qfleet.common.threads import limit_threads
 from qfleet.common.types import (
     EnvironmentSpec,
@@ -80,8 +81,7 @@ class ActorShell:
         self._unacknowledged: collections.deque[tuple[bytes, int, Any]] = collections.deque()
         self._unacknowledged_rows = 0
         self._credits = self._chunk_rows
-        self._blocked_s = 0.0
-        self._busy_s = 0.0
+        self._clock = StageClock()
 
     @ray.method(concurrency_group="control")
     def set_params(self, data: bytes) -> tuple[int, int, bool]:
@@ -119,9 +119,15 @@ class ActorShell:
             "params_version": core.params_version,
             "params_learner_step": core.params_learner_step,
             "stale_params": core.stale_params,
-            "blocked_s": self._blocked_s,
-            "busy_s": self._busy_s,
+            "times": self._times(),
         }
+
+    def _times(self) -> dict[str, float]:
+        """The core's stages, and here what it costs to send a chunk and to wait."""
+        times = dict(self._core.clock.seconds)
+        for stage, seconds in list(self._clock.seconds.items()):
+            times[stage] = times.get(stage, 0.0) + seconds
+        return times
 
     def run(self, shard: Any) -> dict[str, Any]:
         """Play until `request_stop`, pushing chunks to `shard`; returns the final counters."""
@@ -131,12 +137,10 @@ class ActorShell:
                 "parameters"
             )
         while not self._stop.is_set():
-            started = time.perf_counter()
             with self._lock:
                 self._take_params()
                 if self._core.params_version is not None:
                     self._core.step()
-            self._busy_s += time.perf_counter() - started
             if self._core.pending_rows >= self._chunk_rows:
                 self._push(shard)
         self._push(shard)
@@ -151,8 +155,10 @@ class ActorShell:
         chunk = self._core.take_chunk()
         if chunk is None:
             return
+        self._clock.start()
         data = encode_chunk(chunk)
         self._unacknowledged.append((data, len(chunk), (shard, shard.insert.remote(data))))
+        self._clock.lap(ENCODING)
         self._unacknowledged_rows += len(chunk)
         while len(self._unacknowledged) >= self._window and not self._stop.is_set():
             self._wait_for_oldest()
@@ -174,6 +180,7 @@ class ActorShell:
     def _wait_for_oldest(self) -> None:
         data, rows, (shard, ref) = self._unacknowledged[0]
         started = time.perf_counter()
+        self._clock.start()
         ready: list[Any] = []
         while not ready:
             ready, _ = ray.wait([ref], timeout=POLL_S)
@@ -185,7 +192,7 @@ class ActorShell:
                     f"actor {self._slot} waited {waited:.0f} s for the replay server to "
                     f"acknowledge a chunk of {rows} transitions"
                 )
-        self._blocked_s += time.perf_counter() - started
+        self._clock.lap(WAIT)
         ack = InsertAck(*ray.get(ref, timeout=ANSWER_TIMEOUT_S))
         if ack.status == "blocked":
             self._unacknowledged[0] = (data, rows, (shard, shard.insert.remote(data)))

@@ -13,6 +13,7 @@ import numpy as np
 from qfleet.common.config import Config
 from qfleet.common.schedules import linear
 from qfleet.common.seeding import generator
+from qfleet.common.stage_clock import COPYING, LEARNING, StageClock
 from qfleet.common.types import (
     Array,
     Capture,
@@ -95,13 +96,23 @@ class BlockPlanner:
 
 
 def run_blocks(
-    learner: Learner, planner: BlockPlanner, replay: ReplayReader, n_blocks: int
+    learner: Learner,
+    planner: BlockPlanner,
+    replay: ReplayReader,
+    n_blocks: int,
+    clock: StageClock,
 ) -> None:
-    """`n_blocks` blocks, each drawn after the priority updates of the one before."""
+    """`n_blocks` blocks, each drawn after the priority updates of the one before.
+
+    The learner's own part of the time goes to `clock`; the shards count theirs.
+    """
     for _ in range(n_blocks):
         stats = replay.stats()
         learner.fleet_env_steps = sum(s.env_steps for s in stats)
         parts = replay.sample(planner.split(stats))
+        clock.start()
         sample = planner.assemble(parts, stats, learner)
+        clock.lap(COPYING)
         errors = learner.update_block(sample)
+        clock.lap(LEARNING)
         replay.update_priorities(planner.priority_updates(sample, errors))

@@ -25,11 +25,10 @@ from qfleet.common.messages import (
     encode_snapshot,
 )
 from qfleet.common.params import params_sha256
+from qfleet.common.stage_clock import COPYING, LEARNING, WAIT, StageClock
 from qfleet.common.threads import limit_threads
 from qfleet.common.types import (
     EnvironmentSpec,
-    ParamsSnapshot,
-    PriorityUpdate,
     ReplaySample,
     ReplayStats,
     ShardSample,
@@ -38,12 +37,11 @@ from qfleet.common.wire import decode_capture, encode_capture, encode_parts
 from qfleet.learner.block_runner import BlockPlanner, run_blocks
 from qfleet.learner.learner import Learner
 from qfleet.learner.learner_path import PathUpgrade, Progress
+from qfleet.learner.remote_broadcast import SnapshotBroadcaster
+from qfleet.learner.remote_replay import RemoteReplay
 
 ANSWER_TIMEOUT_S = 60.0
 REQUESTS_IN_FLIGHT = 2
-MAX_UNACKNOWLEDGED_SNAPSHOTS = 4
-INLINE_SNAPSHOT_BYTES = 100_000
-"""Ray sends arguments up to this size inside the call; larger ones go through its object store."""
 POLL_S = 0.2
 
 
@@ -53,87 +51,6 @@ class _BlockRequest(NamedTuple):
     stats: list[ReplayStats]
     draws: dict[int, int]
     refs: dict[int, Any]
-
-
-class RemoteReplay:
-    """`ReplayReader` over shard handles, every wait with a timeout that names the shard."""
-
-    def __init__(self, shards: list[Any]) -> None:
-        self.shards = shards
-
-    def _get(self, refs: list[Any], what: str) -> list[Any]:
-        try:
-            return list(ray.get(refs, timeout=ANSWER_TIMEOUT_S))
-        except ray.exceptions.GetTimeoutError as error:
-            raise WaitTimeoutError(
-                f"learner waited {ANSWER_TIMEOUT_S:.0f} s for the replay server to {what}"
-            ) from error
-
-    def stats(self) -> list[ReplayStats]:
-        """See `ReplayReader`."""
-        answers = self._get([s.stats.remote() for s in self.shards], "report its counters")
-        return [ReplayStats(*answer) for answer in answers]
-
-    def sample(self, draws: list[int]) -> list[ShardSample]:
-        """See `ReplayReader`; does not pass the rate limiter: lockstep decides by itself."""
-        refs = [s.sample.remote(n, False) for s, n in zip(self.shards, draws, strict=True) if n]
-        return [decode_shard_sample(data) for data in self._get(refs, "answer a sample")]
-
-    def update_priorities(self, updates: dict[int, PriorityUpdate]) -> None:
-        """See `ReplayReader`."""
-        refs = [
-            self.shards[shard].update_priorities.remote(encode_priority_update(update))
-            for shard, update in updates.items()
-        ]
-        self._get(refs, "apply new priorities")
-
-
-class SnapshotBroadcaster:
-    """Sends each snapshot once to every actor and keeps the log of acknowledged target syncs."""
-
-    def __init__(self) -> None:
-        self._actors: dict[int, Any] = {}
-        self._pending: dict[int, collections.deque[Any]] = {}
-        self.acknowledged_target_syncs: dict[int, list[int]] = {}
-        self.skipped = 0
-
-    def set_actors(self, actors: dict[int, Any]) -> None:
-        """The living actors by slot; acknowledgements of the others are forgotten."""
-        for slot in list(self._pending):
-            if slot not in actors or actors[slot] is not self._actors.get(slot):
-                del self._pending[slot]
-        self._actors = dict(actors)
-
-    def send(self, snapshot: ParamsSnapshot) -> None:
-        """To all actors; one that is far behind skips this one unless it is a target sync."""
-        payload: Any = encode_snapshot(snapshot)
-        if len(payload) > INLINE_SNAPSHOT_BYTES:
-            payload = ray.put(payload)
-        for slot, actor in self._actors.items():
-            pending = self._pending.setdefault(slot, collections.deque())
-            if len(pending) >= MAX_UNACKNOWLEDGED_SNAPSHOTS and not snapshot.is_target_sync:
-                self.skipped += 1
-                continue
-            pending.append(actor.set_params.remote(payload))
-
-    @property
-    def silent_slots(self) -> list[int]:
-        """Slots with snapshots sent and not acknowledged yet."""
-        return sorted(slot for slot, pending in self._pending.items() if pending)
-
-    def collect(self, timeout_s: float = 0.0) -> None:
-        """Take acknowledgements that have come; an actor that died is the driver's matter."""
-        for pending in self._pending.values():
-            while pending:
-                ready, _ = ray.wait([pending[0]], timeout=timeout_s)
-                if not ready:
-                    break
-                try:
-                    slot, version, is_target = ray.get(pending.popleft(), timeout=ANSWER_TIMEOUT_S)
-                except ray.exceptions.RayActorError:
-                    continue
-                if is_target:
-                    self.acknowledged_target_syncs.setdefault(slot, []).append(version)
 
 
 class LearnerShell:
@@ -166,8 +83,7 @@ class LearnerShell:
         self._for_evaluation: bytes | None = None
         self._priority_refs: collections.deque[Any] = collections.deque()
         self._latest_stats: list[ReplayStats] = []
-        self._update_s = 0.0
-        self._wait_s = 0.0
+        self._clock = StageClock()
         self._sample_age_s = 0.0
 
     # Control group: answers while `run` trains.
@@ -200,8 +116,7 @@ class LearnerShell:
             "stats": list(self._core.stats()),
             "learner_path": self._core.path,
             "for_evaluation": waiting,
-            "update_s": self._update_s,
-            "wait_s": self._wait_s,
+            "times": dict(self._clock.seconds),
             "sample_age_s": self._sample_age_s,
             "skipped_snapshots": self._broadcaster.skipped,
         }
@@ -262,9 +177,8 @@ class LearnerShell:
 
     def learn(self, n_blocks: int) -> int:
         """Lockstep: `n_blocks` blocks one after the other; returns the learner step."""
-        started = time.perf_counter()
-        run_blocks(self._core, self._planner, RemoteReplay(self._shards), n_blocks)
-        self._update_s += time.perf_counter() - started
+        replay = RemoteReplay(self._shards)
+        run_blocks(self._core, self._planner, replay, n_blocks, self._clock)
         return self._core.learner_steps
 
     def publish(self) -> int:
@@ -326,13 +240,14 @@ class LearnerShell:
     def _receive(self, request: _BlockRequest) -> list[ShardSample] | None:
         """The request's parts; None when stopped, or while a shard's limiter holds it back."""
         started = time.perf_counter()
+        self._clock.start()
         waiting = list(request.refs.values())
         while waiting and not self._stop.is_set():
             _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_S)
             waited = time.perf_counter() - started
             if waiting and waited > ANSWER_TIMEOUT_S:
                 raise WaitTimeoutError(f"learner waited {waited:.0f} s for a replay shard's sample")
-        self._wait_s += time.perf_counter() - started
+        self._clock.lap(WAIT)
         if waiting:
             return None
         answers = {s: ray.get(ref, timeout=ANSWER_TIMEOUT_S) for s, ref in request.refs.items()}
@@ -341,10 +256,13 @@ class LearnerShell:
             request.refs[shard] = self._shards[shard].sample.remote(request.draws[shard])
         if blocked:
             return None
-        return [decode_shard_sample(data) for data in answers.values()]
+        parts = [decode_shard_sample(data) for data in answers.values()]
+        self._clock.lap(COPYING)
+        return parts
 
     def _train(self, request: _BlockRequest, parts: list[ShardSample]) -> None:
-        started = time.perf_counter()
+        clock = self._clock
+        clock.start()
         for part in parts:
             self._latest_stats = [*self._latest_stats]
             self._latest_stats[part.shard] = part.stats
@@ -352,7 +270,9 @@ class LearnerShell:
         self._core.fleet_env_steps = sum(s.env_steps for s in self._latest_stats)
         before = self._core.learner_steps
         sample: ReplaySample = self._planner.assemble(parts, request.stats, self._core)
+        clock.lap(COPYING)
         errors = self._core.update_block(sample)
+        clock.lap(LEARNING)
         for shard, update in self._planner.priority_updates(sample, errors).items():
             data = encode_priority_update(update)
             self._priority_refs.append(self._shards[shard].update_priorities.remote(data))
@@ -362,10 +282,9 @@ class LearnerShell:
         self._publish_due(evaluate)
         if evaluate:
             self._for_evaluation = encode_snapshot(self._core.current_snapshots()[-1])
-        now_s = time.perf_counter()
-        self._update_s += now_s - started
-        core = self._core
-        progress = Progress(now_s, core.learner_steps, core.fleet_env_steps, self._update_s)
+        clock.lap(COPYING)
+        core, update_s = self._core, clock.seconds[LEARNING] + clock.seconds[COPYING]
+        progress = Progress(time.perf_counter(), core.learner_steps, core.fleet_env_steps, update_s)
         if self._upgrade.poll(progress):
             core.take_package()
 

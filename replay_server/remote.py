@@ -19,6 +19,7 @@ import ray
 from qfleet.common.config import Config
 from qfleet.common.errors import WireFormatError
 from qfleet.common.messages import decode_chunk, decode_priority_update, encode_shard_sample
+from qfleet.common.stage_clock import INSERT_HELD, REPLAY, SAMPLE_HELD, SAMPLING, StageClock
 from qfleet.common.threads import limit_threads
 from qfleet.common.types import Capture, EnvironmentSpec, EpisodeSummary
 from qfleet.common.wire import decode_capture, encode_capture_pieces
@@ -38,10 +39,11 @@ CAPTURE_PIECE_BYTES = 1024 * 1024
 
 
 class _Side:
-    """Inserting or sampling: how long the limiter has held it back."""
+    """Inserting or sampling: its thread's time, and how long the limiter has held it back."""
 
     def __init__(self) -> None:
-        self.blocked_s = 0.0
+        self.clock = StageClock()
+        self.held_s = 0.0
         self.held_since_s: float | None = None
 
     def patience_s(self, now_s: float) -> float:
@@ -79,7 +81,7 @@ class ReplayServerShell:
         if not allowed():
             started_s = time.monotonic()
             in_time = self._changed.wait_for(allowed, side.patience_s(started_s))
-            side.blocked_s += time.monotonic() - started_s
+            side.held_s += time.monotonic() - started_s
             if not in_time:
                 return False
         side.held_since_s = None
@@ -88,6 +90,8 @@ class ReplayServerShell:
     @ray.method(concurrency_group="insert")
     def insert(self, data: bytes, wait: bool = True) -> list[Any]:
         """An `InsertAck` as a list; malformed bytes raise and leave the memory as it was."""
+        clock = self._inserting.clock
+        clock.start()
         try:
             chunk = decode_chunk(data, self._spec)
         except WireFormatError as error:
@@ -96,13 +100,16 @@ class ReplayServerShell:
                 self._malformed_chunks[reason] = self._malformed_chunks.get(reason, 0) + 1
             raise
         with self._changed:
+            clock.lap(REPLAY)
             rows = len(chunk)
             if wait and not self._hold_back(self._inserting, lambda: self._core.can_insert(rows)):
                 return ["blocked", -1, 0]
+            clock.start()
             ack = self._core.insert(chunk, time.time())
             if ack.status == "accepted":
                 self._episodes.extend(chunk.episodes)
             self._changed.notify_all()
+        clock.lap(REPLAY)
         return list(ack)
 
     @ray.method(concurrency_group="sample")
@@ -113,17 +120,23 @@ class ReplayServerShell:
                 return None
             if self._gate_is_open and self._core.size == 0:
                 return None
+            self._sampling.clock.start()
             # Wall time: ages must mean something after a restore on another host.
             sample = self._core.sample(n_draws, time.time())
             self._changed.notify_all()
-        return encode_shard_sample(sample)
+        data = encode_shard_sample(sample)
+        self._sampling.clock.lap(SAMPLING)
+        return data
 
     @ray.method(concurrency_group="sample")
     def update_priorities(self, data: bytes) -> int:
         """Apply new |TD errors|; returns how many keys were still current."""
+        self._sampling.clock.start()
         update = decode_priority_update(data)
         with self._changed:
-            return self._core.update_priorities(update)
+            applied = self._core.update_priorities(update)
+        self._sampling.clock.lap(REPLAY)
+        return applied
 
     # Default group: answers while the others wait.
 
@@ -164,8 +177,17 @@ class ReplayServerShell:
                 for e in episodes
             ],
             "malformed_chunks": malformed,
-            "insert_blocked_s": self._inserting.blocked_s,
-            "sample_blocked_s": self._sampling.blocked_s,
+            "times": self._times(),
+        }
+
+    def _times(self) -> dict[str, float]:
+        inserting, sampling = self._inserting, self._sampling
+        priorities_s = sampling.clock.seconds.get(REPLAY, 0.0)
+        return {
+            REPLAY: inserting.clock.seconds.get(REPLAY, 0.0) + priorities_s,
+            SAMPLING: sampling.clock.seconds.get(SAMPLING, 0.0),
+            INSERT_HELD: inserting.held_s,
+            SAMPLE_HELD: sampling.held_s,
         }
 
     def fence(self, slot: int, incarnation: int) -> None:

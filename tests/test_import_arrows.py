@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -65,14 +66,19 @@ def place_of(name: str) -> str | None:
     return parts[1] if len(parts) > 1 and parts[1] in FOLDERS else "door"
 
 
+def is_shell(file_name: str) -> bool:
+    """Whether a room's file belongs to its Ray shell."""
+    return re.fullmatch(r"remote(_\w+)?\.py", file_name) is not None
+
+
 def forbidden_import(place: str, file_name: str, name: str) -> str | None:
     """Why a module of `place` must not import `name`; None when it may."""
     top = name.split(".")[0]
     target = place_of(name)
     if target is not None and target not in ALLOWED_OURS[place]:
         return f"{place} must not import {target}"
-    if top == "ray" and place != "door" and not (place in ROOMS and file_name == "remote.py"):
-        return "ray belongs into the rooms' remote.py and into src/qfleet"
+    if top == "ray" and place != "door" and not (place in ROOMS and is_shell(file_name)):
+        return "ray belongs into the rooms' remote*.py and into src/qfleet"
     if top == "torch" and place == "replay_server":
         return "replay_server needs no torch"
     if top in PICKLERS:
@@ -196,7 +202,7 @@ def dotted_names(*places: str, shells: bool) -> list[str]:
     """Import names of the rooms' modules, with or without the Ray shells."""
     names = []
     for place, path in modules():
-        if place not in places or (path.name == "remote.py" and not shells):
+        if place not in places or (is_shell(path.name) and not shells):
             continue
         inner = path.relative_to(FOLDERS[place]).with_suffix("").parts
         parts = [part for part in inner if part != "__init__"]

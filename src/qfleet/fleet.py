@@ -30,8 +30,8 @@ class ActorReport:
     unsent: int
     """Of those, not yet acknowledged by a shard."""
     params_learner_step: int
-    blocked_s: float = 0.0
-    busy_s: float = 0.0
+    times: dict[str, float] = field(default_factory=dict)
+    """Seconds per stage (`common.stage_clock`) and of waiting, since its start."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,11 @@ class FleetReport:
     learner: LearnerStats
     actors: list[ActorReport]
     episodes: list[EpisodeSummary] = field(default_factory=list)
-    update_s: float = 0.0
-    """Seconds the learner spent learning, since the start."""
-    wait_s: float = 0.0
-    """Seconds the learner waited for samples, since the start."""
+    learner_times: dict[str, float] = field(default_factory=dict)
+    """Seconds per stage and of waiting, since the learner's start."""
+    shard_times: list[dict[str, float]] = field(default_factory=list)
+    """Of each shard: seconds per stage, and how long its limiter held calls back."""
+    is_one_process: bool = False
     sample_age_s: float = 0.0
     learner_path: str = "eager"
     """`eager`, `compiled` or `cuda graph`: how the newest block was computed."""

@@ -15,6 +15,7 @@ from qfleet.actors.evaluator import Evaluator
 from qfleet.common.config import Config
 from qfleet.common.params import encode_safetensors, params_sha256
 from qfleet.common.q_functions import build_q_function
+from qfleet.common.stage_clock import REPLAY, SAMPLING, StageClock
 from qfleet.common.threads import limit_threads
 from qfleet.common.types import (
     Array,
@@ -25,6 +26,7 @@ from qfleet.common.types import (
     PriorityUpdate,
     ReplayStats,
     ShardSample,
+    TransitionChunk,
 )
 from qfleet.common.wire import decode_capture, encode_capture
 from qfleet.fleet import ActorReport, FleetReport
@@ -35,10 +37,11 @@ from qfleet.replay_server.replay_shard import ReplayShard
 
 
 class LocalReplay:
-    """`ReplayReader` over shards in this process; the clock serves sample ages only."""
+    """`ReplayReader` over shards in this process; wall time serves sample ages only."""
 
     def __init__(self, shards: list[ReplayShard]) -> None:
         self._shards = shards
+        self.clocks = [StageClock() for _ in shards]
         self.sample_age_s = 0.0
 
     def stats(self) -> list[ReplayStats]:
@@ -48,14 +51,27 @@ class LocalReplay:
     def sample(self, draws: list[int]) -> list[ShardSample]:
         """See `ReplayReader`."""
         now_s = time.time()
-        parts = [s.sample(n, now_s) for s, n in zip(self._shards, draws, strict=True) if n]
+        parts = []
+        for shard, clock, n in zip(self._shards, self.clocks, draws, strict=True):
+            if n:
+                clock.start()
+                parts.append(shard.sample(n, now_s))
+                clock.lap(SAMPLING)
         self.sample_age_s = parts[0].mean_age_s
         return parts
 
     def update_priorities(self, updates: dict[int, PriorityUpdate]) -> None:
         """See `ReplayReader`."""
         for shard, update in updates.items():
+            self.clocks[shard].start()
             self._shards[shard].update_priorities(update)
+            self.clocks[shard].lap(REPLAY)
+
+    def insert(self, shard: int, chunk: TransitionChunk) -> None:
+        """A chunk for that shard; lockstep decides when, so the rate limiter is not asked."""
+        self.clocks[shard].start()
+        self._shards[shard].insert(chunk, time.time())
+        self.clocks[shard].lap(REPLAY)
 
 
 class LocalFleet:
@@ -83,8 +99,7 @@ class LocalFleet:
         self._evaluator = Evaluator(config.env, config.eval.epsilon)
         self._episodes: list[EpisodeSummary] = []
         self._acknowledged: dict[int, list[int]] = {}
-        self._update_s = 0.0
-        self._act_s = 0.0
+        self._learn_clock = StageClock()
         self._deliver()
 
     def _deliver(self) -> None:
@@ -96,7 +111,6 @@ class LocalFleet:
 
     def act(self, n_env_steps: int | None) -> None:
         """See `Fleet`."""
-        started = time.perf_counter()
         for slot, actor in enumerate(self._actors):
             if n_env_steps is None:
                 actor.act_episode()
@@ -104,9 +118,8 @@ class LocalFleet:
                 actor.act_steps(n_env_steps)
             chunk = actor.take_chunk()
             if chunk is not None:
-                self._shards[slot % len(self._shards)].insert(chunk, time.time())
+                self._replay.insert(slot % len(self._shards), chunk)
                 self._episodes.extend(chunk.episodes)
-        self._act_s += time.perf_counter() - started
 
     def shard_stats(self) -> list[ReplayStats]:
         """See `Fleet`."""
@@ -114,9 +127,7 @@ class LocalFleet:
 
     def learn(self, n_blocks: int) -> int:
         """See `Fleet`."""
-        started = time.perf_counter()
-        run_blocks(self._learner, self._planner, self._replay, n_blocks)
-        self._update_s += time.perf_counter() - started
+        run_blocks(self._learner, self._planner, self._replay, n_blocks, self._learn_clock)
         return self._learner.learner_steps
 
     def publish(self) -> None:
@@ -144,12 +155,14 @@ class LocalFleet:
                     actor.produced,
                     actor.pending_rows,
                     actor.params_learner_step,
-                    busy_s=self._act_s / len(self._actors),
+                    dict(actor.clock.seconds),
                 )
                 for slot, actor in enumerate(self._actors)
             ],
             episodes=episodes,
-            update_s=self._update_s,
+            learner_times=dict(self._learn_clock.seconds),
+            shard_times=[dict(clock.seconds) for clock in self._replay.clocks],
+            is_one_process=True,
             sample_age_s=self._replay.sample_age_s,
             learner_path=self._learner.path,
         )

@@ -198,8 +198,8 @@ def make_report(
         learner=LearnerStats(*status["stats"]),
         actors=[make_actor_report(counters) for counters in actors],
         episodes=[EpisodeSummary(*fields) for shard in shards for fields in shard["episodes"]],
-        update_s=status["update_s"],
-        wait_s=status["wait_s"],
+        learner_times=status["times"],
+        shard_times=[shard["times"] for shard in shards],
         sample_age_s=status["sample_age_s"],
         learner_path=status["learner_path"],
         incidents=[
@@ -218,6 +218,5 @@ def make_actor_report(counters: dict[str, Any]) -> ActorReport:
         counters["produced"],
         counters["unsent"],
         counters["params_learner_step"],
-        counters["blocked_s"],
-        counters["busy_s"],
+        counters["times"],
     )

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qfleet.common.errors import ConfigError
+from qfleet.limits import ACTOR_STAGES
 from qfleet.run_directory import (
     CONFIG_FILE,
     LEARNING_CURVE_FILE,
@@ -205,7 +206,7 @@ def _advice(summary: RunSummary, run_dir: Path) -> list[tuple[str, str]]:
     more = f"more time ({_larger_budget(summary, run_dir).strip()})"
     seed = f"another seed (--seed {summary.seed + 1})"
     tries = [more, seed]
-    if summary.limited_by == "actors":
+    if summary.limited_by in ACTOR_STAGES:
         tries.append(f"more actors (--actors.count {summary.actors + 1}): the learner waited")
     return [("try", "; ".join(tries))]
 

@@ -40,7 +40,7 @@ STATUS = RunStatus(
     epsilon_max=0.4,
     rollout_return_mean=212.34,
     eval_return_mean=None,
-    limited_by="rate limiter",
+    limited_by="limiter",
     budget_fraction=0.25,
 )
 EPISODE = EpisodeLine(7, 23.0, 23, 0.9, 160, 1000, 0.01234)
@@ -75,7 +75,7 @@ def test_plain_status_line_is_key_value_pairs() -> None:
     assert stream.getvalue() == (
         "elapsed_s=10.0 actors=3/4 env_steps=123456 env_steps_per_s=48231 learner_steps=2000 "
         "learner_steps_per_s=200 replay=30000/50000 samples_per_insert=16.02 "
-        "epsilon=0.001..0.400 rollout_return=212.3 eval_return=- limited_by=rate_limiter "
+        "epsilon=0.001..0.400 rollout_return=212.3 eval_return=- limited_by=limiter "
         "budget=25% eta_s=30\n"
     )
 
@@ -140,7 +140,7 @@ def test_rich_table_shows_every_figure_and_leaves_the_terminal_usable() -> None:
     text = stream.getvalue()
     for figure in (
         *("3 of 4", "123,456", "48,231", "2,000", "200", "30,000 (60%)", "16.0", "212.3"),
-        *("0.001 … 0.400", "rate limiter", "10 s", "25%, 30 s", "[not markup]", "remark"),
+        *("0.001 … 0.400", "limiter", "10 s", "25%, 30 s", "[not markup]", "remark"),
     ):
         assert figure in text
     assert text.index("remark") < text.rindex("123,456") < text.rindex("Solved")

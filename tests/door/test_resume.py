@@ -65,7 +65,7 @@ def end(run, status):
         actors=2,
         replay_shards=1,
         samples_per_insert=None,
-        limited_by="learner",
+        limited_by="learning",
         params_sha256="",
         accounting=Accounting(),
         device="cpu",

@@ -53,7 +53,7 @@ def make_summary(**changes: Any) -> RunSummary:
         "env_steps_per_s": 5618.0,
         "learner_steps_per_s": 1213.4,
         "samples_per_insert": 16.0,
-        "limited_by": "learner",
+        "limited_by": "learning",
         "params_version": 216,
         "params_sha256": "0123456789abcdef" * 4,
         "accounting": Accounting(produced=10, resident=7, evicted=2, in_flight=1),
@@ -127,7 +127,7 @@ def test_final_block_of_a_solved_run_is_as_promised(
         "  time       18.2 s (startup 6.1, training 8.9, evaluation 3.2)\n"
         "  steps      50,000 env (5,618/s), 10,800 learner (1,213/s), 54 target syncs, "
         "16.0 samples per insert\n"
-        "  limited by learner\n"
+        "  limited by learning\n"
         "  best       runs/my run/best\n"
         "  parameters params_sha256 0123456789ab at the end\n"
         "  files      runs/my run: config.yaml, summary.json\n"
@@ -147,7 +147,7 @@ def test_final_block_of_an_unsolved_run_says_what_to_try(tmp_path: Path) -> None
         eval_return_mean=120.0,
         eval_return_std=None,
         stop_reason="run.max_env_steps reached",
-        limited_by="actors",
+        limited_by="environment",
     )
 
     lines = final_block(summary, tmp_path).splitlines()

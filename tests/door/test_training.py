@@ -274,13 +274,13 @@ def test_train_refuses_every_bad_setting_at_once_and_writes_nothing(tmp_path):
     wanted = wanted.model_copy(
         update={
             "learner": wanted.learner.model_copy(update={"batch_size": 5000}),
-            "replay": wanted.replay.model_copy(update={"shards": 7}),
+            "replay": wanted.replay.model_copy(update={"min_size_to_sample": 5000}),
         }
     )
     with pytest.raises(ConfigError) as caught:
         train(wanted, run_dir=tmp_path / "run")
     assert "learner.batch_size" in str(caught.value)
-    assert "replay.shards" in str(caught.value)
+    assert "replay.min_size_to_sample" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from qfleet.common.config import Config
+from qfleet.common.stage_clock import StageClock
 from qfleet.common.types import (
     EnvironmentSpec,
     PriorityUpdate,
@@ -100,7 +101,7 @@ class Spy:
 def run(config: Config, masses: list[float], n_blocks: int) -> tuple[Spy, FakeReplay, list[str]]:
     events: list[str] = []
     spy, replay = Spy(config, events), FakeReplay(masses, events)
-    run_blocks(spy.core, BlockPlanner(config), replay, n_blocks)
+    run_blocks(spy.core, BlockPlanner(config), replay, n_blocks, StageClock())
     return spy, replay, events
 
 

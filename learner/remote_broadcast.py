@@ -1,0 +1,67 @@
+"""Parameter snapshots to the actors, each once to every actor, and their acknowledgements.
+
+Called by the learner's Ray shell.
+"""
+
+from __future__ import annotations
+
+import collections
+from typing import Any
+
+import ray
+
+from qfleet.common.messages import encode_snapshot
+from qfleet.common.types import ParamsSnapshot
+
+ANSWER_TIMEOUT_S = 60.0
+MAX_UNACKNOWLEDGED_SNAPSHOTS = 4
+INLINE_SNAPSHOT_BYTES = 100_000
+"""Ray sends arguments up to this size inside the call; larger ones go through its object store."""
+
+
+class SnapshotBroadcaster:
+    """Sends each snapshot once to every actor and keeps the log of acknowledged target syncs."""
+
+    def __init__(self) -> None:
+        self._actors: dict[int, Any] = {}
+        self._pending: dict[int, collections.deque[Any]] = {}
+        self.acknowledged_target_syncs: dict[int, list[int]] = {}
+        self.skipped = 0
+
+    def set_actors(self, actors: dict[int, Any]) -> None:
+        """The living actors by slot; acknowledgements of the others are forgotten."""
+        for slot in list(self._pending):
+            if slot not in actors or actors[slot] is not self._actors.get(slot):
+                del self._pending[slot]
+        self._actors = dict(actors)
+
+    def send(self, snapshot: ParamsSnapshot) -> None:
+        """To all actors; one that is far behind skips this one unless it is a target sync."""
+        payload: Any = encode_snapshot(snapshot)
+        if len(payload) > INLINE_SNAPSHOT_BYTES:
+            payload = ray.put(payload)
+        for slot, actor in self._actors.items():
+            pending = self._pending.setdefault(slot, collections.deque())
+            if len(pending) >= MAX_UNACKNOWLEDGED_SNAPSHOTS and not snapshot.is_target_sync:
+                self.skipped += 1
+                continue
+            pending.append(actor.set_params.remote(payload))
+
+    @property
+    def silent_slots(self) -> list[int]:
+        """Slots with snapshots sent and not acknowledged yet."""
+        return sorted(slot for slot, pending in self._pending.items() if pending)
+
+    def collect(self, timeout_s: float = 0.0) -> None:
+        """Take acknowledgements that have come; an actor that died is the driver's matter."""
+        for pending in self._pending.values():
+            while pending:
+                ready, _ = ray.wait([pending[0]], timeout=timeout_s)
+                if not ready:
+                    break
+                try:
+                    slot, version, is_target = ray.get(pending.popleft(), timeout=ANSWER_TIMEOUT_S)
+                except ray.exceptions.RayActorError:
+                    continue
+                if is_target:
+                    self.acknowledged_target_syncs.setdefault(slot, []).append(version)

@@ -1,0 +1,49 @@
+"""The replay shards as the learner sees them in lockstep: every wait has a timeout.
+
+Called by the learner's Ray shell.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+
+from qfleet.common.errors import WaitTimeoutError
+from qfleet.common.messages import decode_shard_sample, encode_priority_update
+from qfleet.common.types import PriorityUpdate, ReplayStats, ShardSample
+
+ANSWER_TIMEOUT_S = 60.0
+
+
+class RemoteReplay:
+    """`ReplayReader` over shard handles, every wait with a timeout that names the shard."""
+
+    def __init__(self, shards: list[Any]) -> None:
+        self.shards = shards
+
+    def _get(self, refs: list[Any], what: str) -> list[Any]:
+        try:
+            return list(ray.get(refs, timeout=ANSWER_TIMEOUT_S))
+        except ray.exceptions.GetTimeoutError as error:
+            raise WaitTimeoutError(
+                f"learner waited {ANSWER_TIMEOUT_S:.0f} s for the replay server to {what}"
+            ) from error
+
+    def stats(self) -> list[ReplayStats]:
+        """See `ReplayReader`."""
+        answers = self._get([s.stats.remote() for s in self.shards], "report its counters")
+        return [ReplayStats(*answer) for answer in answers]
+
+    def sample(self, draws: list[int]) -> list[ShardSample]:
+        """See `ReplayReader`; does not pass the rate limiter: lockstep decides by itself."""
+        refs = [s.sample.remote(n, False) for s, n in zip(self.shards, draws, strict=True) if n]
+        return [decode_shard_sample(data) for data in self._get(refs, "answer a sample")]
+
+    def update_priorities(self, updates: dict[int, PriorityUpdate]) -> None:
+        """See `ReplayReader`."""
+        refs = [
+            self.shards[shard].update_priorities.remote(encode_priority_update(update))
+            for shard, update in updates.items()
+        ]
+        self._get(refs, "apply new priorities")
