@@ -19,6 +19,7 @@ from qfleet.actors.actor import Actor
 from qfleet.actors.build import build_actor
 from qfleet.actors.confirmation import run_request
 from qfleet.actors.evaluator import Evaluator
+from qfleet.common.adaptive_size import AdaptiveSize
 from qfleet.common.config import Config
 from qfleet.common.errors import WaitTimeoutError
 from qfleet.common.messages import decode_snapshot, encode_chunk
@@ -36,6 +37,8 @@ from qfleet.common.wire import decode_capture, encode_capture
 MAX_UNACKNOWLEDGED_CHUNKS = 2
 ANSWER_TIMEOUT_S = 60.0
 POLL_S = 0.2
+SENDING_TO_GROW = 0.05
+"""An actor that spends more than this share of its time on sending makes larger chunks."""
 DRAIN_S = 2.0
 
 
@@ -64,9 +67,18 @@ class ActorShell:
     ) -> None:
         config = enter_role(config_json, import_paths, num_cpus)
         self._slot = slot
-        if not isinstance(config.actors.chunk_transitions, int):
-            raise TypeError("actors.chunk_transitions must be resolved to a number first")
-        self._chunk_rows = config.actors.chunk_transitions
+        least, most = config.actors.chunk_transitions, config.actors.max_chunk_transitions
+        if not (isinstance(least, int) and isinstance(most, int)):
+            raise TypeError("actors.chunk_transitions must be resolved to numbers first")
+        self._chunk_rows = AdaptiveSize(
+            least,
+            most,
+            grow_above=SENDING_TO_GROW,
+            shrink_below=SENDING_TO_GROW / 5,
+            grow_after=4,
+            shrink_after=64,
+        )
+        self._pushed_at_s = 0.0
         self._core: Actor = build_actor(
             config,
             EnvironmentSpec.from_json(spec_json),
@@ -80,7 +92,7 @@ class ActorShell:
         self._stop = threading.Event()
         self._unacknowledged: collections.deque[tuple[bytes, int, Any]] = collections.deque()
         self._unacknowledged_rows = 0
-        self._credits = self._chunk_rows
+        self._credits = least
         self._clock = StageClock()
 
     @ray.method(concurrency_group="control")
@@ -120,6 +132,7 @@ class ActorShell:
             "params_learner_step": core.params_learner_step,
             "stale_params": core.stale_params,
             "times": self._times(),
+            "chunk_transitions": self._chunk_rows.size,
         }
 
     def _times(self) -> dict[str, float]:
@@ -141,7 +154,7 @@ class ActorShell:
                 self._take_params()
                 if self._core.params_version is not None:
                     self._core.step()
-            if self._core.pending_rows >= self._chunk_rows:
+            if self._core.pending_rows >= self._chunk_rows.size:
                 self._push(shard)
         self._push(shard)
         self._drain()
@@ -158,7 +171,9 @@ class ActorShell:
         self._clock.start()
         data = encode_chunk(chunk)
         self._unacknowledged.append((data, len(chunk), (shard, shard.insert.remote(data))))
-        self._clock.lap(ENCODING)
+        sending_s, now_s = self._clock.lap(ENCODING), time.perf_counter()
+        self._chunk_rows.observe(sending_s, now_s - self._pushed_at_s)
+        self._pushed_at_s = now_s
         self._unacknowledged_rows += len(chunk)
         while len(self._unacknowledged) >= self._window and not self._stop.is_set():
             self._wait_for_oldest()
@@ -169,7 +184,7 @@ class ActorShell:
 
         Playing on meanwhile would only make older transitions.
         """
-        return MAX_UNACKNOWLEDGED_CHUNKS if self._credits >= self._chunk_rows else 1
+        return MAX_UNACKNOWLEDGED_CHUNKS if self._credits >= self._chunk_rows.size else 1
 
     def _drain(self) -> None:
         """At the end: acknowledgements that come soon are taken, the rest stay counted."""

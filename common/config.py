@@ -151,6 +151,8 @@ class ActorsConfig(Section):
     """Spread of the ladder: the smallest ε is base^(1 + exponent) (Ape-X: 7)."""
     chunk_transitions: AutoCount = "auto"
     """Transitions per push to the replay server. Fewer: fresher data, more calls."""
+    max_chunk_transitions: AutoCount = "auto"
+    """Async: a push grows up to this while sending costs over 5 %. `auto`: 8 × an `auto` chunk."""
 
 
 class ReplayConfig(Section):
@@ -184,7 +186,9 @@ class LearnerConfig(Section):
     batch_size: Count = 64
     """Transitions per update."""
     updates_per_call: AutoCount = "auto"
-    """K updates per block and replay request; `auto` is the largest that fits the periods."""
+    """K updates per block; `auto` is the largest, up to 50, that fits the periods."""
+    max_blocks_per_request: AutoCount = "auto"
+    """Async: a request grows up to this while the learner waits. `auto`: 4; with K set, 1."""
     updates_per_episode: Count | None = None
     """The course's schedule: after every episode exactly this many updates, then play again."""
     optimizer: Literal["sgd", "adam", "radam"] = "sgd"

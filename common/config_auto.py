@@ -15,6 +15,9 @@ from qfleet.common.types import EnvironmentSpec
 
 DEFAULT_ENVS_PER_ACTOR = 16
 MAX_AUTO_UPDATES_PER_CALL = 50
+MAX_AUTO_BLOCKS_PER_REQUEST = 4
+CHUNK_GROWTH = 8
+"""How far an `auto` chunk may grow."""
 REPLAY_SHARD_CPUS = 0.5
 """CPUs that `actors.count: auto` leaves to each replay shard."""
 
@@ -48,10 +51,12 @@ def resolve_config(
             "count": count,
             "envs_per_actor": _envs_per_actor(config),
             "chunk_transitions": chunk_transitions(config),
+            "max_chunk_transitions": max_chunk_transitions(config),
         },
         "replay": {"limiter_tolerance_samples": _limiter_tolerance(config, count)},
         "learner": {
             "updates_per_call": updates_per_call(config),
+            "max_blocks_per_request": max_blocks_per_request(config),
             "num_gpus": num_gpus,
             "device": "cpu" if learner.device == "auto" and num_gpus == 0 else learner.device,
         },
@@ -93,6 +98,38 @@ def chunk_transitions(config: Config) -> int:
     return min(max(32, _envs_per_actor(config) * 8), per_shard)
 
 
+def max_chunk_transitions(config: Config) -> int:
+    """Transitions of the largest push, as set or as `auto` gives them."""
+    if config.actors.max_chunk_transitions != "auto":
+        return config.actors.max_chunk_transitions
+    chunk = chunk_transitions(config)
+    if config.actors.chunk_transitions != "auto":
+        return chunk
+    per_shard = max(1, config.replay.capacity // config.replay.shards)
+    most = min(CHUNK_GROWTH * chunk, per_shard)
+    tolerance, ratio = config.replay.limiter_tolerance_samples, config.replay.samples_per_insert
+    if tolerance != "auto" and ratio is not None:
+        # The largest one that cannot deadlock in the window that was set.
+        room = 2 * tolerance - config.learner.batch_size * updates_per_call(config)
+        most = min(most, math.floor(room / ratio))
+    return max(chunk, most)
+
+
+def max_blocks_per_request(config: Config) -> int:
+    """Blocks of the largest replay request, as set or as `auto` gives them."""
+    learner, tolerance = config.learner, config.replay.limiter_tolerance_samples
+    if learner.max_blocks_per_request != "auto":
+        return learner.max_blocks_per_request
+    if learner.updates_per_call != "auto":
+        return 1
+    most = MAX_AUTO_BLOCKS_PER_REQUEST
+    if tolerance != "auto" and config.replay.samples_per_insert is not None:
+        per_chunk = config.replay.samples_per_insert * max_chunk_transitions(config)
+        room = 2 * tolerance - per_chunk
+        most = min(most, math.floor(room / (learner.batch_size * updates_per_call(config))))
+    return max(1, most)
+
+
 def updates_per_call(config: Config) -> int:
     """K: the largest block, up to 50 updates, that ends wherever something is due."""
     if config.learner.updates_per_call != "auto":
@@ -106,9 +143,15 @@ def _limiter_tolerance(config: Config, count: int) -> int:
     replay = config.replay
     if replay.limiter_tolerance_samples != "auto":
         return replay.limiter_tolerance_samples
+    ratio, block = (
+        replay.samples_per_insert or 1.0,
+        config.learner.batch_size * updates_per_call(config),
+    )
     in_flight = chunk_transitions(config) * _CHUNKS_IN_FLIGHT * count
-    requested = config.learner.batch_size * updates_per_call(config) * _SAMPLE_REQUESTS_IN_FLIGHT
-    return 2 * (math.ceil((replay.samples_per_insert or 1.0) * in_flight) + requested)
+    usual = 2 * (math.ceil(ratio * in_flight) + block * _SAMPLE_REQUESTS_IN_FLIGHT)
+    largest_request = block * max_blocks_per_request(config)
+    least = minimum_limiter_tolerance_samples(ratio, max_chunk_transitions(config), largest_request)
+    return max(usual, least)
 
 
 def block_periods(config: Config) -> dict[str, int]:

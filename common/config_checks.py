@@ -21,6 +21,8 @@ from qfleet.common.config import Config
 from qfleet.common.config_auto import (
     block_periods,
     chunk_transitions,
+    max_blocks_per_request,
+    max_chunk_transitions,
     minimum_limiter_tolerance_samples,
     resolve_config,
     updates_per_call,
@@ -196,13 +198,21 @@ def _check_replay_sizes(config: Config) -> Iterator[Problem]:
             + (f": {shards} shards of {per_shard} are fed)" if replay.shards > 1 else ")"),
             "lower it or raise replay.capacity",
         )
-    chunk = config.actors.chunk_transitions
-    if chunk != "auto" and chunk > per_shard:
+    chunk, most = config.actors.chunk_transitions, config.actors.max_chunk_transitions
+    for key, value in (("chunk_transitions", chunk), ("max_chunk_transitions", most)):
+        if value != "auto" and value > per_shard:
+            yield Problem(
+                f"actors.{key}",
+                value,
+                f"must be at most the capacity of one shard ({per_shard})",
+                "lower it or raise replay.capacity",
+            )
+    if most != "auto" and most < chunk_transitions(config):
         yield Problem(
-            "actors.chunk_transitions",
-            chunk,
-            f"must be at most the capacity of one shard ({per_shard})",
-            "lower it or raise replay.capacity",
+            "actors.max_chunk_transitions",
+            most,
+            f"must be at least actors.chunk_transitions ({chunk_transitions(config)})",
+            "raise it, or lower actors.chunk_transitions",
         )
 
 
@@ -229,7 +239,8 @@ def _check_limiter(config: Config) -> Iterator[Problem]:
     tolerance, ratio = config.replay.limiter_tolerance_samples, config.replay.samples_per_insert
     if tolerance == "auto" or ratio is None:
         return
-    chunk, updates = chunk_transitions(config), updates_per_call(config)
+    chunk = max_chunk_transitions(config)
+    updates = updates_per_call(config) * max_blocks_per_request(config)
     batch = config.learner.batch_size
     least = minimum_limiter_tolerance_samples(ratio, chunk, batch * updates)
     if tolerance < least:
@@ -237,7 +248,8 @@ def _check_limiter(config: Config) -> Iterator[Problem]:
             "replay.limiter_tolerance_samples",
             tolerance,
             f"must be at least {least} or both sides wait for ever: (samples_per_insert {ratio:g} "
-            f"x chunk_transitions {chunk} + batch_size {batch} x updates_per_call {updates}) / 2",
+            f"x chunk_transitions {chunk} + batch_size {batch} x {updates} updates) "
+            "/ 2",
             "set it to auto or raise it",
         )
 

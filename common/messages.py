@@ -38,7 +38,12 @@ _CHUNK_META: dict[str, type] = {
     "params_version": int,
     "env_steps": int,
 }
-_SAMPLE_META: dict[str, type] = {"shard": int, "stats": list, "mean_age_s": float}
+_SAMPLE_META: dict[str, type] = {
+    "shard": int,
+    "stats": list,
+    "mean_age_s": float,
+    "held_s": float,
+}
 _SNAPSHOT_META: dict[str, type] = {
     "version": int,
     "learner_step": int,
@@ -155,6 +160,7 @@ def encode_shard_sample(sample: ShardSample) -> bytes:
         "shard": sample.shard,
         "stats": list(sample.stats),
         "mean_age_s": float(sample.mean_age_s),
+        "held_s": float(sample.held_s),
     }
     columns = {
         **sample.columns,
@@ -180,7 +186,8 @@ def decode_shard_sample(data: bytes | memoryview) -> ShardSample:
     if len(is_number) != len(ReplayStats._fields) or not all(is_number):
         raise WireFormatError(f"a sample's stats must be {len(ReplayStats._fields)} numbers")
     stats = ReplayStats(*meta["stats"])
-    return ShardSample(meta["shard"], columns, keys, probabilities, stats, meta["mean_age_s"])
+    times = meta["mean_age_s"], meta["held_s"]
+    return ShardSample(meta["shard"], columns, keys, probabilities, stats, *times)
 
 
 def encode_priority_update(update: PriorityUpdate) -> bytes:

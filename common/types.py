@@ -188,6 +188,8 @@ class ShardSample:
     """The shard's counters just after this draw."""
     mean_age_s: float
     """Mean time since insertion of the drawn items, in seconds."""
+    held_s: float = 0.0
+    """How long the rate limiter had held the request back, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import ray
 
+from qfleet.common.adaptive_size import AdaptiveSize
 from qfleet.common.config import Config
 from qfleet.common.errors import WaitTimeoutError
 from qfleet.common.messages import (
@@ -39,16 +40,20 @@ from qfleet.learner.learner import Learner
 from qfleet.learner.learner_path import PathUpgrade, Progress
 from qfleet.learner.remote_broadcast import SnapshotBroadcaster
 from qfleet.learner.remote_replay import RemoteReplay
+from qfleet.learner.sampling import slices
 
 ANSWER_TIMEOUT_S = 60.0
 REQUESTS_IN_FLIGHT = 2
 POLL_S = 0.2
+WAIT_TO_GROW = 0.2
+"""A learner that waits longer than this share of its training time asks for more blocks at once."""
 
 
 class _BlockRequest(NamedTuple):
-    """One block's draws on their way: per shard the number and the reference."""
+    """The draws of one or more blocks on their way: per shard the number and the reference."""
 
     stats: list[ReplayStats]
+    splits: list[list[int]]
     draws: dict[int, int]
     refs: dict[int, Any]
 
@@ -84,6 +89,15 @@ class LearnerShell:
         self._priority_refs: collections.deque[Any] = collections.deque()
         self._latest_stats: list[ReplayStats] = []
         self._clock = StageClock()
+        assert isinstance(config.learner.max_blocks_per_request, int), "the door resolves it"
+        self._blocks_per_request = AdaptiveSize(
+            1,
+            config.learner.max_blocks_per_request,
+            grow_above=WAIT_TO_GROW,
+            shrink_below=WAIT_TO_GROW / 10,
+            grow_after=10,
+            shrink_after=100,
+        )
         self._sample_age_s = 0.0
 
     # Control group: answers while `run` trains.
@@ -119,6 +133,7 @@ class LearnerShell:
             "times": dict(self._clock.seconds),
             "sample_age_s": self._sample_age_s,
             "skipped_snapshots": self._broadcaster.skipped,
+            "blocks_per_request": self._blocks_per_request.size,
         }
 
     @ray.method(concurrency_group="control")
@@ -210,14 +225,22 @@ class LearnerShell:
         while not self._stop.is_set() and not self._budget_spent():
             while len(requests) < REQUESTS_IN_FLIGHT:
                 requests.append(self._request())
+            waited_from_s = time.perf_counter()
             parts = self._receive(requests[0])
             if parts is None:
                 continue
             request = requests.popleft()
-            while self._cutting_in:
-                time.sleep(0.0005)
-            with self._lock:
-                self._train(request, parts)
+            got_at_s = time.perf_counter()
+            for block in slices(parts, request.splits):
+                while self._cutting_in:
+                    time.sleep(0.0005)
+                if self._stop.is_set() or self._budget_spent():
+                    break
+                with self._lock:
+                    self._train(request.stats, block)
+            held_s = max(part.held_s for part in parts)
+            waited_s = max(0.0, got_at_s - waited_from_s - held_s)
+            self._blocks_per_request.observe(waited_s, time.perf_counter() - got_at_s)
         return self._core.learner_steps
 
     def _budget_spent(self) -> bool:
@@ -232,10 +255,12 @@ class LearnerShell:
             time.sleep(0.01)
 
     def _request(self) -> _BlockRequest:
-        split = self._planner.split(self._latest_stats)
-        draws = {shard: n for shard, n in enumerate(split) if n}
+        stats = self._latest_stats
+        splits = [self._planner.split(stats) for _ in range(self._blocks_per_request.size)]
+        per_shard = [sum(draws) for draws in zip(*splits, strict=True)]
+        draws = {shard: n for shard, n in enumerate(per_shard) if n}
         refs = {shard: self._shards[shard].sample.remote(n) for shard, n in draws.items()}
-        return _BlockRequest(self._latest_stats, draws, refs)
+        return _BlockRequest(stats, splits, draws, refs)
 
     def _receive(self, request: _BlockRequest) -> list[ShardSample] | None:
         """The request's parts; None when stopped, or while a shard's limiter holds it back."""
@@ -260,7 +285,7 @@ class LearnerShell:
         self._clock.lap(COPYING)
         return parts
 
-    def _train(self, request: _BlockRequest, parts: list[ShardSample]) -> None:
+    def _train(self, stats: list[ReplayStats], parts: list[ShardSample]) -> None:
         clock = self._clock
         clock.start()
         for part in parts:
@@ -269,7 +294,7 @@ class LearnerShell:
             self._sample_age_s = part.mean_age_s
         self._core.fleet_env_steps = sum(s.env_steps for s in self._latest_stats)
         before = self._core.learner_steps
-        sample: ReplaySample = self._planner.assemble(parts, request.stats, self._core)
+        sample: ReplaySample = self._planner.assemble(parts, stats, self._core)
         clock.lap(COPYING)
         errors = self._core.update_block(sample)
         clock.lap(LEARNING)

@@ -7,6 +7,7 @@ its shard in this request times its probability within the shard.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -25,6 +26,32 @@ def split_draws(n_draws: int, masses: Sequence[float], rng: np.random.Generator)
     if np.count_nonzero(mass) == 1:
         return [n_draws if m > 0 else 0 for m in mass]
     return [int(n) for n in rng.multinomial(n_draws, mass / mass.sum())]
+
+
+def slices(
+    parts: Sequence[ShardSample], splits: Sequence[Sequence[int]]
+) -> list[list[ShardSample]]:
+    """The answers to one request for several blocks, cut into those of each block.
+
+    `splits[block][shard]` draws belong to a block. Draws are independent, so any cut is as good as
+    a request of its own.
+    """
+    blocks: list[list[ShardSample]] = []
+    taken = {part.shard: 0 for part in parts}
+    for split in splits:
+        block = []
+        for part in parts:
+            first, n = taken[part.shard], split[part.shard]
+            taken[part.shard] += n
+            if n:
+                rows = slice(first, first + n)
+                columns = {name: column[rows] for name, column in part.columns.items()}
+                keys, probabilities = part.item_keys[rows], part.probabilities[rows]
+                block.append(
+                    replace(part, columns=columns, item_keys=keys, probabilities=probabilities)
+                )
+        blocks.append(block)
+    return blocks
 
 
 def assemble(

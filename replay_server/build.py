@@ -11,11 +11,13 @@ from qfleet.replay_server.replay_shard import ReplayShard
 def build_shard(config: Config, spec: EnvironmentSpec, *, run_id: str, shard: int) -> ReplayShard:
     """Shard number `shard`; the limiter's window and minimum size are split over the shards."""
     replay = config.replay
-    chunk, k = config.actors.chunk_transitions, config.learner.updates_per_call
+    chunk, k = config.actors.max_chunk_transitions, config.learner.updates_per_call
+    blocks = config.learner.max_blocks_per_request
     if not (
         isinstance(replay.limiter_tolerance_samples, int)
         and isinstance(chunk, int)
         and isinstance(k, int)
+        and isinstance(blocks, int)
     ):
         raise TypeError("the configuration must be resolved to numbers first")
     limiter = RatioLimiter(
@@ -23,7 +25,7 @@ def build_shard(config: Config, spec: EnvironmentSpec, *, run_id: str, shard: in
         -(-replay.min_size_to_sample // replay.shards),
         float(replay.limiter_tolerance_samples),
     )
-    check_window(limiter, chunk, k * config.learner.batch_size)
+    check_window(limiter, chunk, k * blocks * config.learner.batch_size)
     return ReplayShard(
         run_id=run_id,
         shard=shard,

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -116,6 +117,7 @@ class ReplayServerShell:
     def sample(self, n_draws: int, wait: bool = True) -> bytes | None:
         """A `ShardSample` as bytes, or None when the limiter still holds it back."""
         with self._changed:
+            held_before_s = self._sampling.held_s
             if wait and not self._hold_back(self._sampling, lambda: self._core.can_sample(n_draws)):
                 return None
             if self._gate_is_open and self._core.size == 0:
@@ -124,7 +126,8 @@ class ReplayServerShell:
             # Wall time: ages must mean something after a restore on another host.
             sample = self._core.sample(n_draws, time.time())
             self._changed.notify_all()
-        data = encode_shard_sample(sample)
+        held_s = self._sampling.held_s - held_before_s
+        data = encode_shard_sample(replace(sample, held_s=held_s))
         self._sampling.clock.lap(SAMPLING)
         return data
 

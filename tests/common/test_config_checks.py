@@ -116,7 +116,7 @@ BROKEN = [
         ),
         "replay.limiter_tolerance_samples",
         "must be at least 1184 or both sides wait for ever: (samples_per_insert 8 x "
-        "chunk_transitions 256 + batch_size 32 x updates_per_call 10) / 2",
+        "chunk_transitions 256 + batch_size 32 x 10 updates) / 2",
     ),
     (episode_mode(actors={"count": 2}), "actors.count", "must be 1 or auto"),
     (episode_mode(actors={"envs_per_actor": 4}), "actors.envs_per_actor", "must be 1 or auto"),
@@ -309,6 +309,36 @@ def test_resolve_envs_and_chunk_table(checked, expected):
     actors = resolve_config(checked, SPEC, cpus=8, gpus=0).actors
 
     assert (actors.envs_per_actor, actors.chunk_transitions) == expected
+
+
+@pytest.mark.parametrize(
+    ("checked", "expected"),
+    [
+        (config(), (1024, 4)),
+        (config(actors={"chunk_transitions": 7}), (7, 4)),
+        (config(actors={"chunk_transitions": 7, "max_chunk_transitions": 9}), (9, 4)),
+        (config(replay={"capacity": 300, "min_size_to_sample": 50}), (300, 4)),
+        (config(learner={"updates_per_call": 50}), (1024, 1)),
+        (config(learner={"updates_per_call": 50, "max_blocks_per_request": 2}), (1024, 2)),
+        # A window that was set bounds both: (2 x 10,000 - 64 x 50) / 16, then what that leaves.
+        (config(replay={"limiter_tolerance_samples": 10_000}), (1024, 1)),
+        (config(replay={"limiter_tolerance_samples": 5_000}), (425, 1)),
+        (config(replay={"limiter_tolerance_samples": 20_000}), (1024, 4)),
+        (config(replay={"limiter_tolerance_samples": 12_000}), (1024, 2)),
+        (config(replay={"limiter_tolerance_samples": 9, "samples_per_insert": None}), (1024, 4)),
+    ],
+)
+def test_resolve_largest_chunk_and_request_table(checked, expected):
+    resolved = resolve_config(checked, SPEC, cpus=8, gpus=0)
+
+    assert resolved.learner.updates_per_call == 50
+    largest = resolved.actors.max_chunk_transitions, resolved.learner.max_blocks_per_request
+    assert largest == expected
+    ratio = resolved.replay.samples_per_insert
+    if ratio is not None:
+        least = minimum_limiter_tolerance_samples(ratio, largest[0], 64 * 50 * largest[1])
+        assert resolved.replay.limiter_tolerance_samples >= least
+        assert problems(resolved) == []
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,8 @@ def test_decode_chunk_episodes_of_wrong_form_are_refused(episodes):
 
 def sample(n: int = 6) -> ShardSample:
     stats = ReplayStats(100, 200, 300, 100, 12.25, 1, 2, 3, 4, 210, 9)
-    return ShardSample(1, transition_rows(n), np.arange(n) + 2**40, np.full(n, 0.01), stats, 1.5)
+    keys, probabilities = np.arange(n) + 2**40, np.full(n, 0.01)
+    return ShardSample(1, transition_rows(n), keys, probabilities, stats, 1.5, 0.25)
 
 
 @pytest.mark.parametrize("n", [0, 6])
@@ -158,6 +159,7 @@ def test_shard_sample_round_trips(n):
     received = messages.decode_shard_sample(messages.encode_shard_sample(sent))
 
     assert (received.shard, received.stats, received.mean_age_s) == (1, sent.stats, 1.5)
+    assert received.held_s == 0.25
     assert_same_columns(received.columns, sent.columns)
     np.testing.assert_array_equal(received.item_keys, sent.item_keys)
     np.testing.assert_array_equal(received.probabilities, sent.probabilities)

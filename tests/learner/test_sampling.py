@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from qfleet.common.types import ReplayStats, ShardSample
-from qfleet.learner.sampling import assemble, split_draws
+from qfleet.learner.sampling import assemble, slices, split_draws
 
 
 def part(shard: int, n: int, size: int, seed: int = 0) -> ShardSample:
@@ -116,3 +116,35 @@ def test_assemble_leaves_its_parts_alone():
             array.flags.writeable = False
 
     assemble(parts, [9.0, 9.0], 2, 0.5, np.random.default_rng(0))
+
+
+def test_slices_cut_every_answer_into_the_blocks_it_was_asked_for():
+    splits = [[3, 0, 1], [0, 0, 4], [2, 0, 2]]
+    parts = [part(0, 5, 50), part(2, 7, 70)]  # nothing was asked of shard 1
+
+    blocks = slices(parts, splits)
+
+    assert [[(p.shard, len(p.item_keys)) for p in block] for block in blocks] == [
+        [(0, 3), (2, 1)],
+        [(2, 4)],
+        [(0, 2), (2, 2)],
+    ]
+    for index, whole in enumerate(parts):
+        pieces = [p for block in blocks for p in block if p.shard == whole.shard]
+        for name, column in whole.columns.items():
+            joined = np.concatenate([p.columns[name] for p in pieces])
+            np.testing.assert_array_equal(joined, column, err_msg=f"{index} {name}")
+        keys = np.concatenate([p.item_keys for p in pieces])
+        np.testing.assert_array_equal(keys, whole.item_keys)
+        probabilities = np.concatenate([p.probabilities for p in pieces])
+        np.testing.assert_array_equal(probabilities, whole.probabilities)
+
+
+def test_slices_of_one_block_are_the_parts_themselves():
+    parts = [part(0, 5, 50), part(1, 7, 70)]
+
+    [block] = slices(parts, [[5, 7]])
+
+    for got, wanted in zip(block, parts, strict=True):
+        assert got.stats is wanted.stats
+        np.testing.assert_array_equal(got.item_keys, wanted.item_keys)

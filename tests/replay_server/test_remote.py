@@ -31,8 +31,8 @@ def make_shell(**replay) -> ReplayServerShell:
     config = Config.model_validate(
         {
             "replay": settings | replay,
-            "actors": {"count": 1, "chunk_transitions": 4},
-            "learner": {"batch_size": 4, "updates_per_call": 1},
+            "actors": {"count": 1, "chunk_transitions": 4, "max_chunk_transitions": 4},
+            "learner": {"batch_size": 4, "updates_per_call": 1, "max_blocks_per_request": 1},
         }
     )
     return ReplayServerShell(config.model_dump_json(by_alias=True), SPEC.to_json(), "run", 0, 1.0)
