@@ -41,6 +41,11 @@ class TimedLearnerShell(LearnerShell):
         """All notes so far."""
         return list(self._blocks)
 
+    @ray.method(concurrency_group="control")
+    def allow_run(self) -> None:
+        """Let `run` be called again after a stop."""
+        self._stop.clear()
+
 
 class TimedActorShell(ActorShell):
     """Notes (learner step of its parameters, time) after the first step with each version."""
