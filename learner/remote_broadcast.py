@@ -14,7 +14,8 @@ from qfleet.common.messages import encode_snapshot
 from qfleet.common.types import ParamsSnapshot
 
 ANSWER_TIMEOUT_S = 60.0
-MAX_UNACKNOWLEDGED_SNAPSHOTS = 4
+MAX_UNACKNOWLEDGED_SNAPSHOTS = 2
+"""A further one would only queue behind these; target syncs are sent all the same."""
 INLINE_SNAPSHOT_BYTES = 100_000
 """Ray sends arguments up to this size inside the call; larger ones go through its object store."""
 
@@ -53,15 +54,31 @@ class SnapshotBroadcaster:
         return sorted(slot for slot, pending in self._pending.items() if pending)
 
     def collect(self, timeout_s: float = 0.0) -> None:
-        """Take acknowledgements that have come; an actor that died is the driver's matter."""
-        for pending in self._pending.values():
-            while pending:
-                ready, _ = ray.wait([pending[0]], timeout=timeout_s)
-                if not ready:
-                    break
-                try:
-                    slot, version, is_target = ray.get(pending.popleft(), timeout=ANSWER_TIMEOUT_S)
-                except ray.exceptions.RayActorError:
-                    continue
-                if is_target:
-                    self.acknowledged_target_syncs.setdefault(slot, []).append(version)
+        """Take acknowledgements that have come; with a timeout, wait that long for each next one.
+
+        One question to Ray for all actors: asked once per block, it must not grow with their number.
+        """
+        while True:
+            heads = {pending[0]: pending for pending in self._pending.values() if pending}
+            if not heads:
+                return
+            wanted = 1 if timeout_s else len(heads)
+            ready, _ = ray.wait(list(heads), num_returns=wanted, timeout=timeout_s)
+            if not ready:
+                return
+            for ref in ready:
+                heads[ref].popleft()
+            self._note(ready)
+
+    def _note(self, acknowledged: list[Any]) -> None:
+        """Log the target syncs among them; an actor that died is the driver's matter."""
+        try:
+            answers = ray.get(acknowledged, timeout=ANSWER_TIMEOUT_S)
+        except ray.exceptions.RayActorError:
+            if len(acknowledged) > 1:
+                for ref in acknowledged:
+                    self._note([ref])
+            return
+        for slot, version, is_target in answers:
+            if is_target:
+                self.acknowledged_target_syncs.setdefault(slot, []).append(version)
