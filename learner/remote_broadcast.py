@@ -56,7 +56,7 @@ class SnapshotBroadcaster:
     def collect(self, timeout_s: float = 0.0) -> None:
         """Take acknowledgements that have come; with a timeout, wait that long for each next one.
 
-        One question to Ray for all actors: asked once per block, it must not grow with their number.
+        One question to Ray for all actors: asked once per block, so it must not grow with them.
         """
         while True:
             heads = {pending[0]: pending for pending in self._pending.values() if pending}
