@@ -1,8 +1,8 @@
 """Ray shell of the learner: the asynchronous loop, publishing, and answers to the driver.
 
-Created by the composition root alone. `run` occupies the default concurrency group; the `control`
-group answers meanwhile and cuts in only between two blocks. The learner talks to the shards and
-the actors itself; the driver owns all of them.
+Created by the composition root alone, which imports this without torch. `run` occupies the default
+concurrency group; the `control` group answers meanwhile and cuts in only between two blocks. The
+learner talks to the shards and the actors itself; the driver owns all of them.
 """
 
 from __future__ import annotations
@@ -36,8 +36,6 @@ from qfleet.common.types import (
 )
 from qfleet.common.wire import decode_capture, encode_capture, encode_parts
 from qfleet.learner.block_runner import BlockPlanner, run_blocks
-from qfleet.learner.learner import Learner
-from qfleet.learner.learner_path import PathUpgrade, Progress
 from qfleet.learner.remote_broadcast import SnapshotBroadcaster
 from qfleet.learner.remote_replay import RemoteReplay
 from qfleet.learner.sampling import slices
@@ -72,6 +70,9 @@ class LearnerShell:
         for path in reversed(import_paths):
             if path not in sys.path:
                 sys.path.insert(0, path)
+        from qfleet.learner.learner import Learner  # here and not above: they import torch
+        from qfleet.learner.learner_path import PathUpgrade
+
         limit_threads(num_cpus)
         config = Config.model_validate_json(config_json)
         self._eval_period = config.eval.period_learner_steps
@@ -307,6 +308,8 @@ class LearnerShell:
         self._publish_due(evaluate)
         if evaluate:
             self._for_evaluation = encode_snapshot(self._core.current_snapshots()[-1])
+        from qfleet.learner.learner_path import Progress
+
         clock.lap(COPYING)
         core, update_s = self._core, clock.seconds[LEARNING] + clock.seconds[COPYING]
         progress = Progress(time.perf_counter(), core.learner_steps, core.fleet_env_steps, update_s)

@@ -243,3 +243,14 @@ def test_actor_modules_load_no_torch() -> None:
     )
 
     assert run_python(code) == "False"
+
+
+def test_driver_of_a_fleet_loads_no_torch() -> None:
+    names = ["qfleet.training", "qfleet.async_loop", "qfleet.ray_fleet", "qfleet.learner.remote"]
+    code = (
+        "import sys, importlib\n"
+        f"for name in {names}: importlib.import_module(name)\n"
+        "print('torch' in sys.modules)"
+    )
+
+    assert run_python(code) == "False"
