@@ -27,8 +27,18 @@ from qfleet.part_benchmarks import Measurement
 from qfleet.round_loop import LearningDebt, run_rounds
 from qfleet.solve_tracker import SolveTracker
 
-ARMS: dict[str, dict[str, Any]] = {
-    "preset": {},
+BEGINNING: dict[str, Any] = {
+    "network.hidden_sizes": (128, 64),
+    "actors.envs_per_actor": 16,
+    "actors.n_step": 3,
+    "learner.batch_size": 64,
+    "learner.learning_rate": 2e-2,
+    "learner.target_update_period_learner_steps": 200,
+}
+"""The preset before the first round, where it was changed or may be."""
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "beginning": {},
     "learning rate 0.01": {"learner.learning_rate": 1e-2},
     "learning rate 0.03": {"learner.learning_rate": 3e-2},
     "learning rate 0.04": {"learner.learning_rate": 4e-2},
@@ -66,7 +76,29 @@ ARMS: dict[str, dict[str, Any]] = {
     "mse": {"learner.loss": "mse"},
     "gradient norm 1": {"learner.max_grad_norm": 1},
 }
-"""Besides the preset, one change each. Values that failed by far in a first look are left out."""
+SINGLE = {name: {**BEGINNING, **change} for name, change in CHANGES.items()}
+"""The first round: the preset of that time, and one change each."""
+
+BASE: dict[str, Any] = {**BEGINNING, "actors.n_step": 5, "network.hidden_sizes": (64, 64)}
+COMBINED: dict[str, dict[str, Any]] = {
+    "A": BASE,
+    "A, n-step 8": {**BASE, "actors.n_step": 8},
+    "A, batch 128": {**BASE, "learner.batch_size": 128},
+    "A, target sync every 100": {**BASE, "learner.target_update_period_learner_steps": 100},
+    "A, least epsilon 0.2^8": {**BASE, "actors.epsilon_base": 0.2},
+    "A, 32 environments": {**BASE, "actors.envs_per_actor": 32},
+    "A, 32 environments, least epsilon 0.2^8": {
+        **BASE,
+        "actors.envs_per_actor": 32,
+        "actors.epsilon_base": 0.2,
+    },
+    "A, evaluate every 250": {**BASE, "eval.period_learner_steps": 250},
+    "A, learning rate 0.03": {**BASE, "learner.learning_rate": 3e-2},
+    "A, hidden 128, 64": {**BASE, "network.hidden_sizes": (128, 64)},
+}
+"""The second round: A joins the two changes that did best, the others add one more to it."""
+
+ARMS = {**SINGLE, **COMBINED}
 
 
 class UntilSolved:
