@@ -96,9 +96,21 @@ COMBINED: dict[str, dict[str, Any]] = {
     "A, learning rate 0.03": {**BASE, "learner.learning_rate": 3e-2},
     "A, hidden 128, 64": {**BASE, "network.hidden_sizes": (128, 64)},
 }
-"""The second round: A joins the two changes that did best, the others add one more to it."""
+"""The second round: A joins two changes that did well, the others add one more to it."""
 
-ARMS = {**SINGLE, **COMBINED}
+_B = {**BASE, "learner.target_update_period_learner_steps": 100, "learner.learning_rate": 3e-2}
+JOINED: dict[str, dict[str, Any]] = {
+    "B": _B,
+    "B, n-step 8": {**_B, "actors.n_step": 8},
+    "B, batch 128": {**_B, "learner.batch_size": 128},
+    "B, evaluate every 250": {**_B, "eval.period_learner_steps": 250},
+    "B, evaluate every 300": {**_B, "eval.period_learner_steps": 300},
+    "B, 12 samples per insert": {**_B, "replay.samples_per_insert": 12},
+    "B, hidden 128, 64": {**_B, "network.hidden_sizes": (128, 64)},
+}
+"""The third round: B is A with its two best additions."""
+
+ARMS = {**SINGLE, **COMBINED, **JOINED}
 
 
 class UntilSolved:
