@@ -104,13 +104,29 @@ JOINED: dict[str, dict[str, Any]] = {
     "B, n-step 8": {**_B, "actors.n_step": 8},
     "B, batch 128": {**_B, "learner.batch_size": 128},
     "B, evaluate every 250": {**_B, "eval.period_learner_steps": 250},
-    "B, evaluate every 300": {**_B, "eval.period_learner_steps": 300},
     "B, 12 samples per insert": {**_B, "replay.samples_per_insert": 12},
     "B, hidden 128, 64": {**_B, "network.hidden_sizes": (128, 64)},
 }
 """The third round: B is A with its two best additions."""
 
-ARMS = {**SINGLE, **COMBINED, **JOINED}
+_C = {**_B, "eval.period_learner_steps": 250}
+LAST: dict[str, dict[str, Any]] = {
+    "C": _C,
+    "C, learning rate 0.04": {**_C, "learner.learning_rate": 4e-2},
+    "C, learning rate 0.02": {**_C, "learner.learning_rate": 2e-2},
+    "C, target sync every 50": {**_C, "learner.target_update_period_learner_steps": 50},
+    "C, n-step 4": {**_C, "actors.n_step": 4},
+    "C, n-step 7": {**_C, "actors.n_step": 7},
+    "C, 24 samples per insert": {**_C, "replay.samples_per_insert": 24},
+    "C, start at 500": {**_C, "replay.min_size_to_sample": 500},
+    "C, 8 environments": {**_C, "actors.envs_per_actor": 8},
+    "C, 32 environments": {**_C, "actors.envs_per_actor": 32},
+    "C, hidden 64, 32": {**_C, "network.hidden_sizes": (64, 32)},
+    "C, hidden 96, 64": {**_C, "network.hidden_sizes": (96, 64)},
+}
+"""The last round: C, the best of the third, and its neighbours."""
+
+ARMS = {**SINGLE, **COMBINED, **JOINED, **LAST}
 
 
 class UntilSolved:
