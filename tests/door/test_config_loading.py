@@ -46,7 +46,7 @@ def test_load_nothing_is_the_default_preset():
     config = load()
 
     assert (config.preset_name, config.env.id) == ("cartpole", "CartPole-v1")
-    assert config.learner.learning_rate == 2e-2
+    assert config.learner.learning_rate == 3e-2
     assert config.actors.count == "auto"
 
 

@@ -126,7 +126,7 @@ def test_check_compatible_lists_every_differing_key_with_both_values():
         learner__learning_rate=0.5,
         network__hidden_sizes=[32],
         env__kwargs={"sutton_barto_reward": True},
-        actors__n_step=5,
+        actors__n_step=7,
         run__max_learner_steps=1,
     )
     with pytest.raises(CheckpointError) as caught:
@@ -136,8 +136,8 @@ def test_check_compatible_lists_every_differing_key_with_both_values():
     assert named == {
         *("seed", "learner.learning_rate", "network.hidden_sizes", "env.kwargs", "actors.n_step")
     }
-    assert "  actors.n_step: the run has 3, asked for 5" in lines
-    assert "  learner.learning_rate: the run has 0.02, asked for 0.5" in lines
+    assert "  actors.n_step: the run has 5, asked for 7" in lines
+    assert "  learner.learning_rate: the run has 0.03, asked for 0.5" in lines
     assert caught.value.exit_code == 3
 
 
