@@ -17,7 +17,7 @@ from producers import RUN_ID, START_TIMEOUT_S, start_shards
 from qfleet.actors.remote import ActorShell
 from qfleet.common.config import Config
 from qfleet.common.types import EnvironmentSpec
-from qfleet.learner.remote import LearnerShell
+from qfleet.learner.remote import CONCURRENCY_GROUPS, LearnerShell
 from qfleet.ray_roles import answer
 
 
@@ -89,7 +89,8 @@ def start_roles(config: Config, spec: EnvironmentSpec, n_actors: int) -> TimedRo
     """Shards, a timed learner and timed actors, connected and ready to `run`."""
     options: dict[str, Any] = {"concurrency_groups": {"control": 1}, "max_restarts": 0}
     texts = (config.model_dump_json(by_alias=True), spec.to_json(), [])
-    learner_class = ray.remote(**options)(TimedLearnerShell)
+    learner_options = {**options, "concurrency_groups": CONCURRENCY_GROUPS}
+    learner_class = ray.remote(**learner_options)(TimedLearnerShell)
     learner = learner_class.options(num_cpus=config.learner.num_cpus).remote(
         *texts, "cpu", float(config.learner.num_cpus)
     )

@@ -43,6 +43,8 @@ from qfleet.learner.sampling import slices
 ANSWER_TIMEOUT_S = 60.0
 REQUESTS_IN_FLIGHT = 2
 POLL_S = 0.2
+CONCURRENCY_GROUPS = {"control": 1, "evaluation": 1}
+"""A thread that answers and one that waits until something is to be evaluated."""
 WAIT_TO_GROW = 0.2
 """A learner that waits longer than this share of its training time asks for more blocks at once."""
 
@@ -87,6 +89,7 @@ class LearnerShell:
         self._lock = threading.Lock()
         self._cutting_in = 0
         self._for_evaluation: bytes | None = None
+        self._evaluation_due = threading.Event()
         self._priority_refs: collections.deque[Any] = collections.deque()
         self._latest_stats: list[ReplayStats] = []
         self._clock = StageClock()
@@ -124,18 +127,25 @@ class LearnerShell:
 
     @ray.method(concurrency_group="control")
     def status(self) -> dict[str, Any]:
-        """Counters, and the snapshot to evaluate when one fell due since the last call."""
-        waiting, self._for_evaluation = self._for_evaluation, None
+        """Counters."""
         return {
             "pid": os.getpid(),
             "stats": list(self._core.stats()),
             "learner_path": self._core.path,
-            "for_evaluation": waiting,
             "times": dict(self._clock.seconds),
             "sample_age_s": self._sample_age_s,
             "skipped_snapshots": self._broadcaster.skipped,
             "blocks_per_request": self._blocks_per_request.size,
         }
+
+    @ray.method(concurrency_group="evaluation")
+    def await_evaluation(self, timeout_s: float) -> bytes | None:
+        """The newest snapshot that is due for an evaluation; None when none falls due in time."""
+        if not self._evaluation_due.wait(timeout_s):
+            return None
+        self._evaluation_due.clear()
+        waiting, self._for_evaluation = self._for_evaluation, None
+        return waiting
 
     @ray.method(concurrency_group="control")
     def capture(self) -> bytes:
@@ -308,6 +318,7 @@ class LearnerShell:
         self._publish_due(evaluate)
         if evaluate:
             self._for_evaluation = encode_snapshot(self._core.current_snapshots()[-1])
+            self._evaluation_due.set()
         from qfleet.learner.learner_path import Progress
 
         clock.lap(COPYING)
@@ -341,6 +352,6 @@ class _CutIn:
 
 
 def remote_learner_class() -> Any:
-    """The Ray actor class of `LearnerShell`; one control thread beside the training one."""
-    options: dict[str, Any] = {"concurrency_groups": {"control": 1}, "max_restarts": 0}
+    """The Ray actor class of `LearnerShell`."""
+    options: dict[str, Any] = {"concurrency_groups": CONCURRENCY_GROUPS, "max_restarts": 0}
     return ray.remote(**options)(LearnerShell)

@@ -34,6 +34,8 @@ TICK_S = 0.05
 POLL_S = 0.25
 SILENCE_TIMEOUT_S = 60.0
 EVALUATE_TIMEOUT_S = 1800.0
+EVALUATION_WAIT_S = 1.0
+"""How long one question for a snapshot to evaluate stays open at the learner."""
 DRAIN_TIMEOUT_S = 5.0
 
 
@@ -125,6 +127,7 @@ class AsyncLoop:
         self._evaluating_since_s = 0.0
         self._evaluated_snapshot = b""
         self._waiting_snapshot: bytes | None = None
+        self._due: Any = None
         self._learner_status: dict[str, Any] | None = None
         self._shard_reports: dict[int, dict[str, Any]] = {}
 
@@ -179,6 +182,7 @@ class AsyncLoop:
             learner.set_actors.remote(self.roles.actors), "driver", "the learner", START_TIMEOUT_S
         )
         learner_run = learner.run.remote()
+        self._due = learner.await_evaluation.remote(EVALUATION_WAIT_S)
         for slot in self.roles.actors:
             self._start_actor(slot)
         polls = {
@@ -206,9 +210,18 @@ class AsyncLoop:
     def _tick(
         self, session: AsyncSession, polls: dict[str, PolledCall], learner_run: Any
     ) -> str | None:
-        ready, _ = import_ray().wait([learner_run, *self._runs], timeout=TICK_S, fetch_local=False)
+        refs = [learner_run, self._due, *self._runs]
+        if self._evaluating is not None:
+            refs.append(self._evaluating)
+        ready, _ = import_ray().wait(refs, timeout=TICK_S, fetch_local=False)
         now_s = time.monotonic()
         for ref in ready:
+            if ref is self._due:
+                self._take_due(answer(ref, "driver", "the learner"))
+                self._due = self.roles.learner.await_evaluation.remote(EVALUATION_WAIT_S)
+                continue
+            if ref is self._evaluating:
+                continue  # `_evaluate` takes it
             if ref is learner_run:
                 answer(ref, "driver", "the learner")
                 self._poll_all(session, polls, now_s)
@@ -238,13 +251,16 @@ class AsyncLoop:
         """Keep the newest counters; snapshots and episodes are told once and must not be lost."""
         if name == "learner":
             self._learner_status = result
-            if result["for_evaluation"] is not None:
-                self._waiting_snapshot = result["for_evaluation"]
             return
         earlier = self._shard_reports.get(result["shard"])
         if earlier is not None:
             result["episodes"] = [*earlier["episodes"], *result["episodes"]]
         self._shard_reports[result["shard"]] = result
+
+    def _take_due(self, snapshot: bytes | None) -> None:
+        """Keep the newest snapshot to evaluate; one that waited behind an evaluation is dropped."""
+        if snapshot is not None:
+            self._waiting_snapshot = snapshot
 
     def _poll_actors(self, now_s: float) -> None:
         for slot, ping in list(self._pings.items()):
@@ -379,6 +395,9 @@ class AsyncLoop:
             for ref in ended:
                 counters = ray.get(ref, timeout=1.0)
                 self._actor_reports[counters["slot"]] = make_actor_report(counters)
+            # The question still open, and a last one: what fell due is told once.
+            for ref in (self._due, self.roles.learner.await_evaluation.remote(0.0)):
+                self._take_due(ray.get(ref, timeout=DRAIN_TIMEOUT_S))
             for name, poll in polls.items():
                 for result in poll.last_answers(DRAIN_TIMEOUT_S):
                     self._take_answer(name, result)

@@ -315,6 +315,7 @@ class Session:
 
     def record_evaluation(self, report: EvaluationReport, params: Callable[[], bytes]) -> None:
         """Take in an evaluation; keep its parameters as `best/` when they are."""
+        self._highest_version = max(self._highest_version, report.params_version)
         verdict = self.tracker.record(report)
         self.write_evaluation_row(report)
         if verdict.is_best:

@@ -441,3 +441,6 @@ def test_highest_params_version_never_goes_back(make_session):
         learner = seen.learner._replace(params_version=version)
         session.observe(FleetReport(seen.shards, learner, []))
         assert session.highest_params_version == highest
+    # An evaluation may tell of a version before the learner's own counters do.
+    session.record_evaluation(evaluation(20.0)._replace(params_version=12), lambda: b"")
+    assert session.highest_params_version == 12

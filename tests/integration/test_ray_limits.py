@@ -8,7 +8,7 @@ import time
 import pytest
 
 from qfleet.actors.remote import ActorShell
-from qfleet.learner.remote import LearnerShell
+from qfleet.learner.remote import CONCURRENCY_GROUPS, LearnerShell
 from qfleet.replay_server.remote import ReplayServerShell
 from qfleet.training import train
 
@@ -61,7 +61,7 @@ def test_verdict_names_the_role_that_was_slowed(tmp_path, config, ray_started, m
         "shard": (ReplayServerShell, "qfleet.replay_server.remote.remote_replay_class"),
         "learner": (LearnerShell, "qfleet.learner.remote.remote_learner_class"),
     }[role]
-    groups = {"insert": 1, "sample": 1} if role == "shard" else {"control": 1}
+    groups = {"insert": 1, "sample": 1, **CONCURRENCY_GROUPS}
     slowed = ray_started.remote(concurrency_groups=groups)(slowed_class(shell, part, method))
     monkeypatch.setattr(module, lambda: slowed)
     summary = train(
