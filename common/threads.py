@@ -17,7 +17,7 @@ from typing import TypeVar
 from threadpoolctl import threadpool_limits
 
 LOWERED_NICENESS = 15
-"""About a thirtieth of another thread's share of a busy core; all of an idle one."""
+"""That of Ray's workers by its default: an ordinary process would go before them on a busy core."""
 
 T = TypeVar("T")
 
