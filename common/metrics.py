@@ -162,12 +162,23 @@ def _open_to_append(path: Path) -> IO[str]:
 
 
 class _EventFile:
-    """TensorBoard's scalars, written without torch or TensorFlow."""
+    """TensorBoard's scalars, written without torch or TensorFlow.
+
+    Opened with the first point: importing TensorBoard takes a sixth of a second, which a run that
+    starts Ray has to spare by then.
+    """
 
     def __init__(self, directory: Path) -> None:
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        self._directory = directory
+        self._opened: Any = None
 
-        self._writer = EventFileWriter(str(directory))
+    @property
+    def _writer(self) -> Any:
+        if self._opened is None:
+            from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+            self._opened = EventFileWriter(str(self._directory))
+        return self._opened
 
     def add(self, values: Mapping[str, float], env_steps: int, time_s: float) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
@@ -186,7 +197,9 @@ class _EventFile:
         self._writer.add_event(Event(wall_time=time_s, step=env_steps + 1, session_log=log))
 
     def flush(self) -> None:
-        self._writer.flush()
+        if self._opened is not None:
+            self._opened.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        if self._opened is not None:
+            self._opened.close()

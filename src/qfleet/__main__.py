@@ -1,8 +1,6 @@
 """`python -m qfleet`, the same as `qfleet`."""
 
-import sys
-
-from qfleet.cli import main
+from qfleet.program import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -1,53 +1,73 @@
 """What a run leaves for a person to look at: the play video and the learning curve.
 
-Called by `train` at its end. Neither decides the outcome: when one fails, the run says so and ends
-as it would have.
+Owned by the session; `train` begins them when the training ends. Neither decides the outcome: when
+one fails, the run says so and ends as it would have.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-from qfleet.api import load_policy, make_env
-from qfleet.common.config import EnvConfig
 from qfleet.common.errors import QfleetError
+from qfleet.film_process import FILM
 from qfleet.learning_curve import plot_learning_curve
-from qfleet.recording import record_play
 
-VIDEO_FILE = "play.webp"
-"""An animation that browsers and picture viewers play, encoded in a fifth of a second; VP9 takes
-several. `qfleet play` records .mp4 and .webm at full size."""
+_END_TIMEOUT_S = 5.0
 
 
 class Artifacts:
-    """Both, made in two threads while Ray shuts down: encoding and drawing leave the GIL free.
+    """The video from a process of its own, the curve from a thread: two cores for a run's end.
 
-    `start` once training has ended and its last metrics row is written, then `wait`.
+    `prepare` as soon as there is something to film, `film` when the best parameters are final,
+    `plot` when the last metrics row is written, then `wait`, which is also the end without the
+    others. Each may be called twice. Owned by the driver's main thread.
     """
 
-    def __init__(self, run_dir: Path, env: EnvConfig) -> None:
-        self._run_dir, self._env = run_dir, env
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._process: subprocess.Popen[str] | None = None
+        self._is_filming = False
+        self._thread: threading.Thread | None = None
         self._failures: list[str] = []
-        self._threads = [
-            threading.Thread(target=self._plot, name="learning-curve", daemon=True),
-            threading.Thread(target=self._film, name="play-video", daemon=True),
-        ]
 
-    def start(self) -> None:
-        """Begin."""
-        for thread in self._threads:
-            thread.start()
+    def prepare(self) -> None:
+        """Start the filming process: it loads its modules and waits, beside the training."""
+        if self._process is not None:
+            return
+        search = [str(Path.cwd()) if path == "" else path for path in sys.path]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "qfleet.film_process", str(self._run_dir)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(search)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for the run, which ends this process itself
+        )
 
-    def wait(self, incident: Callable[[str], None], timeout_s: float = 120.0) -> None:
-        """Until both are there; what could not be made is told to `incident`."""
-        for thread in self._threads:
-            thread.join(timeout_s)
-            if thread.is_alive():
-                self._failures.append(f"{thread.name} was not ready after {timeout_s:.0f} s")
-        for failure in self._failures:
-            incident(failure)
+    def film(self) -> None:
+        """Begin the video of what stands in `best/` now."""
+        self.prepare()
+        if not self._is_filming:
+            self._is_filming = True
+            assert self._process is not None
+            assert self._process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):  # it has ended already: `wait` reads why
+                self._process.stdin.write(f"{FILM}\n")
+                self._process.stdin.flush()
+
+    def plot(self) -> None:
+        """Begin the learning curve, from what the metrics files hold now."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._plot, name="learning-curve", daemon=True)
+            self._thread.start()
 
     def _plot(self) -> None:
         try:
@@ -55,20 +75,32 @@ class Artifacts:
         except (OSError, ValueError, QfleetError) as error:
             self._failures.append(f"no learning curve: {error}")
 
-    def _film(self) -> None:
+    def wait(self, incident: Callable[[str], None], timeout_s: float = 120.0) -> None:
+        """Until what was begun is there, or `timeout_s`; failures are told to `incident`."""
+        deadline_s = time.monotonic() + timeout_s
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+            if self._thread.is_alive():
+                self._failures.append(f"no learning curve after {timeout_s:.0f} s")
+        if self._process is not None:
+            self._end(self._process, deadline_s)
+        for failure in self._failures:
+            incident(failure)
+
+    def _end(self, process: subprocess.Popen[str], deadline_s: float) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
-            _record(self._run_dir, self._env)
-        except Exception as error:  # an environment's renderer may raise anything
-            self._failures.append(f"no play video: {type(error).__name__}: {error}")
-
-
-def _record(run_dir: Path, env_config: EnvConfig) -> Path:
-    policy = load_policy(run_dir)
-    env = make_env(env_config, render_mode="rgb_array")
-    try:
-        fps = int(env.metadata.get("render_fps", 30))
-        path = run_dir / "videos" / VIDEO_FILE
-        path.parent.mkdir(exist_ok=True)
-        return record_play(policy.act, env, path, episodes=1, fps=fps).path
-    finally:
-        env.close()
+            if self._is_filming:
+                code = process.wait(max(0.0, deadline_s - time.monotonic()))
+                if code != 0:
+                    reason = process.stdout.readline().strip() or f"exit code {code}"
+                    self._failures.append(f"no play video: {reason}")
+        except subprocess.TimeoutExpired:
+            self._failures.append("no play video: it took too long")
+        finally:
+            process.kill()
+            process.wait(_END_TIMEOUT_S)
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+            process.stdout.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 from qfleet.common.config import Config
@@ -19,6 +20,7 @@ from qfleet.common.threads import with_lowered_priority
 from qfleet.common.types import Array, EnvironmentSpec, EvaluationReport, EvaluationRequest
 from qfleet.common.wire import decode_capture
 from qfleet.fleet import ActorReport, FleetReport
+from qfleet.polled_call import PolledCall
 from qfleet.ray_cluster import import_ray
 from qfleet.ray_fleet import (
     capture_learner_and_replay,
@@ -27,12 +29,10 @@ from qfleet.ray_fleet import (
     make_report,
     restore_learner_and_replay,
 )
-from qfleet.ray_roles import START_TIMEOUT_S, Roles, answer, first_line
+from qfleet.ray_roles import START_TIMEOUT_S, Roles, Waiting, answer, first_line
 from qfleet.supervisor import ActorSupervisor, StallWatch
 
 TICK_S = 0.05
-POLL_S = 0.25
-SILENCE_TIMEOUT_S = 60.0
 EVALUATE_TIMEOUT_S = 1800.0
 EVALUATION_WAIT_S = 1.0
 """How long one question for a snapshot to evaluate stays open at the learner."""
@@ -71,45 +71,18 @@ class AsyncSession(Protocol):
         ...
 
 
-class PolledCall:
-    """One question to one role at a time, asked again each period; silence is an error."""
-
-    def __init__(self, ask: Callable[[], Any], who: str, period_s: float = POLL_S) -> None:
-        self._ask, self._who, self._period_s = ask, who, period_s
-        self._ref: Any = None
-        self._asked_at_s = -1e9
-
-    def poll(self, now_s: float) -> Any:
-        """The newest answer, or None while there is none.
-
-        Raises:
-            WaitTimeoutError: after a minute of silence.
-            RoleLostError: when the role is dead.
-        """
-        if self._ref is None:
-            if now_s - self._asked_at_s >= self._period_s:
-                self._ref, self._asked_at_s = self._ask(), now_s
-            return None
-        ready, _ = import_ray().wait([self._ref], timeout=0)
-        if ready:
-            ref, self._ref = self._ref, None
-            return answer(ref, "driver", self._who)
-        if now_s - self._asked_at_s > SILENCE_TIMEOUT_S:
-            raise WaitTimeoutError(f"driver heard nothing from {self._who} for a minute")
-        return None
-
-    def last_answers(self, timeout_s: float) -> list[Any]:
-        """At the end: the answer still under way, which nobody else gets, and a fresh one."""
-        refs = [self._ref, self._ask()] if self._ref is not None else [self._ask()]
-        self._ref = None
-        return [import_ray().get(ref, timeout=timeout_s) for ref in refs]
-
-
 class AsyncLoop:
     """One asynchronous run over Ray; owned by the driver's main thread."""
 
     def __init__(
-        self, config: Config, spec: EnvironmentSpec, *, run_id: str, incarnation: int, device: str
+        self,
+        config: Config,
+        spec: EnvironmentSpec,
+        *,
+        run_id: str,
+        incarnation: int,
+        device: str,
+        waiting: Waiting = nullcontext,
     ) -> None:
         self._config, self._spec = config, spec
         self.roles = Roles(config, spec, run_id=run_id, device=device)
@@ -120,7 +93,7 @@ class AsyncLoop:
         self._actor_reports: dict[int, ActorReport] = {}
         self._gone_produced = 0
         with self.roles.ended_on_error():
-            self._begin(incarnation)
+            self._begin(incarnation, waiting)
         self.eval_s = 0.0
         """Seconds during which an evaluation was under way."""
         self._evaluating: Any = None
@@ -131,12 +104,13 @@ class AsyncLoop:
         self._learner_status: dict[str, Any] | None = None
         self._shard_reports: dict[int, dict[str, Any]] = {}
 
-    def _begin(self, incarnation: int) -> None:
+    def _begin(self, incarnation: int, waiting: Waiting) -> None:
         assert isinstance(self._config.actors.count, int)
         for slot in range(self._config.actors.count):
             self.roles.create_actor(slot, incarnation)
             self._supervisor.add(slot, incarnation)
-        self.roles.wait_until_ready()
+        with waiting():
+            self.roles.wait_until_ready()
         shards = self.roles.learner.set_shards.remote(self.roles.shards)
         answer(shards, "driver", "the learner")
 

@@ -5,13 +5,13 @@ Called by `train` on every exit, also after an error.
 
 from __future__ import annotations
 
-import time
 from typing import Any, Literal
 
 from qfleet.api import evaluate, load_policy
 from qfleet.common.errors import QfleetError
 from qfleet.common.seeding import seed_int
 from qfleet.outcome import Outcome
+from qfleet.phases import ARTIFACTS, FINAL_SCORE
 from qfleet.run_directory import environment_report
 from qfleet.session import Session
 from qfleet.summary import RunSummary, write_summary
@@ -20,11 +20,10 @@ from qfleet.summary import RunSummary, write_summary
 def finish(session: Session, outcome: Outcome) -> RunSummary:
     """Write everything that comes last and return the summary."""
     score = _score(session, outcome)
-    if outcome.artifacts is not None:
-        started_s = time.monotonic()
-        outcome.artifacts.wait(session.incident)
-        outcome.phases_s["video and curve"] = time.monotonic() - started_s
-    summary = _summary(session, outcome, score, time.monotonic() - outcome.started_s)
+    if session.artifacts is not None:
+        outcome.phases.enter(ARTIFACTS)
+        session.artifacts.wait(session.incident)
+    summary = _summary(session, outcome, score, outcome.phases.seconds())
     write_summary(summary, session.directory.path)
     return summary
 
@@ -42,6 +41,7 @@ def _score(session: Session, outcome: Outcome) -> tuple[float, float, int] | Non
     ended_by_itself = outcome.error is None and outcome.crash is None and session.stop.name is None
     if ended_by_itself and session.directory.best_path.is_dir():
         config = session.config
+        outcome.phases.enter(FINAL_SCORE)
         try:
             returns = evaluate(
                 load_policy(session.directory.path),
@@ -79,7 +79,7 @@ def _summary(
     session: Session,
     outcome: Outcome,
     score: tuple[float, float, int] | None,
-    wall_s: float,
+    phases_s: dict[str, float],
 ) -> RunSummary:
     config, report = session.config, session.report
     confirmed = session.tracker.confirmed
@@ -114,7 +114,7 @@ def _summary(
         startup_s=outcome.startup_s,
         train_s=outcome.train_s,
         eval_s=session.totals.eval_s,
-        wall_s=wall_s,
+        wall_s=sum(phases_s.values()),
         limited_by=session.bottleneck.verdict,
         params_sha256=outcome.params_sha256,
         accounting=session.accounting(),
@@ -127,11 +127,6 @@ def _summary(
         stop_reason=outcome.reason,
         role_restarts=outcome.role_restarts,
         incidents=session.incidents,
-        phases_s={
-            "startup": outcome.startup_s,
-            "training": outcome.train_s,
-            "evaluation": session.totals.eval_s,
-            **outcome.phases_s,
-        },
+        phases_s=phases_s,
         **counts,
     )

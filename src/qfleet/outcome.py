@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from qfleet.artifacts import Artifacts
 from qfleet.common.errors import QfleetError
 from qfleet.common.types import Array
+from qfleet.phases import FIRST_UPDATE, TRAINING, PhaseClock
 from qfleet.resume import ResumePoint
 from qfleet.session import Session
 
@@ -34,29 +31,30 @@ class Outcome:
     device: str = "cpu"
     resume_kind: str | None = None
     role_restarts: int = 0
-    phases_s: dict[str, float] = field(default_factory=dict)
     target_syncs: dict[str, Any] = field(default_factory=dict)
-    artifacts: Artifacts | None = None
+    phases: PhaseClock = field(init=False)
+    """Where the time since `started_s` went."""
+
+    def __post_init__(self) -> None:
+        self.phases = PhaseClock(self.started_s)
 
     def training_begins(self, session: Session) -> None:
-        """Everything is in place: budgets of time count from here."""
+        """Every role is there: budgets of time count from here, the first time."""
+        self.phases.enter(FIRST_UPDATE)
+        session.on_next_update(lambda: self.phases.enter(TRAINING))
         if self.startup_s == 0.0:
-            self.startup_s = time.monotonic() - self.started_s
+            self.startup_s = self.phases.total_s
             session.begin()
 
+    def loop_ended(self, session: Session) -> None:
+        """Nobody learns any more: what took the time up to here was training."""
+        self.train_s = session.totals.wall_s + session.elapsed_s
+        if session.artifacts is not None and session.directory.best_path.is_dir():
+            session.artifacts.film()
+
     def training_ended(self, session: Session) -> None:
-        """Close the metrics and let video and curve be made while the roles are ended."""
+        """Close the metrics and let the curve be drawn while the roles are ended."""
         session.write_row()
         session.writer.close()
-        if session.directory.best_path.is_dir():
-            self.artifacts = Artifacts(session.directory.path, session.config.env)
-            self.artifacts.start()
-
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Add the block's seconds to `phase`."""
-        started_s = time.monotonic()
-        try:
-            yield
-        finally:
-            self.phases_s[phase] = self.phases_s.get(phase, 0.0) + time.monotonic() - started_s
+        if session.artifacts is not None and session.directory.best_path.is_dir():
+            session.artifacts.plot()

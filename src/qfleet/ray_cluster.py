@@ -10,15 +10,22 @@ import os
 import secrets
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from qfleet.common.config import Config
 from qfleet.common.errors import ConfigError, ResourcesError
+from qfleet.ray_lean_start import lean_start
 
 EVALUATOR_CPUS = 0.5
 SHARD_CPUS = 0.5
+_KILL_TIMEOUT_S = 5.0
+_METRICS_COLLECTION = "RAY_enable_metrics_collection"
 _OBJECT_STORE_BYTES = 512 * 2**20
 _INIT_OPTIONS: dict[str, Any] = {
     "log_to_driver": False,
@@ -69,11 +76,16 @@ def import_ray() -> Any:
 
 
 def connect(config: Config) -> Cluster:
-    """Join the Ray that is initialized already or named by address, else start our own."""
+    """Join the Ray that is initialized already or named by address, else start our own.
+
+    Raises:
+        ResourcesError: when no cluster answers, or it is too small.
+        SystemExit: a signal came meanwhile; what was started is ended.
+    """
     address = config.ray.address or os.environ.get("RAY_ADDRESS")
     if address in (None, "local"):
         # Metrics agents cost two seconds of start-up and nobody reads them on a private cluster.
-        os.environ.setdefault("RAY_enable_metrics_collection", "0")
+        os.environ.setdefault(_METRICS_COLLECTION, "0")
     ray = import_ray()
     if ray.is_initialized():
         if config.ray.ship:
@@ -87,17 +99,43 @@ def connect(config: Config) -> Cluster:
         common["runtime_env"] = {"py_modules": list(config.ray.ship)}
     if address in (None, "local"):
         wanted = wanted_resources(config)
-        ray.init(
-            address="local",
-            num_cpus=max(1, round(wanted["CPU"] + 0.499)),
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            **common,
-        )
+        lean = lean_start(ray) if _wants_no_helpers(config) else nullcontext()
+        with _nothing_left_on_error(), lean:
+            ray.init(
+                address="local",
+                num_cpus=max(1, round(wanted["CPU"] + 0.499)),
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                **common,
+            )
         return Cluster(True, True, "started a Ray of our own")
     _join(ray, str(address), common)
     _wait_for_resources(ray, config)
     return Cluster(False, True, f"joined Ray at {ray.get_runtime_context().gcs_address}")
+
+
+@contextmanager
+def _nothing_left_on_error() -> Iterator[None]:
+    """When `ray.init` does not come to its end, the processes that it has started are ended."""
+    before = {child.pid for child in psutil.Process().children()}
+    try:
+        yield
+    except BaseException:
+        new = [child for child in psutil.Process().children() if child.pid not in before]
+        for child in new:
+            with suppress(psutil.NoSuchProcess):
+                for process in [child, *child.children(recursive=True)]:
+                    process.kill()
+        psutil.wait_procs(new, timeout=_KILL_TIMEOUT_S)
+        raise
+
+
+def _wants_no_helpers(config: Config) -> bool:
+    """Whether only what carries actors and objects is to be started.
+
+    Who asks for metrics or ships files wants the agents whole.
+    """
+    return os.environ.get(_METRICS_COLLECTION) in ("0", "false") and not config.ray.ship
 
 
 def cluster_size(config: Config) -> tuple[int, int] | None:

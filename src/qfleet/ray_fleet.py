@@ -6,6 +6,7 @@ Built by the composition root. Every wait has a timeout that says who waited for
 from __future__ import annotations
 
 import collections
+from contextlib import nullcontext
 from typing import Any
 
 from qfleet.common.config import Config
@@ -23,7 +24,7 @@ from qfleet.common.types import (
 )
 from qfleet.common.wire import decode_parts
 from qfleet.fleet import ActorReport, FleetReport
-from qfleet.ray_roles import START_TIMEOUT_S, Roles, answer
+from qfleet.ray_roles import START_TIMEOUT_S, Roles, Waiting, answer
 
 ACT_TIMEOUT_S = 600.0
 LEARN_TIMEOUT_S = 1800.0
@@ -36,18 +37,26 @@ class RayFleet:
     """`Fleet` over Ray actors; owned by the driver's main thread."""
 
     def __init__(
-        self, config: Config, spec: EnvironmentSpec, *, run_id: str, incarnation: int, device: str
+        self,
+        config: Config,
+        spec: EnvironmentSpec,
+        *,
+        run_id: str,
+        incarnation: int,
+        device: str,
+        waiting: Waiting = nullcontext,
     ) -> None:
         self._config, self._spec = config, spec
         self.roles = Roles(config, spec, run_id=run_id, device=device)
         with self.roles.ended_on_error():
-            self._begin(incarnation)
+            self._begin(incarnation, waiting)
 
-    def _begin(self, incarnation: int) -> None:
+    def _begin(self, incarnation: int, waiting: Waiting) -> None:
         assert isinstance(self._config.actors.count, int)
         for slot in range(self._config.actors.count):
             self.roles.create_actor(slot, incarnation)
-        self.roles.wait_until_ready()
+        with waiting():
+            self.roles.wait_until_ready()
         learner = self.roles.learner
         answer(learner.set_shards.remote(self.roles.shards), "driver", "the learner")
         answer(

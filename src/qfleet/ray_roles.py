@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from qfleet.common.config import Config
@@ -20,6 +20,8 @@ from qfleet.ray_cluster import EVALUATOR_CPUS, SHARD_CPUS, import_ray
 START_TIMEOUT_S = 180.0
 _ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 ANSWER_TIMEOUT_S = 60.0
+Waiting = Callable[[], AbstractContextManager[None]]
+"""Around the wait for roles that start: a signal may end it, but must not cut into a creation."""
 
 
 def answer(ref: Any, waiter: str, awaited: str, timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
@@ -68,40 +70,50 @@ class Roles:
         self._spec_json = spec.to_json()
         self._import_paths = [os.getcwd()]
         self._actor_class = remote_actor_class()
+        self._evaluator_class = remote_evaluator_class()
+        self._evaluators = 0
         assert isinstance(config.actors.count, int)
+        self.learner: Any = None
+        self.shards: list[Any] = []
+        self.actors: dict[int, Any] = {}
+        self.evaluator: Any = None
         self._group = self._reserve()
+        with self.ended_on_error():
+            self._create_learner(remote_learner_class(), device)  # it takes longest to be ready
+            replay_class = remote_replay_class()
+            for shard in range(config.replay.shards):
+                self._create_shard(replay_class, shard)
+            self.create_evaluator()
+
+    def _create_learner(self, learner_class: Any, device: str) -> None:
+        learner = self.config.learner
         self.learner = self._create(
-            remote_learner_class(),
+            learner_class,
             "learner",
             self._in_group(0),
             self._config_json,
             self._spec_json,
             self._import_paths,
             device,
-            float(config.learner.num_cpus),
-            num_cpus=config.learner.num_cpus,
-            num_gpus=config.learner.num_gpus,
+            float(learner.num_cpus),
+            num_cpus=learner.num_cpus,
+            num_gpus=learner.num_gpus,
         )
-        replay_class = remote_replay_class()
-        self.shards = [
+
+    def _create_shard(self, replay_class: Any, shard: int) -> None:
+        self.shards.append(
             self._create(
                 replay_class,
                 f"replay-{shard}",
                 self._in_group(1 + shard),
                 self._config_json,
                 self._spec_json,
-                run_id,
+                self.run_id,
                 shard,
                 SHARD_CPUS,
                 num_cpus=SHARD_CPUS,
             )
-            for shard in range(config.replay.shards)
-        ]
-        self.actors: dict[int, Any] = {}
-        self._evaluator_class = remote_evaluator_class()
-        self._evaluators = 0
-        self.evaluator: Any = None
-        self.create_evaluator()
+        )
 
     def create_evaluator(self) -> None:
         """The evaluator, or a new one in place of one that died."""
@@ -199,5 +211,6 @@ class Roles:
         from ray.util.placement_group import remove_placement_group
 
         for handle in [*self.actors.values(), self.evaluator, self.learner, *self.shards]:
-            ray.kill(handle, no_restart=True)
+            if handle is not None:  # an error came before it was created
+                ray.kill(handle, no_restart=True)
         remove_placement_group(self._group)

@@ -6,22 +6,32 @@ with all other roles from the last cut, a bounded number of times.
 
 from __future__ import annotations
 
-import time
+import signal
 from collections.abc import Callable
 from dataclasses import asdict
 
+from qfleet.background_imports import import_in_background
 from qfleet.common.config import Config
 from qfleet.common.errors import ConfigError, RoleLostError, WaitTimeoutError
 from qfleet.fleet import Fleet
 from qfleet.outcome import Outcome
+from qfleet.phases import CHECKPOINT, EVALUATION, RAY, ROLES, SHUTDOWN, PhaseClock
 from qfleet.resume import find_point
 from qfleet.round_loop import LearningDebt, run_rounds
 from qfleet.session import Session
-from qfleet.stop_signals import noticed
 
 INCARNATIONS_PER_PROCESS = 1 << 16
 """Each process of a run numbers its actors' incarnations from a multiple of this."""
 INCARNATIONS_PER_RESTART = 1 << 10
+_RAY_MODULES = (
+    "qfleet.actors.remote",
+    "qfleet.replay_server.remote",
+    "qfleet.learner.remote",
+    "qfleet.ray_roles",
+    "qfleet.async_loop",
+    "tensorboard.summary.writer.event_file_writer",
+)
+"""What the driver needs once Ray is there."""
 
 
 def run_session(session: Session, outcome: Outcome) -> None:
@@ -37,22 +47,21 @@ def run_session(session: Session, outcome: Outcome) -> None:
 
 
 def _run_local(session: Session, outcome: Outcome) -> None:
+    outcome.phases.enter(ROLES)
     from qfleet.local_fleet import LocalFleet
 
-    with noticed() as stop:
-        session.stop = stop
-        outcome.device = _local_device(session.config)
-        fleet = LocalFleet(
-            session.config,
-            session.spec,
-            run_id=session.run_id,
-            incarnation=_incarnation(session, outcome),
-            device=outcome.device,
-        )
-        try:
-            _run_lockstep(session, fleet, outcome)
-        finally:
-            fleet.close()
+    outcome.device = _local_device(session.config)
+    fleet = LocalFleet(
+        session.config,
+        session.spec,
+        run_id=session.run_id,
+        incarnation=_incarnation(session, outcome),
+        device=outcome.device,
+    )
+    try:
+        _run_lockstep(session, fleet, outcome)
+    finally:
+        fleet.close()
 
 
 def _local_device(config: Config) -> str:
@@ -88,19 +97,33 @@ def _incarnation(session: Session, outcome: Outcome) -> int:
 
 
 def _run_ray(session: Session, outcome: Outcome) -> None:
-    from qfleet.ray_cluster import connect, disconnect
+    try:
+        _run_on_ray(session, outcome)
+    except SystemExit as end:
+        # A signal while something was being started: noted by us, or by ray.init's own handler.
+        if session.stop.name is None:
+            if end.code != signal.SIGTERM:
+                raise
+            session.stop.number = signal.SIGTERM
+        outcome.reason = str(session.stop.name)
 
-    with outcome.timed("ray"):
+
+def _run_on_ray(session: Session, outcome: Outcome) -> None:
+    outcome.phases.enter(RAY)
+    from qfleet.ray_cluster import connect, disconnect, import_ray
+
+    import_ray()
+    import_in_background(*_RAY_MODULES)  # while `ray.init` waits for its processes
+    with session.stop.interrupting():
         cluster = connect(session.config)
     lockstep = session.config.effective_schedule == "lockstep"
     try:
-        with noticed() as stop:  # after ray.init, which installs a SIGTERM handler of its own
-            session.stop = stop
-            outcome.device = _remote_device(session.config)
-            with_restarts(session, outcome, _run_ray_lockstep if lockstep else _run_ray_async)
+        session.stop.listen()  # again, in the place of the SIGTERM handler that ray.init installs
+        outcome.device = _remote_device(session.config)
+        with_restarts(session, outcome, _run_ray_lockstep if lockstep else _run_ray_async)
     finally:
-        with outcome.timed("shutdown"):
-            disconnect(cluster)
+        outcome.phases.enter(SHUTDOWN)
+        disconnect(cluster)
 
 
 def with_restarts(
@@ -137,6 +160,7 @@ def with_restarts(
 
 
 def _run_ray_lockstep(session: Session, outcome: Outcome) -> None:
+    outcome.phases.enter(ROLES)
     from qfleet.ray_fleet import RayFleet
 
     fleet = RayFleet(
@@ -145,6 +169,7 @@ def _run_ray_lockstep(session: Session, outcome: Outcome) -> None:
         run_id=session.run_id,
         incarnation=_incarnation(session, outcome),
         device=outcome.device,
+        waiting=session.stop.interrupting,
     )
     try:
         _run_lockstep(session, fleet, outcome)
@@ -166,10 +191,12 @@ def _run_lockstep(session: Session, fleet: Fleet, outcome: Outcome) -> None:
         if outcome.init_params is not None:
             fleet.init_params(outcome.init_params)
     outcome.training_begins(session)
-    observer = LockstepObserver(session)
+    observer = LockstepObserver(session, outcome.phases)
     if session.stop_reason() is None:
         run_rounds(session.config, fleet, observer, debt)
     outcome.reason = session.stop_reason() or "stopped"
+    outcome.phases.enter(CHECKPOINT)
+    outcome.loop_ended(session)
     session.observe(fleet.report())
     outcome.params_sha256 = fleet.fingerprint()
     outcome.target_syncs = fleet.target_sync_log()
@@ -189,18 +216,19 @@ def _restore_session(session: Session, outcome: Outcome) -> None:
 class LockstepObserver:
     """`RoundObserver` of a session: evaluates and checkpoints at logical points between rounds."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, session: Session, phases: PhaseClock) -> None:
+        self._session, self._phases = session, phases
 
     def after_round(self, fleet: Fleet) -> bool:
         """See `RoundObserver`."""
         session = self._session
         session.observe(fleet.report())
         if session.evaluation_due():
-            started_s = session.clock()
-            report = fleet.evaluate(session.evaluation_request())
-            session.totals.eval_s += session.clock() - started_s
-            session.record_evaluation(report, fleet.params_bytes)
+            with self._phases.within(EVALUATION):
+                started_s = session.clock()
+                report = fleet.evaluate(session.evaluation_request())
+                session.totals.eval_s += session.clock() - started_s
+                session.record_evaluation(report, fleet.params_bytes)
         if session.stop_reason() is not None:
             return False
         if session.checkpoint_due():
@@ -221,6 +249,7 @@ class LockstepObserver:
 
 
 def _run_ray_async(session: Session, outcome: Outcome) -> None:
+    outcome.phases.enter(ROLES)
     from qfleet.async_loop import AsyncLoop
 
     loop = AsyncLoop(
@@ -229,6 +258,7 @@ def _run_ray_async(session: Session, outcome: Outcome) -> None:
         run_id=session.run_id,
         incarnation=_incarnation(session, outcome),
         device=outcome.device,
+        waiting=session.stop.interrupting,
     )
     try:
         if outcome.point is not None:
@@ -244,9 +274,9 @@ def _run_ray_async(session: Session, outcome: Outcome) -> None:
         session.gone_produced = lambda: loop.gone_produced
         outcome.training_begins(session)
         outcome.reason = session.stop_reason() or loop.run(session)
-        started_s = time.monotonic()
+        outcome.phases.enter(CHECKPOINT)
+        outcome.loop_ended(session)
         loop.checkpoint(session)
-        outcome.phases_s["last checkpoint"] = time.monotonic() - started_s
         outcome.params_sha256 = loop.fingerprint()
         outcome.target_syncs = loop.target_sync_log()
         session.totals.eval_s += loop.eval_s

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from qfleet.artifacts import Artifacts
 from qfleet.common import metrics
 from qfleet.common.checkpoint import next_generation
 from qfleet.common.config import Config
@@ -27,6 +28,7 @@ from qfleet.console import Console, EpisodeLine, RunStatus
 from qfleet.fleet import FleetReport
 from qfleet.forecast import Forecast
 from qfleet.limits import Bottleneck
+from qfleet.metric_rows import metric_row, samples_per_insert
 from qfleet.run_directory import RunDirectory
 from qfleet.solve_tracker import SolveTracker
 from qfleet.stop_signals import StopSignal
@@ -65,6 +67,8 @@ class Session:
     run_id: str
     stop: StopSignal
     on_evaluation: Callable[[EvaluationReport], None] | None = None
+    artifacts: Artifacts | None = None
+    """Prepared with the first evaluation: from then on there is something to film."""
     clock: Callable[[], float] = time.monotonic
     totals: Totals = field(default_factory=Totals)
     report: FleetReport | None = None
@@ -87,6 +91,7 @@ class Session:
         self._last_checkpoint_s = self._started_s
         self._evaluated_period = 0
         self._highest_version = 0
+        self._next_update: tuple[int, Callable[[], None]] | None = None
         self._generation = next_generation(self.directory.checkpoints_path)
 
     @property
@@ -101,6 +106,10 @@ class Session:
         if self.report is not None:
             self._row_env_steps = self.report.env_steps
             self._row_learner_steps = self.report.learner.learner_steps
+
+    def on_next_update(self, call: Callable[[], None]) -> None:
+        """Call `call` once, when the learner is seen to have done another update."""
+        self._next_update = (self.learner_steps, call)
 
     # Counters
 
@@ -149,6 +158,9 @@ class Session:
         """Take in the roles' counters and new episodes; write and show what is due."""
         self.report = report
         self._highest_version = max(self._highest_version, report.learner.params_version)
+        if self._next_update is not None and self.learner_steps > self._next_update[0]:
+            call, self._next_update = self._next_update[1], None
+            call()
         for episode in report.episodes:
             self._take_episode(episode)
         for text in report.incidents:
@@ -202,45 +214,21 @@ class Session:
         self._last_row_s = now_s
         self._row_env_steps, self._row_learner_steps = self.env_steps, self.learner_steps
         self.writer.write(
-            self._metrics(),
+            metric_row(
+                self.report,
+                self._recent,
+                env_steps_per_s=self._speeds[0],
+                learner_steps_per_s=self._speeds[1],
+            ),
             env_steps=self.env_steps,
             learner_steps=self.learner_steps,
             wall_s=self.totals.wall_s + self.elapsed_s,
         )
 
-    def _metrics(self) -> dict[str, float]:
-        assert self.report is not None
-        learner = self.report.learner
-        values = {
-            metrics.LEARNER_LOSS: learner.loss,
-            metrics.LEARNER_Q_MEAN: learner.q_mean,
-            metrics.LEARNER_TD_ERROR_ABS_MEAN: learner.td_error_abs_mean,
-            metrics.LEARNER_GRAD_NORM: learner.grad_norm,
-            metrics.LEARNER_STEPS_PER_S: self._speeds[1],
-            metrics.ACTOR_ENV_STEPS_PER_S: self._speeds[0],
-            metrics.REPLAY_SIZE: float(sum(s.size for s in self.report.shards)),
-            metrics.REPLAY_SAMPLE_AGE_S: self.report.sample_age_s,
-        }
-        if self.report.actors:
-            lags = [learner.learner_steps - a.params_learner_step for a in self.report.actors]
-            values[metrics.ACTOR_PARAMS_LAG_LEARNER_STEPS] = max(0.0, sum(lags) / len(lags))
-        ratio = self.samples_per_insert
-        if ratio is not None:
-            values[metrics.REPLAY_SAMPLES_PER_INSERT] = ratio
-        if self._recent:
-            n = len(self._recent)
-            values[metrics.ROLLOUT_RETURN_MEAN] = sum(e.episode_return for e in self._recent) / n
-            values[metrics.ROLLOUT_LENGTH_MEAN] = sum(e.length_env_steps for e in self._recent) / n
-            values[metrics.ROLLOUT_EPSILON] = sum(e.epsilon for e in self._recent) / n
-        return values
-
     @property
     def samples_per_insert(self) -> float | None:
         """Transitions drawn per transition stored, over the whole run."""
-        if self.report is None:
-            return None
-        inserted = sum(s.inserted for s in self.report.shards)
-        return sum(s.sampled for s in self.report.shards) / inserted if inserted else None
+        return None if self.report is None else samples_per_insert(self.report)
 
     def status(self) -> RunStatus:
         """This moment for the console."""
@@ -341,6 +329,8 @@ class Session:
             files={PARAMS_FILE: params},
             manifest={"run_id": self.run_id, "evaluation": fields},
         )
+        if self.artifacts is not None:
+            self.artifacts.prepare()
 
     # Checkpoints
 

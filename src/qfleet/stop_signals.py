@@ -1,7 +1,8 @@
 """Ctrl-C, SIGTERM and SIGHUP as a request to stop, noticed between two steps of the main loop.
 
-Installed by `train` after Ray has started, because Ray installs a SIGTERM handler of its own. The
-handler only takes a note: checkpointing inside it would cut into whatever was running.
+Installed by `train` before anything is started, and again after Ray, which installs a SIGTERM
+handler of its own. The handler only takes a note: checkpointing inside it would cut into whatever
+was running.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self._interrupts = False
 
     @property
     def name(self) -> str | None:
@@ -33,6 +35,12 @@ class StopSignal:
         """128 + the signal's number, as shells report it; 0 while nobody asked."""
         return 0 if self.number is None else 128 + self.number
 
+    def listen(self) -> None:
+        """Install the handler for all signals; in another thread than the main one do nothing."""
+        with contextlib.suppress(ValueError):  # "signal only works in main thread"
+            for number in _SIGNALS:
+                signal.signal(number, self.note)
+
     def note(self, number: int, frame: FrameType | None) -> None:
         """The handler."""
         if self.number is not None:
@@ -40,6 +48,22 @@ class StopSignal:
             _kill_children()
             os._exit(128 + number)
         self.number = number
+        if self._interrupts:
+            raise SystemExit(128 + number)
+
+    @contextlib.contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Within the block a signal also raises `SystemExit`: nothing is there to be kept yet.
+
+        One that came before raises at once.
+        """
+        if self.number is not None:
+            raise SystemExit(self.exit_code)
+        self._interrupts = True
+        try:
+            yield
+        finally:
+            self._interrupts = False
 
 
 def _kill_children() -> None:
@@ -56,12 +80,11 @@ def noticed() -> Iterator[StopSignal]:
     In another thread signals cannot be handled, and the block runs without.
     """
     stop = StopSignal()
-    former = {}
-    with contextlib.suppress(ValueError):  # "signal only works in main thread"
-        for number in _SIGNALS:
-            former[number] = signal.signal(number, stop.note)
+    former = {number: signal.getsignal(number) for number in _SIGNALS}
+    stop.listen()
     try:
         yield stop
     finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+        with contextlib.suppress(ValueError):
+            for number, handler in former.items():
+                signal.signal(number, handler)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qfleet.common.errors import ConfigError
 from qfleet.limits import ACTOR_STAGES
+from qfleet.phases import EVALUATION, TRAINING
 from qfleet.run_directory import (
     CONFIG_FILE,
     LEARNING_CURVE_FILE,
@@ -104,7 +105,8 @@ class RunSummary(BaseModel):
     incidents: list[str] = []
     """What went wrong and was dealt with, in the order it was seen."""
     phases_s: dict[str, float] | None = None
-    """Seconds of each phase, when they are known in more detail than startup, train, eval."""
+    """Seconds of each phase of this process, in the order in which they began; their sum is
+    `wall_s`. None in files of older versions."""
 
 
 def write_summary(summary: RunSummary, run_dir: Path) -> Path:
@@ -171,11 +173,13 @@ def _score(summary: RunSummary) -> str:
 def _times(summary: RunSummary) -> str:
     phases = summary.phases_s or {
         "startup": summary.startup_s,
-        "training": summary.train_s,
-        "evaluation": summary.eval_s,
+        TRAINING: summary.train_s,
+        EVALUATION: summary.eval_s,
     }
     parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in phases.items())
-    return f"{summary.wall_s:.1f} s ({parts})"
+    # An asynchronous run evaluates while it trains: no phase of its own.
+    beside = f"; evaluation {summary.eval_s:.1f} meanwhile" if EVALUATION not in phases else ""
+    return f"{summary.wall_s:.1f} s ({parts}{beside})"
 
 
 def _steps(summary: RunSummary) -> str:

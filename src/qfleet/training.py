@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from qfleet.api import load_params
+from qfleet.artifacts import Artifacts
 from qfleet.common.config import Config
 from qfleet.common.config_auto import resolve_config
 from qfleet.common.config_checks import check_config, nvidia_gpus
@@ -29,6 +30,7 @@ from qfleet.config_loading import choice_note, dump_yaml, error_message
 from qfleet.console import make_console
 from qfleet.finish import finish
 from qfleet.outcome import Outcome
+from qfleet.phases import process_started_s
 from qfleet.resume import (
     ResumePoint,
     check_compatible,
@@ -41,7 +43,7 @@ from qfleet.resume import (
 from qfleet.run_directory import RunDirectory
 from qfleet.runtimes import run_session
 from qfleet.session import Session
-from qfleet.stop_signals import StopSignal
+from qfleet.stop_signals import noticed
 from qfleet.summary import RunSummary, final_block, read_summary
 
 _PATHS = {
@@ -62,8 +64,7 @@ def run_train(
     init_from: str | None = None,
 ) -> int:
     """`train` for the command line: prints the last block and returns the exit code."""
-    started_s = time.monotonic() - _process_age_s()
-    return _train(config, None, resume, run_dir, init_from, started_s).exit_code
+    return _train(config, None, resume, run_dir, init_from, process_started_s()).exit_code
 
 
 def train(
@@ -155,10 +156,6 @@ def check_and_resolve(config: Config) -> tuple[EnvironmentSpec, Config]:
     return spec, resolve_config(config, spec, cpus=cpus, gpus=gpus)
 
 
-def _process_age_s() -> float:
-    return max(0.0, time.time() - psutil.Process().create_time())
-
-
 def _train_in(
     directory: RunDirectory,
     config: Config,
@@ -178,23 +175,25 @@ def _train_in(
         t_start_s=time.time(),
         resumed_at_env_steps=point.checkpoint.manifest["env_steps"] if point else None,
     )
-    session = Session(
-        config,
-        spec,
-        directory,
-        writer,
-        console,
-        run_id=point.session["run_id"] if point else uuid.uuid4().hex[:16],
-        stop=StopSignal(),
-        on_evaluation=on_evaluation,
-    )
-    for reason in point.skipped if point else ():
-        session.incident(f"a damaged checkpoint was passed over: {reason}")
-    try:
-        _run(session, outcome)
-    finally:
-        writer.close()
-    summary = finish(session, outcome)
+    with noticed() as stop:
+        session = Session(
+            config,
+            spec,
+            directory,
+            writer,
+            console,
+            run_id=point.session["run_id"] if point else uuid.uuid4().hex[:16],
+            stop=stop,
+            on_evaluation=on_evaluation,
+            artifacts=Artifacts(directory.path),
+        )
+        for reason in point.skipped if point else ():
+            session.incident(f"a damaged checkpoint was passed over: {reason}")
+        try:
+            _run(session, outcome)
+        finally:
+            writer.close()
+        summary = finish(session, outcome)
     console.finish(final_block(summary, directory.path))
     if outcome.crash is not None:
         raise outcome.crash
@@ -211,7 +210,8 @@ def _run(session: Session, outcome: Outcome) -> None:
         outcome.error, outcome.reason = error, str(error)
     except Exception as error:
         outcome.crash, outcome.reason = error, f"{type(error).__name__}: {error}"
-    outcome.train_s = session.totals.wall_s + session.elapsed_s
+    if outcome.startup_s > 0.0 and outcome.train_s == 0.0:  # an error ended the loop
+        outcome.train_s = session.totals.wall_s + session.elapsed_s
 
 
 def header_lines(

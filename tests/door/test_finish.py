@@ -117,14 +117,17 @@ def test_finish_takes_counters_and_times_from_the_run(session):
     session.report = report([shard(600, 400, sampled=8000, env_steps=1100)], [actor(1000)], 250)
     session.totals.eval_s = 1.5
     session.save_checkpoint({}, b"params", 150)
-    summary = finish(session, ended(train_s=2.0, startup_s=0.5, params_sha256="ab"))
+    outcome = ended(train_s=2.0, startup_s=0.5, params_sha256="ab")
+    outcome.phases.enter("training")
+    summary = finish(session, outcome)
     assert (summary.env_steps, summary.learner_steps) == (1100, 250)
     assert (summary.env_steps_per_s, summary.learner_steps_per_s) == (550.0, 125.0)
     assert (summary.target_syncs, summary.params_version) == (4, 9)
     assert summary.samples_per_insert == 8.0
     assert summary.resumable is True
     assert summary.params_sha256 == "ab"
-    assert summary.phases_s == {"startup": 0.5, "training": 2.0, "evaluation": 1.5}
+    assert list(summary.phases_s) == ["imports", "training"]
+    assert sum(summary.phases_s.values()) == summary.wall_s
     assert summary.run_dir == str(session.directory.path)
     assert 3.0 <= summary.wall_s < 10.0
 

@@ -93,6 +93,22 @@ def test_record_fast_environments_are_thinned_and_keep_the_last_frame(
     assert int(read[-1][:200].mean()) == pytest.approx(255, abs=6)
 
 
+def test_record_keeps_at_most_as_many_frames_a_second_as_asked(tmp_path: Path) -> None:
+    recording_ = record(tmp_path / "a.webp", Counter(length=12, fps=50), max_frames_per_s=17)
+
+    assert recording_.frames == 5  # steps 0, 3, 6, 9 and the last
+    assert len(read_frames(recording_.path)) == 5
+
+
+def test_record_webp_is_the_very_pictures(tmp_path: Path) -> None:
+    path = tmp_path / "a.webp"
+    record(path, Counter(length=4), caption=False)
+
+    pictures = read_frames(path)
+    assert [int(p[0, 0, 0]) for p in pictures] == [0, 40, 80, 120, 160]
+    assert all((picture == picture[0, 0]).all() for picture in pictures)
+
+
 def test_record_small_pictures_are_enlarged_and_large_animations_shrunk(tmp_path: Path) -> None:
     small = record(tmp_path / "small.mp4", Counter(shape=(84, 84)))
     large = record(tmp_path / "large.gif", Counter(shape=(600, 800)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -245,6 +246,28 @@ def test_observe_writes_a_row_each_period_with_speeds(make_session):
         "rollout/epsilon": pytest.approx(0.3),
     }
     assert session.writer.episodes == [(10.0, 10, 2.0), (20.0, 20, 2.0)]
+
+
+def test_on_next_update_calls_once_when_the_learner_has_moved(make_session):
+    session = make_session()
+    session.observe(report(learner_steps=40))
+    calls = []
+    session.on_next_update(lambda: calls.append(session.learner_steps))
+    for learner_steps in (40, 40, 50, 60):
+        session.observe(report(learner_steps=learner_steps))
+    assert calls == [50]
+
+
+def test_first_evaluation_prepares_what_it_gives_to_film(make_session):
+    session = make_session()
+    prepared_with = []
+    best = session.directory.best_path
+    session.artifacts = SimpleNamespace(prepare=lambda: prepared_with.append(best.is_dir()))
+    session.observe(report(learner_steps=500))
+    assert prepared_with == []
+    session.record_evaluation(evaluation(100.0), lambda: b"params")
+    session.record_evaluation(evaluation(50.0), lambda: b"params")
+    assert prepared_with == [True]
 
 
 def test_observe_shows_the_console_at_its_own_period(make_session):

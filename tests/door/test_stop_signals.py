@@ -61,6 +61,37 @@ def test_noticed_in_another_thread_runs_without_handlers():
     assert seen == [(None, former)]
 
 
+def test_signal_while_interrupting_is_noted_and_raises():
+    def start():
+        with stop.interrupting():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with noticed() as stop:
+        with pytest.raises(SystemExit) as raised:
+            start()
+        assert raised.value.code == 143
+        assert stop.name == "SIGTERM"
+    with noticed() as stop:
+        with stop.interrupting():
+            pass
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.name == "SIGINT"
+        with pytest.raises(SystemExit) as raised:
+            start()  # not even begun
+        assert (raised.value.code, stop.name) == (130, "SIGINT")
+
+
+def test_listen_takes_the_signals_back():
+    def of_another(number, frame):
+        raise AssertionError("not asked")
+
+    with noticed() as stop:
+        signal.signal(signal.SIGTERM, of_another)
+        stop.listen()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.name == "SIGTERM"
+
+
 def test_second_signal_ends_the_process_at_once():
     code = """
         import os, signal

@@ -103,6 +103,20 @@ def test_read_summary_absent_is_none_and_damaged_is_named(tmp_path: Path) -> Non
         read_summary(tmp_path)
 
 
+def test_final_block_tells_the_phases_and_what_went_on_meanwhile(tmp_path: Path) -> None:
+    def times(**changes: Any) -> str:
+        lines = final_block(make_summary(**changes), tmp_path).splitlines()
+        return next(line for line in lines if line.split()[0] == "time").split(maxsplit=1)[1]
+
+    phases = {"imports": 0.31, "ray": 1.25, "training": 3.0}
+    assert times(wall_s=4.56, eval_s=0.5, phases_s=phases) == (
+        "4.6 s (imports 0.3, ray 1.2, training 3.0; evaluation 0.5 meanwhile)"
+    )
+    assert times(wall_s=4.56, eval_s=0.5, phases_s={**phases, "evaluation": 0.5}) == (
+        "4.6 s (imports 0.3, ray 1.2, training 3.0, evaluation 0.5)"
+    )
+
+
 def test_accounting_balances_only_when_every_transition_is_counted_once() -> None:
     assert Accounting(
         produced=21, resident=1, evicted=2, rejected=3, dropped=4, lost=5, in_flight=6

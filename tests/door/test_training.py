@@ -178,6 +178,16 @@ def test_train_leaves_the_promised_files(tmp_path):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert max(row["learner_steps"] for row in rows) == 200
     assert summary.eval_episodes == 3
+    assert list(summary.phases_s) == [
+        *("imports", "roles", "first update", "training", "evaluation", "last checkpoint"),
+        *("final score", "artifacts"),
+    ]
+    assert sum(summary.phases_s.values()) == summary.wall_s
+    before_training = sum(summary.phases_s[name] for name in ("imports", "roles"))
+    assert summary.startup_s == pytest.approx(before_training, abs=1e-3)
+    loop = sum(summary.phases_s[name] for name in ("first update", "training", "evaluation"))
+    assert summary.train_s == pytest.approx(loop, abs=1e-3)
+    assert summary.eval_s <= summary.phases_s["evaluation"]
     assert Path("runs/latest").resolve() == run.resolve()
 
 

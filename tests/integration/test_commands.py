@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -72,6 +73,9 @@ def interrupt(process, send):
     """Send a signal; returns the exit code, the last block and the processes that are left."""
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 4, "a learner, a shard, an actor and Ray's own"
+    commands = " ".join(word for child in children for word in child.cmdline())
+    assert "raylet" in commands
+    assert not any(f"{helper}.py" in commands for helper in ("dashboard", "monitor", "log_monitor"))
     send()
     out, err = process.communicate(timeout=60)
     _, alive = psutil.wait_procs(children, timeout=10)
@@ -116,6 +120,46 @@ def test_train_interrupted_and_terminated_commits_and_resumes(tmp_path, start, s
     assert resumed["learner_steps"] >= checkpoint.learner_step + 100
     assert resumed["env_steps"] > summary["env_steps"]
     assert newest_valid(run / "checkpoints")[0].learner_step == resumed["learner_steps"]
+
+
+def wait_for_child(process, name):
+    """The process called `name` below `process`, as soon as it is there."""
+    parent = psutil.Process(process.pid)
+    while process.poll() is None:
+        for child in parent.children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if child.name() == name:
+                    return child
+        time.sleep(0.01)
+    raise AssertionError(f"ended before it started {name}: {process.stderr.read()}")
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("started", ["gcs_server", "raylet"])
+def test_train_stopped_while_ray_starts_leaves_a_summary_and_no_process(
+    tmp_path, start, small_flags, started, number
+):
+    run = tmp_path / "run"
+    process = start("train", *small_flags, "--metrics.console", "json", "--run-dir", run)
+    wait_for_child(process, started)
+    children = psutil.Process(process.pid).children(recursive=True)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # Ctrl-C reaches Ray's processes as well
+    else:
+        process.terminate()
+    out, err = process.communicate(timeout=60)
+
+    assert process.returncode == 128 + number, err
+    text = json.loads(out.splitlines()[-1])["text"]
+    assert text.splitlines()[0].startswith(f"Stopped CartPole-v1, not solved ({number.name})")
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["status"], summary["exit_code"]) == ("stopped", 128 + number)
+    assert summary["learner_steps"] == 0
+    assert set(summary["phases_s"]) - {"shutdown"} == {"imports", "ray", "artifacts"}
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert alive == []
 
 
 def test_train_local_terminated_commits_and_ends_with_143(tmp_path, start, small_flags):

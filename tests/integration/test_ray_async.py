@@ -30,6 +30,11 @@ def test_async_run_keeps_its_accounts_ratio_and_targets(
     assert (summary.status, summary.exit_code) == ("finished", 0)
     assert (summary.schedule, summary.stop_reason) == ("async", "max_learner_steps")
     assert summary.learner_steps == 1000
+    assert list(summary.phases_s) == [
+        *("imports", "ray", "roles", "first update", "training", "last checkpoint"),
+        *("shutdown", "final score", "artifacts"),
+    ]
+    assert sum(summary.phases_s.values()) == summary.wall_s
 
     # Every episode was told of once, none was lost between two answers.
     session = outcomes[0].session

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import threading
 import time
 
 import pytest
 
+from qfleet.summary import read_summary
 from qfleet.training import train
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_started")]
@@ -151,3 +153,22 @@ def test_learner_that_cannot_start_ends_the_run_and_leaves_no_role(
     deadline_s = time.monotonic() + 20
     while ray_started.available_resources().get("CPU", 0) < free:
         assert time.monotonic() < deadline_s, "the roles' CPUs were not given back"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("schedule", ["async", "lockstep"])
+def test_signal_while_a_role_cannot_be_placed_ends_the_start(
+    tmp_path, config, ray_started, schedule
+):
+    def interrupt():
+        while not any("/learner" in name for name in ray_started.util.list_named_actors()):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    wanted = config(learner__num_cpus=1000, run__schedule=schedule)
+    summary = train(wanted, run_dir=tmp_path / "run")
+    assert (summary.status, summary.stop_reason, summary.exit_code) == ("stopped", "SIGINT", 130)
+    assert list(summary.phases_s) == ["imports", "ray", "roles", "shutdown", "artifacts"]
+    assert read_summary(tmp_path / "run") == summary
+    assert ray_started.util.list_named_actors() == []
