@@ -27,8 +27,8 @@ SLOWED = {
 """Stage: the role, the part of its shell and the method that is slowed."""
 
 
-def slowed_class(shell, part, method):
-    """A subclass of `shell` whose method of `part` takes 30 ms longer.
+def slowed_class(shell, part, method, delay_s):
+    """A subclass of `shell` whose method of `part` takes `delay_s` longer.
 
     Defined in here so that its code travels to the workers.
     """
@@ -41,10 +41,10 @@ def slowed_class(shell, part, method):
 
             def slow(*arguments):
                 if method == "_hold_back":  # waits as the limiter does: counted, lock released
-                    self._changed.wait_for(lambda: False, 0.03)
-                    arguments[0].held_s += 0.03
+                    self._changed.wait_for(lambda: False, delay_s)
+                    arguments[0].held_s += delay_s
                 else:
-                    time.sleep(0.03)
+                    time.sleep(delay_s)
                 return quick(*arguments)
 
             setattr(owner, method, slow)
@@ -62,13 +62,16 @@ def test_verdict_names_the_role_that_was_slowed(tmp_path, config, ray_started, m
         "learner": (LearnerShell, "qfleet.learner.remote.remote_learner_class"),
     }[role]
     groups = {"insert": 1, "sample": 1, **CONCURRENCY_GROUPS}
-    slowed = ray_started.remote(concurrency_groups=groups)(slowed_class(shell, part, method))
+    # Per vector step, chunk, request or block: far above what any of them takes on a busy machine.
+    delay_s = 0.03 if role == "actor" else 0.1
+    slowed_shell = slowed_class(shell, part, method, delay_s)
+    slowed = ray_started.remote(concurrency_groups=groups)(slowed_shell)
     monkeypatch.setattr(module, lambda: slowed)
     summary = train(
         config(
             eval__period_learner_steps=1_000_000,
             learner__updates_per_call=10,
-            run__max_learner_steps=400,
+            run__max_learner_steps=300,
         ),
         run_dir=tmp_path / "run",
     )
