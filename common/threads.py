@@ -16,8 +16,8 @@ from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
-LOWERED_NICENESS = 15
-"""That of Ray's workers by its default: an ordinary process would go before them on a busy core."""
+LOWERED_NICENESS = 19
+"""The lowest priority. Ray gives its workers 15: an ordinary thread would go before all roles."""
 
 T = TypeVar("T")
 
