@@ -6,6 +6,7 @@ against the environment's spec, so nothing malformed reaches a core.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,9 @@ _SAMPLE_META: dict[str, type] = {
     "mean_age_s": float,
     "held_s": float,
 }
+_KEY_AND_PROBABILITY_BYTES = 16
+_SAMPLE_ENVELOPE_BYTES = 1024
+"""More than a sample's header, head and the padding of its columns take."""
 _SNAPSHOT_META: dict[str, type] = {
     "version": int,
     "learner_step": int,
@@ -168,6 +172,13 @@ def encode_shard_sample(sample: ShardSample) -> bytes:
         "probabilities": sample.probabilities,
     }
     return wire.encode("sample", meta, columns)
+
+
+def shard_sample_bytes(spec: EnvironmentSpec, n_draws: int) -> int:
+    """About how many bytes `encode_shard_sample` makes of so many draws; never fewer than it does."""
+    columns = transition_columns(spec)
+    row_bytes = sum(np.dtype(c.dtype).itemsize * math.prod(c.shape) for c in columns)
+    return n_draws * (row_bytes + _KEY_AND_PROBABILITY_BYTES) + _SAMPLE_ENVELOPE_BYTES
 
 
 def decode_shard_sample(data: bytes | memoryview) -> ShardSample:

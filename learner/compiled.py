@@ -246,15 +246,14 @@ class CompiledBlock:
         Raises:
             ValueError: when the batches do not fit: the machine code checks no shapes.
         """
-        n_total, n = batches.actions.shape[0], self._n_updates
+        n = self._n_updates
         if not self.fits(batches):
             raise ValueError(
                 f"the package runs {n} updates of batch {self._batch_size} per call, got "
                 f"{list(batches.actions.shape)}"
             )
         parts = []
-        for start in range(0, n_total, n):
-            part = [column[start : start + n] for column in batches]
+        for part in zip(*(column.split(n) for column in batches), strict=True):
             results = self._run([*flat_state(state), *part, *hyper])
             state = StateTaker(results).state(state, target=self._polyak)
             parts.append(results[-N_MEASURED:])

@@ -19,11 +19,13 @@ import ray
 from qfleet.common.adaptive_size import AdaptiveSize
 from qfleet.common.config import Config
 from qfleet.common.errors import WaitTimeoutError
+from qfleet.common.inline_pieces import join, pieces_for
 from qfleet.common.messages import (
     decode_shard_sample,
     decode_snapshot,
     encode_priority_update,
     encode_snapshot,
+    shard_sample_bytes,
 )
 from qfleet.common.params import params_sha256
 from qfleet.common.stage_clock import COPYING, LEARNING, WAIT, StageClock
@@ -45,8 +47,9 @@ REQUESTS_IN_FLIGHT = 2
 POLL_S = 0.2
 CONCURRENCY_GROUPS = {"control": 1, "evaluation": 1}
 """A thread that answers and one that waits until something is to be evaluated."""
-WAIT_TO_GROW = 0.2
-"""A learner that waits longer than this share of its training time asks for more blocks at once."""
+ASKING_TO_GROW = 0.05
+"""A learner that spends more than this share of its time on asking and waiting asks for more blocks
+at once."""
 
 
 class _BlockRequest(NamedTuple):
@@ -55,7 +58,7 @@ class _BlockRequest(NamedTuple):
     stats: list[ReplayStats]
     splits: list[list[int]]
     draws: dict[int, int]
-    refs: dict[int, Any]
+    refs: dict[int, list[Any]]
 
 
 class LearnerShell:
@@ -80,6 +83,7 @@ class LearnerShell:
         self._eval_period = config.eval.period_learner_steps
         self._max_steps = config.run.max_learner_steps
         spec = EnvironmentSpec.from_json(spec_json)
+        self._spec = spec
         self._core = Learner(config, spec, device)
         self._upgrade = PathUpgrade(config, spec, device, self._core.path)
         self._planner = BlockPlanner(config)
@@ -97,8 +101,8 @@ class LearnerShell:
         self._blocks_per_request = AdaptiveSize(
             1,
             config.learner.max_blocks_per_request,
-            grow_above=WAIT_TO_GROW,
-            shrink_below=WAIT_TO_GROW / 10,
+            grow_above=ASKING_TO_GROW,
+            shrink_below=ASKING_TO_GROW / 10,
             grow_after=10,
             shrink_after=100,
         )
@@ -234,9 +238,9 @@ class LearnerShell:
         self._latest_stats = self._wait_for_minimum(replay)
         requests: collections.deque[_BlockRequest] = collections.deque()
         while not self._stop.is_set() and not self._budget_spent():
+            asked_from_s = time.perf_counter()
             while len(requests) < REQUESTS_IN_FLIGHT:
                 requests.append(self._request())
-            waited_from_s = time.perf_counter()
             parts = self._receive(requests[0])
             if parts is None:
                 continue
@@ -250,8 +254,8 @@ class LearnerShell:
                 with self._lock:
                     self._train(request.stats, block)
             held_s = max(part.held_s for part in parts)
-            waited_s = max(0.0, got_at_s - waited_from_s - held_s)
-            self._blocks_per_request.observe(waited_s, time.perf_counter() - got_at_s)
+            asking_s = max(0.0, got_at_s - asked_from_s - held_s)
+            self._blocks_per_request.observe(asking_s, time.perf_counter() - got_at_s)
         return self._core.learner_steps
 
     def _budget_spent(self) -> bool:
@@ -270,14 +274,21 @@ class LearnerShell:
         splits = [self._planner.split(stats) for _ in range(self._blocks_per_request.size)]
         per_shard = [sum(draws) for draws in zip(*splits, strict=True)]
         draws = {shard: n for shard, n in enumerate(per_shard) if n}
-        refs = {shard: self._shards[shard].sample.remote(n) for shard, n in draws.items()}
+        refs = {shard: self._ask(shard, n) for shard, n in draws.items()}
         return _BlockRequest(stats, splits, draws, refs)
+
+    def _ask(self, shard: int, n_draws: int) -> list[Any]:
+        """The references of a shard's answer, which travels inside the call unless it is large."""
+        n_pieces = pieces_for(shard_sample_bytes(self._spec, n_draws))
+        method = self._shards[shard].sample.options(num_returns=n_pieces)
+        refs = method.remote(n_draws, True, n_pieces)
+        return [refs] if n_pieces == 1 else list(refs)
 
     def _receive(self, request: _BlockRequest) -> list[ShardSample] | None:
         """The request's parts; None when stopped, or while a shard's limiter holds it back."""
         started = time.perf_counter()
         self._clock.start()
-        waiting = list(request.refs.values())
+        waiting = [refs[0] for refs in request.refs.values()]  # a call's values come together
         while waiting and not self._stop.is_set():
             _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_S)
             waited = time.perf_counter() - started
@@ -286,13 +297,13 @@ class LearnerShell:
         self._clock.lap(WAIT)
         if waiting:
             return None
-        answers = {s: ray.get(ref, timeout=ANSWER_TIMEOUT_S) for s, ref in request.refs.items()}
-        blocked = [shard for shard, data in answers.items() if data is None]
+        answers = {s: ray.get(refs, timeout=ANSWER_TIMEOUT_S) for s, refs in request.refs.items()}
+        blocked = [shard for shard, pieces in answers.items() if pieces[0] is None]
         for shard in blocked:
-            request.refs[shard] = self._shards[shard].sample.remote(request.draws[shard])
+            request.refs[shard] = self._ask(shard, request.draws[shard])
         if blocked:
             return None
-        parts = [decode_shard_sample(data) for data in answers.values()]
+        parts = [decode_shard_sample(join(pieces)) for pieces in answers.values()]
         self._clock.lap(COPYING)
         return parts
 
@@ -333,7 +344,6 @@ class LearnerShell:
             self._core.publish()
         for snapshot in self._core.take_snapshots():
             self._broadcaster.send(snapshot)
-        self._broadcaster.collect()
 
 
 class _CutIn:

@@ -37,7 +37,13 @@ class SnapshotBroadcaster:
         self._actors = dict(actors)
 
     def send(self, snapshot: ParamsSnapshot) -> None:
-        """To all actors; one that is far behind skips this one unless it is a target sync."""
+        """To all actors; one that is far behind skips this one unless it is a target sync.
+
+        Acknowledgements are asked for only where one decides that: the question costs more than a
+        compiled update.
+        """
+        if any(len(p) >= MAX_UNACKNOWLEDGED_SNAPSHOTS for p in self._pending.values()):
+            self.collect()
         payload: Any = encode_snapshot(snapshot)
         if len(payload) > INLINE_SNAPSHOT_BYTES:
             payload = ray.put(payload)
@@ -56,7 +62,7 @@ class SnapshotBroadcaster:
     def collect(self, timeout_s: float = 0.0) -> None:
         """Take acknowledgements that have come; with a timeout, wait that long for each next one.
 
-        One question to Ray for all actors: asked once per block, so it must not grow with them.
+        One question to Ray for all actors: asked every other block, so it must not grow with them.
         """
         while True:
             heads = {pending[0]: pending for pending in self._pending.values() if pending}

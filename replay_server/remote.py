@@ -19,6 +19,7 @@ import ray
 
 from qfleet.common.config import Config
 from qfleet.common.errors import WireFormatError
+from qfleet.common.inline_pieces import split
 from qfleet.common.messages import decode_chunk, decode_priority_update, encode_shard_sample
 from qfleet.common.stage_clock import INSERT_HELD, REPLAY, SAMPLE_HELD, SAMPLING, StageClock
 from qfleet.common.threads import limit_threads
@@ -114,8 +115,19 @@ class ReplayServerShell:
         return list(ack)
 
     @ray.method(concurrency_group="sample")
-    def sample(self, n_draws: int, wait: bool = True) -> bytes | None:
-        """A `ShardSample` as bytes, or None when the limiter still holds it back."""
+    def sample(
+        self, n_draws: int, wait: bool = True, n_pieces: int = 1
+    ) -> bytes | list[bytes] | list[None] | None:
+        """A `ShardSample` as bytes, or None when the limiter still holds it back.
+
+        With `n_pieces` above 1 a list of so many parts of it (`inline_pieces`), or of None.
+        """
+        data = self._sample(n_draws, wait)
+        if n_pieces == 1:
+            return data
+        return [None] * n_pieces if data is None else split(data, n_pieces)
+
+    def _sample(self, n_draws: int, wait: bool) -> bytes | None:
         with self._changed:
             held_before_s = self._sampling.held_s
             if wait and not self._hold_back(self._sampling, lambda: self._core.can_sample(n_draws)):
