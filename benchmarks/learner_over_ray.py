@@ -2,11 +2,12 @@
 
     python benchmarks/learner_over_ray.py [--json FILE]
 
-Prioritized replay, batch 64, the default preset's network, one actor playing freely all the time
-and pushing to the shard. In turn, so that drift hits both alike: the learner trains from the shard
-as it does in a run (two requests in flight, priorities sent back, parameters published); a learner
-in a process of its own trains block by block from a shard core beside it, filled with the same
-number of transitions. Updates per second of both, and the ratio of neighbours; eager and compiled.
+Prioritized replay, batch 64, the default preset's network, one actor that pushes to the shard all
+the time: as in a run of the preset, where the limiter holds it to 16 samples per insert, and
+playing freely, where it takes a core for itself. In turn, so that drift hits both alike: the
+learner trains from the shard as it does in a run (two requests in flight, priorities sent back,
+parameters published); a learner in a process of its own trains block by block from a shard core
+beside it, filled with the same number of transitions. Updates per second of both, and the ratio of neighbours; eager and compiled.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ from qfleet.ray_cluster import connect, disconnect
 from qfleet.ray_roles import answer
 
 FILL_CHUNK = 10_000
+PLAYING = {"held": "actor as in a run", "free": "actor playing freely"}
+WARM_UP_S = {"eager": 8.0, "compiled": 3.0}
+"""50,000 transitions at 16 draws each are 12,500 updates of 64."""
 
 
 class InProcess:
@@ -88,9 +92,10 @@ def over_ray(roles: TimedRoles, seconds: float) -> float:
     return (last - first) / (until_s - from_s)
 
 
-def measure(compile_mode: str, arguments: Any) -> list[Measurement]:
-    config, spec = configuration(compile_mode, arguments)
-    name = "compiled" if compile_mode == "required" else "eager"
+def measure(compile_mode: str, playing: str, arguments: Any) -> list[Measurement]:
+    config, spec = configuration(compile_mode, playing)
+    path = "compiled" if compile_mode == "required" else "eager"
+    name = f"{path}, {PLAYING[playing]}"
     num_cpus = float(config.learner.num_cpus)
     texts = config.model_dump_json(by_alias=True), spec.to_json()
     alone = ray.remote(num_cpus=0, max_restarts=0)(InProcess).remote(*texts, num_cpus)
@@ -99,14 +104,17 @@ def measure(compile_mode: str, arguments: Any) -> list[Measurement]:
         _, filler = start_producers(spec, [1, FILL_CHUNK])  # slot 0 is the actor's
         filled = filler.fill.remote(roles.shards[0], config.replay.capacity)
         answer(filled, "benchmark", "the memory to be filled", 300)
-        assert answer(alone.path.remote(), "benchmark", "it", START_TIMEOUT_S) == name
-        playing = roles.actors[0].run.remote(roles.shards[0])
+        assert answer(alone.path.remote(), "benchmark", "it", START_TIMEOUT_S) == path
+        run = roles.actors[0].run.remote(roles.shards[0])
         pairs = []
+        if playing == "held":  # until the limiter has seen the draws that the filling paid for
+            over_ray(roles, WARM_UP_S[path])
         for _ in range(arguments.repeats):
             updates, seconds = answer(alone.train.remote(arguments.seconds), "benchmark", "it", 120)
             pairs.append((updates / seconds, over_ray(roles, arguments.seconds)))
         answer(roles.actors[0].request_stop.remote(), "benchmark", "the actor to stop")
-        answer(playing, "benchmark", "the actor to end")
+        answer(roles.shards[0].open_gate.remote(), "benchmark", "the shard")
+        answer(run, "benchmark", "the actor to end")
     finally:
         roles.end()
         ray.kill(alone, no_restart=True)
@@ -119,12 +127,12 @@ def measure(compile_mode: str, arguments: Any) -> list[Measurement]:
     ]
 
 
-def configuration(compile_mode: str, arguments: Any) -> tuple[Any, Any]:
+def configuration(compile_mode: str, playing: str) -> tuple[Any, Any]:
     overrides: dict[str, object] = {
+        **({} if playing == "held" else {"replay.samples_per_insert": None}),
         "runtime": "ray",
         "actors.count": 1,
         "replay.sampling": "prioritized",
-        "replay.samples_per_insert": arguments.samples_per_insert,
         "learner.compile": compile_mode,
         "eval.period_learner_steps": 1_000_000_000,
         "run.max_learner_steps": 1_000_000_000,
@@ -137,14 +145,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="pairs of measurements")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--modes", nargs="+", choices=("off", "required"))
-    parser.add_argument("--samples-per-insert", type=float, help="default: playing is not held")
+    parser.add_argument("--playing", nargs="+", choices=tuple(PLAYING), default=list(PLAYING))
     arguments = parser.parse_args()
     modes = arguments.modes or ["off", "required"]
     if "required" in modes and prebuild_preset("cartpole"):
         raise SystemExit("no compiled block: see the message above, or --modes off")
-    cluster = connect(configuration("off", arguments)[0])
+    cluster = connect(configuration("off", "free")[0])
     try:
-        found = [one for mode in modes for one in measure(mode, arguments)]
+        found = [
+            one
+            for mode in modes
+            for playing in arguments.playing
+            for one in measure(mode, playing, arguments)
+        ]
     finally:
         disconnect(cluster)
     finish("learner_over_ray", arguments, found)

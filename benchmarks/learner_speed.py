@@ -7,6 +7,8 @@ on one thread; they take turns within each repeat, so that a busy machine slows 
 block alone; `learner` is `Learner.update_block` with copying in, statistics, target syncs and
 publishing. Packages that are missing are compiled first (about half a minute each). The learning
 twin: the largest relative distance of parameters and errors from eager after 1,000 updates.
+`matrix products alone` is what no compilation around them can be faster than: every product of the
+traced block, one after the other, into memory that is there.
 """
 
 from __future__ import annotations
@@ -32,10 +34,12 @@ from qfleet.learner.compiled import (
     PackageSpec,
     cpu_identity,
     load_flat_block,
+    trace_block,
 )
 from qfleet.learner.fast_block import random_batches
 from qfleet.learner.learner import Learner
-from qfleet.learner.update import Batches, LearnerState, copy_tensors, run_block
+from qfleet.learner.optimizers import Hyperparameters
+from qfleet.learner.update import Batches, LearnerState, UpdateRule, copy_tensors, run_block
 
 WORKLOADS = {
     "tutorial-state": "the course's MLP with BatchNorm, batch 32, MSE, no double Q",
@@ -100,6 +104,8 @@ def measure(preset: str, repeats: int, repeat_s: float) -> dict[str, Any]:
         repeats,
         repeat_s,
     )
+    products = matrix_products(spec, rule, state, hyper)
+    alone = side_by_side({"products": products}, spec.n_updates, repeats, repeat_s)["products"]
     learners = {
         "eager": Learner(_with_compile(config, "off"), environment),
         "compiled": Learner(_with_compile(config, "required"), environment),
@@ -127,7 +133,33 @@ def measure(preset: str, repeats: int, repeat_s: float) -> dict[str, Any]:
         },
         "block": blocks,
         "update_block": whole,
+        "products": alone,
     }
+
+
+def matrix_products(
+    spec: PackageSpec, rule: UpdateRule, state: LearnerState, hyper: Hyperparameters
+) -> Callable[[], object]:
+    """A call that makes every matrix product of one package call and nothing else."""
+    graph, flat = trace_block(spec, rule, state, hyper)
+    aten = torch.ops.aten
+    wanted = {aten.mm.default: 0, aten.addmm.default: 1}
+    operands: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    class Noting(torch.fx.Interpreter):
+        def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+            if target in wanted:
+                a, b = args[wanted[target] : wanted[target] + 2]
+                operands.append((a, b, torch.empty(a.shape[0], b.shape[1])))
+            return super().call_function(target, args, kwargs)
+
+    Noting(graph).run(*flat)
+
+    def call() -> None:
+        for a, b, out in operands:
+            torch.mm(a, b, out=out)
+
+    return call
 
 
 def _with_compile(config: Any, mode: str) -> Any:
@@ -147,6 +179,10 @@ def measurements(preset: str, result: dict[str, Any]) -> list[Measurement]:
             )
         ratios = [c / e for c, e in zip(rates["compiled"], rates["eager"], strict=True)]
         found.append(Measurement(f"{preset}, {part}, compiled over eager", "×", tuple(ratios)))
+    alone, eager = result["products"], result["block"]["eager"]
+    found.append(Measurement(f"{preset}, matrix products alone", "updates/s", tuple(alone)))
+    ratios = [a / e for a, e in zip(alone, eager, strict=True)]
+    found.append(Measurement(f"{preset}, matrix products alone over eager", "×", tuple(ratios)))
     return found
 
 

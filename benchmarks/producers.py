@@ -63,7 +63,8 @@ class Producer:
         """Push until so many were accepted; how many it became."""
         accepted = 0
         while accepted < transitions:
-            accepted += self._acknowledge(shard.insert.remote(self._encode()))
+            # Past the rate limiter: nothing draws yet.
+            accepted += self._acknowledge(shard.insert.remote(self._encode(), False))
         return accepted
 
     def pace(self, shard: Any, seconds: float, period_s: float) -> list[tuple[float, float]]:

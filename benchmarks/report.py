@@ -37,6 +37,57 @@ ORDER = (
 )
 """What a reader wants to know first; records of other names follow in alphabetical order."""
 
+TWINS = {
+    "actor_speed": (
+        "tests/common/test_numpy_network.py::test_numpy_mlp_equals_torch_in_eval_mode",
+        "tests/actors/test_n_step.py::test_accumulator_equals_naive_deques",
+        "tests/actors/test_actor.py::test_actor_corridor_chunk_equals_hand_table",
+    ),
+    "learner_speed": (
+        "tests/learner/test_compiled.py::test_trace_block_1000_updates_float64_equal_eager",
+        "tests/learner/test_compiled.py::test_compiled_1000_updates_float32_equal_eager",
+        "tests/learner/test_compiled.py::test_learner_with_package_trains_to_the_eager_result",
+    ),
+    "learner_over_ray": (
+        "tests/integration/test_ray_async.py"
+        "::test_async_run_keeps_its_accounts_ratio_and_targets",
+        "tests/replay_server/test_remote.py::test_sample_in_pieces_is_the_sample_whole",
+    ),
+    "answer_cost": (
+        "tests/common/test_inline_pieces.py"
+        "::test_split_makes_exactly_so_many_pieces_and_join_undoes_it",
+    ),
+    "compile_choice": (
+        "tests/learner/test_compiled.py::test_learner_with_package_trains_to_the_eager_result",
+    ),
+    "replay_in_process": (
+        "tests/replay_server/test_sum_tree.py::test_operations_random_equal_naive_oracle",
+        "tests/replay_server/test_samplers.py"
+        "::test_proportional_sample_frequencies_follow_square_root_of_td_errors",
+        "tests/replay_server/test_samplers.py"
+        "::test_uniform_sample_frequencies_and_probabilities",
+    ),
+    "replay_through_server": (
+        "tests/replay_server/test_replay_shard.py"
+        "::test_random_deliveries_are_stored_exactly_once",
+        "tests/integration/test_ray_lockstep.py"
+        "::test_lockstep_on_ray_equals_the_local_runtime",
+    ),
+    "runtime_overhead": (
+        "tests/integration/test_ray_lockstep.py"
+        "::test_lockstep_on_ray_equals_the_local_runtime",
+    ),
+    "snapshot_latency": (
+        "tests/actors/test_actor.py::test_set_params_acknowledges_syncs_and_ignores_older_versions",
+        "tests/integration/test_ray_async.py"
+        "::test_async_run_keeps_its_accounts_ratio_and_targets",
+    ),
+}
+"""For each speed the tests that hold the fast path to the slow one's result (its learning twin).
+
+That the whole of them learns is what `solve_time` measures: it counts confirmed solutions only.
+"""
+
 HEAD = """\
 # Benchmarks
 
@@ -63,6 +114,8 @@ def section(name: str, record: Mapping[str, Any]) -> str:
     lines += [*figures(record), ""]
     lines += [f"- {note}" for note in record.get("notes", ())]
     lines += [f"- {line}" for line in facts(record)]
+    if benchmark in TWINS:
+        lines += [f"- Learning twin: {', '.join(f'`{test}`' for test in TWINS[benchmark])}"]
     command = record.get("command") or f"python benchmarks/{benchmark}.py"
     return "\n".join([*lines, f"- Repeat: `{command}`", ""])
 

@@ -4,9 +4,10 @@
 
 The default preset with one actor and a budget of updates instead of a score; evaluation and
 checkpoints are left out. Each run is a new process; only the training loop is timed, when all
-roles have answered, up to the last update. The runtimes take turns, in an order that is turned
-round each time. Equal work is checked: all make the same number of updates, and local and lockstep
-end with the same parameters, bit for bit, and the same number of env steps.
+roles have answered, up to the last update, at a small and a larger budget: what the first calls
+between new processes cost weighs less in the second. The runtimes take turns, in an order that is
+turned round each time. Equal work is checked: all make the same number of updates, and local and
+lockstep end with the same parameters, bit for bit, and the same number of env steps.
 """
 
 from __future__ import annotations
@@ -184,24 +185,27 @@ def check_equal_work(runs: dict[str, list[dict[str, Any]]], updates: int) -> Non
             raise SystemExit(f"local and lockstep differ: {local} and {lockstep}")
 
 
-def summarize(runs: dict[str, list[dict[str, Any]]]) -> list[Measurement]:
+def summarize(runs: dict[str, list[dict[str, Any]]], updates: int) -> list[Measurement]:
     """Training times, and each run's time over the local run's of the same seed."""
+    of = f"{updates:,} updates"
     found = []
     for runtime, rows in runs.items():
         about = {"env steps": "/".join(str(row["env_steps"]) for row in rows)}
         times = tuple(row["train_s"] for row in rows)
-        found.append(Measurement(f"{runtime}, training", "s", times, about))
+        found.append(Measurement(f"{of}, {runtime}, training", "s", times, about))
     for runtime in RUNTIMES[1:]:
         pairs = zip(runs[runtime], runs["local"], strict=True)
         ratios = tuple(row["train_s"] / local["train_s"] for row, local in pairs)
-        found.append(Measurement(f"{runtime} over local", "×", ratios))
+        found.append(Measurement(f"{of}, {runtime} over local", "×", ratios))
     return found
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="seeds 1..N for each runtime")
-    parser.add_argument("--updates", type=int, default=3_000, help="of each run")
+    parser.add_argument(
+        "--updates", type=int, nargs="+", default=[3_000, 12_000], help="budgets of the runs"
+    )
     parser.add_argument("--child", choices=RUNTIMES, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=1, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -210,15 +214,18 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     if arguments.child:
-        print(json.dumps(child(arguments.child, arguments.seed, arguments.updates)))
+        print(json.dumps(child(arguments.child, arguments.seed, arguments.updates[0])))
         return
-    runs: dict[str, list[dict[str, Any]]] = {runtime: [] for runtime in RUNTIMES}
-    for seed in range(1, arguments.seeds + 1):
-        for runtime in RUNTIMES if seed % 2 else reversed(RUNTIMES):
-            runs[runtime].append(run_child(runtime, seed, arguments.updates))
-    check_equal_work(runs, arguments.updates)
+    found: list[Measurement] = []
+    for updates in arguments.updates:
+        runs: dict[str, list[dict[str, Any]]] = {runtime: [] for runtime in RUNTIMES}
+        for seed in range(1, arguments.seeds + 1):
+            for runtime in RUNTIMES if seed % 2 else reversed(RUNTIMES):
+                runs[runtime].append(run_child(runtime, seed, updates))
+        check_equal_work(runs, updates)
+        found += summarize(runs, updates)
     del arguments.child, arguments.seed
-    finish("runtime_overhead", arguments, summarize(runs), ["local = lockstep, bit for bit: yes"])
+    finish("runtime_overhead", arguments, found, ["local = lockstep, bit for bit: yes"])
 
 
 if __name__ == "__main__":

@@ -175,7 +175,7 @@ def encode_shard_sample(sample: ShardSample) -> bytes:
 
 
 def shard_sample_bytes(spec: EnvironmentSpec, n_draws: int) -> int:
-    """About how many bytes `encode_shard_sample` makes of so many draws; never fewer than it does."""
+    """At least as many bytes as `encode_shard_sample` makes of so many draws, and hardly more."""
     columns = transition_columns(spec)
     row_bytes = sum(np.dtype(c.dtype).itemsize * math.prod(c.shape) for c in columns)
     return n_draws * (row_bytes + _KEY_AND_PROBABILITY_BYTES) + _SAMPLE_ENVELOPE_BYTES

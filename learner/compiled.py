@@ -253,7 +253,7 @@ class CompiledBlock:
                 f"{list(batches.actions.shape)}"
             )
         parts = []
-        for part in zip(*(column.split(n) for column in batches), strict=True):
+        for part in zip(*(torch.split(column, n) for column in batches), strict=True):
             results = self._run([*flat_state(state), *part, *hyper])
             state = StateTaker(results).state(state, target=self._polyak)
             parts.append(results[-N_MEASURED:])

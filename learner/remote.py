@@ -94,6 +94,8 @@ class LearnerShell:
         self._cutting_in = 0
         self._for_evaluation: bytes | None = None
         self._evaluation_due = threading.Event()
+        self._priorities: dict[int, list[bytes]] = {}
+        """Messages of the blocks since the last request, by shard: sent together."""
         self._priority_refs: collections.deque[Any] = collections.deque()
         self._latest_stats: list[ReplayStats] = []
         self._clock = StageClock()
@@ -103,7 +105,7 @@ class LearnerShell:
             config.learner.max_blocks_per_request,
             grow_above=ASKING_TO_GROW,
             shrink_below=ASKING_TO_GROW / 10,
-            grow_after=10,
+            grow_after=4,
             shrink_after=100,
         )
         self._sample_age_s = 0.0
@@ -253,6 +255,7 @@ class LearnerShell:
                     break
                 with self._lock:
                     self._train(request.stats, block)
+            self._send_priorities()
             held_s = max(part.held_s for part in parts)
             asking_s = max(0.0, got_at_s - asked_from_s - held_s)
             self._blocks_per_request.observe(asking_s, time.perf_counter() - got_at_s)
@@ -321,10 +324,7 @@ class LearnerShell:
         errors = self._core.update_block(sample)
         clock.lap(LEARNING)
         for shard, update in self._planner.priority_updates(sample, errors).items():
-            data = encode_priority_update(update)
-            self._priority_refs.append(self._shards[shard].update_priorities.remote(data))
-        while len(self._priority_refs) > 2 * REQUESTS_IN_FLIGHT * len(self._shards):
-            ray.get(self._priority_refs.popleft(), timeout=ANSWER_TIMEOUT_S)
+            self._priorities.setdefault(shard, []).append(encode_priority_update(update))
         evaluate = before // self._eval_period < self._core.learner_steps // self._eval_period
         self._publish_due(evaluate)
         if evaluate:
@@ -337,6 +337,14 @@ class LearnerShell:
         progress = Progress(time.perf_counter(), core.learner_steps, core.fleet_env_steps, update_s)
         if self._upgrade.poll(progress):
             core.take_package()
+
+    def _send_priorities(self) -> None:
+        """One call for each shard; the messages stay apart, so that each travels inside it."""
+        for shard, messages in self._priorities.items():
+            self._priority_refs.append(self._shards[shard].update_priorities.remote(*messages))
+        self._priorities.clear()
+        while len(self._priority_refs) > 2 * REQUESTS_IN_FLIGHT * len(self._shards):
+            ray.get(self._priority_refs.popleft(), timeout=ANSWER_TIMEOUT_S)
 
     def _publish_due(self, evaluate: bool) -> None:
         """Publish on the period, and for an evaluation: only published versions are evaluated."""

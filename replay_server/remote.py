@@ -144,12 +144,12 @@ class ReplayServerShell:
         return data
 
     @ray.method(concurrency_group="sample")
-    def update_priorities(self, data: bytes) -> int:
-        """Apply new |TD errors|; returns how many keys were still current."""
+    def update_priorities(self, *messages: bytes) -> int:
+        """Apply new |TD errors|, in that order; returns how many keys were still current."""
         self._sampling.clock.start()
-        update = decode_priority_update(data)
+        updates = [decode_priority_update(data) for data in messages]
         with self._changed:
-            applied = self._core.update_priorities(update)
+            applied = sum(self._core.update_priorities(update) for update in updates)
         self._sampling.clock.lap(REPLAY)
         return applied
 

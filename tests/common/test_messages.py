@@ -261,3 +261,15 @@ def test_decoders_refuse_each_others_messages():
             else:
                 with pytest.raises(WireFormatError, match="of kind"):
                     decode(data)
+
+
+@pytest.mark.parametrize("spec", [SPEC, IMAGES])
+@pytest.mark.parametrize("rows", [0, 1, 3200])
+def test_shard_sample_bytes_is_never_fewer_and_at_most_a_kilobyte_more(spec, rows):
+    stats = ReplayStats(*[10**9] * len(ReplayStats._fields))
+    keys, probabilities = np.arange(rows), np.full(rows, 0.5)
+    sample = ShardSample(99, transition_rows(rows, spec), keys, probabilities, stats, 1.5, 0.25)
+
+    estimate = messages.shard_sample_bytes(spec, rows)
+
+    assert 0 <= estimate - len(messages.encode_shard_sample(sample)) < 1024

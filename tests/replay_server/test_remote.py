@@ -10,8 +10,9 @@ import pytest
 
 from qfleet.common.config import Config
 from qfleet.common.errors import WireFormatError
-from qfleet.common.messages import decode_shard_sample, encode_chunk
-from qfleet.common.types import ChunkId, EnvironmentSpec, TransitionChunk
+from qfleet.common.inline_pieces import join
+from qfleet.common.messages import decode_shard_sample, encode_chunk, encode_priority_update
+from qfleet.common.types import ChunkId, EnvironmentSpec, PriorityUpdate, TransitionChunk
 from qfleet.common.wire import decode_capture, encode_capture
 from qfleet.replay_server import remote
 from qfleet.replay_server.remote import ReplayServerShell
@@ -196,3 +197,40 @@ def test_freeze_beside_inserts_restores_to_a_valid_shard(pool, monkeypatch):
     assert 80 <= inserted <= 160
     held = np.sort(other._core.capture().arrays["storage.column.n_step_return"])
     np.testing.assert_array_equal(held, np.arange(inserted - 64, inserted))
+
+
+def test_sample_in_pieces_is_the_sample_whole():
+    whole, in_pieces = make_shell(), make_shell()
+    for shell in (whole, in_pieces):
+        shell.insert(make_chunk(0))
+
+    one, pieces = whole.sample(4), in_pieces.sample(4, True, 3)
+
+    assert len(pieces) == 3
+    expected, actual = decode_shard_sample(one), decode_shard_sample(join(pieces))
+    np.testing.assert_array_equal(actual.item_keys, expected.item_keys)
+    for name, column in expected.columns.items():
+        np.testing.assert_array_equal(actual.columns[name], column)
+
+
+def test_sample_held_back_is_none_in_every_piece(monkeypatch):
+    monkeypatch.setattr(remote, "HOLD_BACK_S", 0.01)
+
+    assert make_shell().sample(4, True, 3) == [None, None, None]
+
+
+def test_update_priorities_of_several_messages_applies_them_in_order():
+    shell = make_shell(sampling="prioritized", priority_exponent=1.0)
+    shell.insert(make_chunk(0))
+    keys = np.arange(4)
+    first = PriorityUpdate(keys, np.full(4, 9.0))
+    second = PriorityUpdate(keys[:1], np.array([1.0]))
+
+    applied = shell.update_priorities(*map(encode_priority_update, (first, second)))
+
+    assert applied == 5
+    sample = decode_shard_sample(shell.sample(8, False))
+    by_key = dict(zip(sample.item_keys.tolist(), sample.probabilities.tolist(), strict=True))
+    total = 1.0 + 3 * 9.0
+    for key, probability in by_key.items():
+        assert probability == pytest.approx((1.0 if key == 0 else 9.0) / total, rel=1e-4)
