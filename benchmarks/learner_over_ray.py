@@ -7,7 +7,8 @@ the time: as in a run of the preset, where the limiter holds it to 16 samples pe
 playing freely, where it takes a core for itself. In turn, so that drift hits both alike: the
 learner trains from the shard as it does in a run (two requests in flight, priorities sent back,
 parameters published); a learner in a process of its own trains block by block from a shard core
-beside it, filled with the same number of transitions. Updates per second of both, and the ratio of neighbours; eager and compiled.
+beside it, filled with the same number of transitions. Updates per second of both, and the ratio of
+neighbours; eager and compiled.
 """
 
 from __future__ import annotations

@@ -49,8 +49,7 @@ TWINS = {
         "tests/learner/test_compiled.py::test_learner_with_package_trains_to_the_eager_result",
     ),
     "learner_over_ray": (
-        "tests/integration/test_ray_async.py"
-        "::test_async_run_keeps_its_accounts_ratio_and_targets",
+        "tests/integration/test_ray_async.py::test_async_run_keeps_its_accounts_ratio_and_targets",
         "tests/replay_server/test_remote.py::test_sample_in_pieces_is_the_sample_whole",
     ),
     "answer_cost": (
@@ -64,23 +63,18 @@ TWINS = {
         "tests/replay_server/test_sum_tree.py::test_operations_random_equal_naive_oracle",
         "tests/replay_server/test_samplers.py"
         "::test_proportional_sample_frequencies_follow_square_root_of_td_errors",
-        "tests/replay_server/test_samplers.py"
-        "::test_uniform_sample_frequencies_and_probabilities",
+        "tests/replay_server/test_samplers.py::test_uniform_sample_frequencies_and_probabilities",
     ),
     "replay_through_server": (
-        "tests/replay_server/test_replay_shard.py"
-        "::test_random_deliveries_are_stored_exactly_once",
-        "tests/integration/test_ray_lockstep.py"
-        "::test_lockstep_on_ray_equals_the_local_runtime",
+        "tests/replay_server/test_replay_shard.py::test_random_deliveries_are_stored_exactly_once",
+        "tests/integration/test_ray_lockstep.py::test_lockstep_on_ray_equals_the_local_runtime",
     ),
     "runtime_overhead": (
-        "tests/integration/test_ray_lockstep.py"
-        "::test_lockstep_on_ray_equals_the_local_runtime",
+        "tests/integration/test_ray_lockstep.py::test_lockstep_on_ray_equals_the_local_runtime",
     ),
     "snapshot_latency": (
         "tests/actors/test_actor.py::test_set_params_acknowledges_syncs_and_ignores_older_versions",
-        "tests/integration/test_ray_async.py"
-        "::test_async_run_keeps_its_accounts_ratio_and_targets",
+        "tests/integration/test_ray_async.py::test_async_run_keeps_its_accounts_ratio_and_targets",
     ),
 }
 """For each speed the tests that hold the fast path to the slow one's result (its learning twin).

@@ -14,7 +14,7 @@ from qfleet.common.messages import encode_snapshot
 from qfleet.common.types import ParamsSnapshot
 
 ANSWER_TIMEOUT_S = 60.0
-MAX_UNACKNOWLEDGED_SNAPSHOTS = 2
+MAX_UNACKNOWLEDGED_SNAPSHOTS = 4
 """A further one would only queue behind these; target syncs are sent all the same."""
 INLINE_SNAPSHOT_BYTES = 100_000
 """Ray sends arguments up to this size inside the call; larger ones go through its object store."""
@@ -62,19 +62,18 @@ class SnapshotBroadcaster:
     def collect(self, timeout_s: float = 0.0) -> None:
         """Take acknowledgements that have come; with a timeout, wait that long for each next one.
 
-        One question to Ray for all actors: asked every other block, so it must not grow with them.
+        One question to Ray for all that is on its way to all actors.
         """
-        while True:
-            heads = {pending[0]: pending for pending in self._pending.values() if pending}
-            if not heads:
-                return
-            wanted = 1 if timeout_s else len(heads)
-            ready, _ = ray.wait(list(heads), num_returns=wanted, timeout=timeout_s)
+        while waiting := {ref: pending for pending in self._pending.values() for ref in pending}:
+            wanted = 1 if timeout_s else len(waiting)
+            ready, _ = ray.wait(list(waiting), num_returns=wanted, timeout=timeout_s)
             if not ready:
                 return
             for ref in ready:
-                heads[ref].popleft()
+                waiting[ref].remove(ref)
             self._note(ready)
+            if not timeout_s:
+                return
 
     def _note(self, acknowledged: list[Any]) -> None:
         """Log the target syncs among them; an actor that died is the driver's matter."""

@@ -56,9 +56,10 @@ def test_send_asks_for_acknowledgements_only_where_one_decides(by_hand):
     assert by_hand.questions == 0
 
     by_hand.answered |= {(0, 1), (0, 2), (1, 1)}
-    broadcaster.send(snapshot(3))
-    assert by_hand.questions > 0
-    assert [actor.sent for actor in actors.values()] == [3, 3]
+    broadcaster.send(snapshot(MAX_UNACKNOWLEDGED_SNAPSHOTS + 1))
+    assert by_hand.questions == 1
+    sent = MAX_UNACKNOWLEDGED_SNAPSHOTS + 1
+    assert [actor.sent for actor in actors.values()] == [sent, sent]
     assert broadcaster.skipped == 0
     assert broadcaster.silent_slots == [0, 1]
 
@@ -66,15 +67,16 @@ def test_send_asks_for_acknowledgements_only_where_one_decides(by_hand):
 def test_send_skips_an_actor_that_is_far_behind_but_never_a_target_sync(by_hand):
     broadcaster, slow, quick = SnapshotBroadcaster(), Actor(0), Actor(1)
     broadcaster.set_actors({0: slow, 1: quick})
-    for version in (1, 2):
+    most = MAX_UNACKNOWLEDGED_SNAPSHOTS
+    for version in range(most):
         broadcaster.send(snapshot(version))
-    by_hand.answered |= {(1, 1), (1, 2), (1, 3), (1, 4)}
+    by_hand.answered |= {(1, number) for number in range(most + 2)}
 
-    broadcaster.send(snapshot(3))
-    assert (slow.sent, quick.sent, broadcaster.skipped) == (2, 3, 1)
+    broadcaster.send(snapshot(most))
+    assert (slow.sent, quick.sent, broadcaster.skipped) == (most, most + 1, 1)
 
-    broadcaster.send(snapshot(4, is_target_sync=True))
-    assert (slow.sent, quick.sent, broadcaster.skipped) == (3, 4, 1)
+    broadcaster.send(snapshot(most + 1, is_target_sync=True))
+    assert (slow.sent, quick.sent, broadcaster.skipped) == (most + 1, most + 2, 1)
 
 
 def test_collect_logs_every_target_sync_that_was_acknowledged(by_hand):
