@@ -128,8 +128,9 @@ class LearnerShell:
 
     @ray.method(concurrency_group="control")
     def request_stop(self) -> None:
-        """End `run` after the current block."""
+        """End `run` after the current block, and `await_evaluation` at once."""
         self._stop.set()
+        self._evaluation_due.set()
 
     @ray.method(concurrency_group="control")
     def status(self) -> dict[str, Any]:

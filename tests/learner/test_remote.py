@@ -1,0 +1,32 @@
+"""The learner's shell without Ray around it."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from qfleet.common.config import Config
+from qfleet.common.config_auto import resolve_config
+from qfleet.common.types import EnvironmentSpec
+from qfleet.learner.remote import LearnerShell
+
+SPEC = EnvironmentSpec("CartPole-v1", (4,), "<f4", 2, 475.0, 500)
+TIMEOUT_S = 30.0
+
+
+def make_shell() -> LearnerShell:
+    config = Config.model_validate({"learner": {"compile": "off"}, "actors": {"count": 1}})
+    resolved = resolve_config(config, SPEC, cpus=2, gpus=0)
+    return LearnerShell(resolved.model_dump_json(by_alias=True), SPEC.to_json(), [], "cpu", 1.0)
+
+
+def test_await_evaluation_ends_with_the_run_and_not_with_its_time():
+    shell = make_shell()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(shell.await_evaluation, 10 * TIMEOUT_S)
+        shell.request_stop()
+
+        assert waiting.result(TIMEOUT_S) is None
+
+
+def test_await_evaluation_after_its_time_is_none():
+    assert make_shell().await_evaluation(0.0) is None
