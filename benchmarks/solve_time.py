@@ -8,6 +8,7 @@ the order is turned round each time, so that a slow minute of the machine hits a
 
 Solved means the same for all: 20 greedy episodes with a mean of 475 or more, confirmed by 100 on
 other seeds. A run that hits its timeout, or ends unsolved, counts as slower than every solved one.
+qfleet takes part twice: with the compiled block that `make prebuild` makes, and with an empty cache.
 """
 
 from __future__ import annotations
@@ -40,14 +41,16 @@ LIST_VERSIONS = (
 
 
 class Contestant(NamedTuple):
-    """Who runs: its interpreter, its command for a seed, and whether it leaves a summary.json."""
+    """Who runs: its interpreter, its command for a seed, whether it leaves a summary.json, and
+    whether it begins with an empty package cache."""
 
     python: Path
     command: Callable[[int, Path], list[str]]
     writes_summary: bool
+    empty_cache: bool = False
 
 
-def qfleet_contestant(runtime: str, preset: str) -> Contestant:
+def qfleet_contestant(runtime: str, preset: str, *, empty_cache: bool = False) -> Contestant:
     """`qfleet train` with the interpreter that runs this script."""
     python = Path(sys.executable)
     script = python.with_name("qfleet")
@@ -57,7 +60,7 @@ def qfleet_contestant(runtime: str, preset: str) -> Contestant:
         flags = ["--runtime", runtime, "--seed", str(seed), "--run-dir", str(run_dir)]
         return [*door, "train", preset, *flags]
 
-    return Contestant(python, command, writes_summary=True)
+    return Contestant(python, command, writes_summary=True, empty_cache=empty_cache)
 
 
 def peer_contestant(name: str, script: str) -> Contestant:
@@ -75,6 +78,8 @@ def contestants(preset: str) -> dict[str, Contestant]:
     return {
         "qfleet-ray": qfleet_contestant("ray", preset),
         "qfleet-local": qfleet_contestant("local", preset),
+        "qfleet-ray-empty-cache": qfleet_contestant("ray", preset, empty_cache=True),
+        "qfleet-local-empty-cache": qfleet_contestant("local", preset, empty_cache=True),
         "sb3": peer_contestant("sb3", "sb3_dqn.py"),
         "cleanrl": peer_contestant("cleanrl", "cleanrl_dqn.py"),
     }
@@ -85,10 +90,12 @@ def run_once(contestant: Contestant, seed: int, timeout_s: float) -> dict[str, A
     with tempfile.TemporaryDirectory(prefix="qfleet-bench-") as folder:
         run_dir = Path(folder) / "run"
         command = contestant.command(seed, run_dir)
+        cache = {"QFLEET_CACHE": str(Path(folder) / "cache")} if contestant.empty_cache else {}
         started = time.perf_counter()
         process = subprocess.Popen(
             command,
             cwd=folder,
+            env={**os.environ, **cache},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -198,7 +205,7 @@ def chosen(arguments: argparse.Namespace) -> dict[str, Contestant]:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seeds", type=int, default=5, help="seeds 1..N for each contestant")
-    parser.add_argument("--only", help="comma-separated: qfleet-ray, qfleet-local, sb3, cleanrl")
+    parser.add_argument("--only", help="comma-separated; default: all of them")
     parser.add_argument("--timeout-s", type=float, default=600.0, help="limit of one run")
     parser.add_argument("--preset", default="cartpole", help="qfleet's preset")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/solve_time.json"))
@@ -208,6 +215,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     field = chosen(arguments)
+    if any(one.writes_summary and not one.empty_cache for one in field.values()):
+        build = [sys.executable, "-m", "qfleet.prebuild", arguments.preset]
+        subprocess.run(build, check=True)  # nothing to do where the cache has it
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in field}
     seeds = list(range(1, arguments.seeds + 1))
     result: dict[str, Any] = {
@@ -223,17 +233,17 @@ def main() -> None:
             row = run_once(field[name], seed, arguments.timeout_s)
             rows[name].append(row)
             state = "solved" if row["solved"] else "timeout" if row["timed_out"] else "NOT solved"
-            print(f"seed {seed:3d}  {name:13s} {row['wall_s']:8.1f} s  {state}", flush=True)
+            print(f"seed {seed:3d}  {name:24s} {row['wall_s']:8.1f} s  {state}", flush=True)
         # Written after each seed: an interrupted benchmark keeps what it measured.
         tables = {name: summarize(rows[name], arguments.timeout_s) for name in field}
         result |= {"summary": tables, "runs": rows}
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"\n{'':13s} {'solved':>8s} {'median s':>10s} {'min s':>10s} {'max s':>10s}")
+    print(f"\n{'':24s} {'solved':>8s} {'median s':>10s} {'min s':>10s} {'max s':>10s}")
     for name, table in result["summary"].items():
         share = f"{table['solved']}/{table['runs']}"
         texts = " ".join(f"{table[f'{key}_text']:>10s}" for key in ("median", "min", "max"))
-        print(f"{name:13s} {share:>8s} {texts}")
+        print(f"{name:24s} {share:>8s} {texts}")
     print(f"\nRaw figures: {arguments.out}")
 
 
