@@ -8,7 +8,7 @@ the order is turned round each time, so that a slow minute of the machine hits a
 
 Solved means the same for all: 20 greedy episodes with a mean of 475 or more, confirmed by 100 on
 other seeds. A run that hits its timeout, or ends unsolved, counts as slower than every solved one.
-qfleet takes part twice: with the compiled block that `make prebuild` makes, and with an empty cache.
+qfleet takes part twice: with the compiled block that `make prebuild` makes and with an empty cache.
 """
 
 from __future__ import annotations
@@ -41,8 +41,10 @@ LIST_VERSIONS = (
 
 
 class Contestant(NamedTuple):
-    """Who runs: its interpreter, its command for a seed, whether it leaves a summary.json, and
-    whether it begins with an empty package cache."""
+    """Who runs, by which command for a seed, and whether it leaves a summary.json.
+
+    With `empty_cache` each of its runs begins without a compiled block.
+    """
 
     python: Path
     command: Callable[[int, Path], list[str]]

@@ -188,7 +188,7 @@ class LearnerConfig(Section):
     updates_per_call: AutoCount = "auto"
     """K updates per block; `auto` is the largest, up to 50, that fits the periods."""
     max_blocks_per_request: AutoCount = "auto"
-    """Async: a request grows up to this while the learner waits. `auto`: 4; with K set, 1."""
+    """Async: a request grows up to this while asking for it costs much. `auto`: 4; K set: 1."""
     updates_per_episode: Count | None = None
     """The course's schedule: after every episode exactly this many updates, then play again."""
     optimizer: Literal["sgd", "adam", "radam"] = "sgd"
