@@ -62,16 +62,23 @@ class SnapshotBroadcaster:
     def collect(self, timeout_s: float = 0.0) -> None:
         """Take acknowledgements that have come; with a timeout, wait that long for each next one.
 
-        One question to Ray for all that is on its way to all actors.
+        One question to Ray for all that is on its way to all actors. Each actor's are taken in the
+        order in which they were sent: Ray may tell of a later one first.
         """
-        while waiting := {ref: pending for pending in self._pending.values() for ref in pending}:
-            wanted = 1 if timeout_s else len(waiting)
-            ready, _ = ray.wait(list(waiting), num_returns=wanted, timeout=timeout_s)
+        while any(self._pending.values()):
+            if timeout_s:
+                asked, wanted = [pending[0] for pending in self._pending.values() if pending], 1
+            else:
+                asked = [ref for pending in self._pending.values() for ref in pending]
+                wanted = len(asked)
+            ready, _ = ray.wait(asked, num_returns=wanted, timeout=timeout_s)
             if not ready:
                 return
-            for ref in ready:
-                waiting[ref].remove(ref)
-            self._note(ready)
+            acknowledged: list[Any] = []
+            for pending in self._pending.values():
+                while pending and pending[0] in ready:
+                    acknowledged.append(pending.popleft())
+            self._note(acknowledged)
             if not timeout_s:
                 return
 

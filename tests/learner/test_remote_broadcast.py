@@ -90,3 +90,21 @@ def test_collect_logs_every_target_sync_that_was_acknowledged(by_hand):
 
     assert broadcaster.acknowledged_target_syncs == {0: [2, 4]}
     assert broadcaster.silent_slots == []
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, 1.0])
+def test_collect_keeps_the_order_of_sending_when_ray_tells_of_a_later_one_first(by_hand, timeout_s):
+    broadcaster = SnapshotBroadcaster()
+    broadcaster.set_actors({0: Actor(0)})
+    for version in (1, 2, 3, 4):
+        broadcaster.send(snapshot(version, is_target_sync=True))
+
+    by_hand.answered |= {(0, 1), (0, 3), (0, 4)}
+    broadcaster.collect(timeout_s)
+    assert broadcaster.acknowledged_target_syncs == {}
+    assert broadcaster.silent_slots == [0]
+
+    by_hand.answered |= {(0, 2)}
+    broadcaster.collect(timeout_s)
+    assert broadcaster.acknowledged_target_syncs == {0: [2, 4]}
+    assert broadcaster.silent_slots == []
