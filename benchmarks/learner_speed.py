@@ -29,16 +29,11 @@ from qfleet.common.envs import describe_environment
 from qfleet.config_loading import Config
 from qfleet.learner.block_inputs import initial_block_inputs
 from qfleet.learner.build_block import prebuild
-from qfleet.learner.compiled import (
-    CompiledBlock,
-    PackageSpec,
-    cpu_identity,
-    load_flat_block,
-    trace_block,
-)
+from qfleet.learner.compiled import CompiledBlock, load_flat_block, trace_block
 from qfleet.learner.fast_block import random_batches
 from qfleet.learner.learner import Learner
 from qfleet.learner.optimizers import Hyperparameters
+from qfleet.learner.package_spec import PackageSpec, cpu_identity
 from qfleet.learner.update import Batches, LearnerState, UpdateRule, copy_tensors, run_block
 
 WORKLOADS = {

@@ -6,7 +6,7 @@ asynchronous Ray loop pipelines the same steps in `remote.py`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -22,10 +22,8 @@ from qfleet.common.types import (
     ReplayStats,
     ShardSample,
 )
+from qfleet.learner.learner import Learner
 from qfleet.learner.sampling import assemble, split_draws
-
-if TYPE_CHECKING:  # it imports torch, and the driver of a fleet imports this module
-    from qfleet.learner.learner import Learner
 
 
 class ReplayReader(Protocol):

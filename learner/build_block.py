@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import torch
+from safetensors.numpy import save_file
 
 from qfleet.common.config import Config
 from qfleet.common.config_auto import resolve_config
@@ -25,14 +26,20 @@ from qfleet.common.errors import QfleetError
 from qfleet.common.threads import limit_threads
 from qfleet.common.types import EnvironmentSpec
 from qfleet.learner.block_inputs import initial_block_inputs
-from qfleet.learner.compiled import PackageError, PackageSpec, build_package, missing_compiler
+from qfleet.learner.compiled import build_package, eager_proof
 from qfleet.learner.package_cache import PackageCache, cache_directory
+from qfleet.learner.package_spec import (
+    PROOF_SUFFIX,
+    PackageError,
+    PackageSpec,
+    missing_compiler,
+)
 
 LOWEST_PRIORITY = 19
 _PARENT_POLL_S = 1.0
 
 
-def prebuild(config: Config, spec: EnvironmentSpec, dtype: torch.dtype | None = None) -> Path:
+def prebuild(config: Config, spec: EnvironmentSpec, dtype: str = "float32") -> Path:
     """The package of this configuration, compiled unless the cache has it; returns its path.
 
     Args:
@@ -48,15 +55,21 @@ def prebuild(config: Config, spec: EnvironmentSpec, dtype: torch.dtype | None = 
     missing = missing_compiler()
     if missing is not None:
         raise PackageError(f"{missing}; install g++ or name a compiler in CXX")
-    package = PackageSpec(config, spec, dtype or torch.float32)
-    rule, state, hyper = initial_block_inputs(config, spec, torch.device("cpu"), dtype)
+    package = PackageSpec(config, spec, dtype)
+    cast_to = None if dtype == "float32" else getattr(torch, dtype)
+    rule, state, hyper = initial_block_inputs(config, spec, torch.device("cpu"), cast_to)
 
     def build(path: Path) -> None:
         # The compiler's intermediate files go with the package's temporary folder.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(path.parent / "inductor")
         build_package(path, package, rule, state, hyper)
+        inputs, results = eager_proof(package, rule, state, hyper)
+        proof = {f"input/{i:04}": array for i, array in enumerate(inputs)}
+        proof.update({f"result/{i:04}": array for i, array in enumerate(results)})
+        save_file(proof, path.with_suffix(PROOF_SUFFIX))
 
-    return PackageCache(cache_directory()).get_or_build(package.describe(state), build)
+    description = package.describe(state.parameters, state.buffers)
+    return PackageCache(cache_directory()).get_or_build(description, build)
 
 
 def end_with_parent(parent_pid: int) -> None:

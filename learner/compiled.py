@@ -1,8 +1,9 @@
 """K updates as one compiled package: traced once, built by AOTInductor, called like the eager form.
 
-The learner calls a package behind `update.BlockFunction`; `build_block.py` makes one in a process
-of its own. What is traced is `update.run_block` itself, so a loss, an optimizer or a network gets
-its compiled form by existing there. Hyperparameters are inputs: another value needs no new package.
+`build_block.py` makes a package in a process of its own. Where torch is imported anyway it is
+called as a `CompiledBlock`, an `update.BlockFunction`; elsewhere by `package_backend.py`. What is
+traced is `update.run_block` itself, so a loss, an optimizer or a network gets its compiled form by
+existing there. Hyperparameters are inputs: another value needs no new package.
 
 Differs: from the eager form by rounding only (sums are taken in another order); each package is
 compared with it on random batches before it is used.
@@ -10,124 +11,22 @@ compared with it on random batches before it is used.
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import os
-import platform
-import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from qfleet.common import networks
-from qfleet.common.config import Config
-from qfleet.common.config_auto import updates_per_call
-from qfleet.common.networks import load_factory
-from qfleet.common.types import EnvironmentSpec
-from qfleet.learner.fast_block import LearnerPath, random_batches
+from qfleet.common.types import Array
+from qfleet.learner.backend import LearnerPath
+from qfleet.learner.fast_block import random_batches
 from qfleet.learner.flat_block import N_MEASURED, StateTaker, flat_block, flat_state
 from qfleet.learner.optimizers import Hyperparameters
+from qfleet.learner.package_spec import PackageError, PackageSpec
 from qfleet.learner.update import Batches, BlockResult, LearnerState, UpdateRule
 
-FORMAT_VERSION = 1
-"""Raised when inputs or outputs of a package change."""
-MAX_UPDATES_PER_CALL = 16
-"""Updates unrolled into one package; more cost compile time and gain nothing (measured)."""
-
 _MODEL_NAME = "model"
-_SOURCES = ("update", "losses", "optimizers", "flat_block", "compiled")
-
-
-class PackageError(Exception):
-    """A package cannot be built, loaded or trusted; the caller stays eager and says why."""
-
-
-@dataclass(frozen=True)
-class PackageSpec:
-    """The run that a package is for; runs with equal `describe` share one."""
-
-    config: Config
-    environment: EnvironmentSpec
-    dtype: torch.dtype = torch.float32
-
-    @property
-    def n_updates(self) -> int:
-        """Updates per call of the package: the largest divisor of a block that is unrolled."""
-        block = updates_per_call(self.config)
-        return next(k for k in range(MAX_UPDATES_PER_CALL, 0, -1) if block % k == 0)
-
-    def describe(self, state: LearnerState) -> dict[str, Any]:
-        """Everything that the machine code depends on, able to be written as JSON."""
-        learner = self.config.learner
-        return {
-            "format": FORMAT_VERSION,
-            "sources_sha256": _sources_sha256(self.config),
-            "network": self.config.network.model_dump(mode="json"),
-            "tensors": {
-                name: [str(t.dtype), list(t.shape)]
-                for name, t in {**state.parameters, **state.buffers}.items()
-            },
-            "n_trained": len(state.parameters),
-            "n_inputs": self.environment.n_inputs,
-            "n_actions": self.environment.n_actions,
-            "n_updates": self.n_updates,
-            "batch_size": learner.batch_size,
-            "loss": learner.loss,
-            "optimizer": learner.optimizer,
-            "double_q": learner.double_q,
-            "target_network": learner.target_network,
-            "polyak": learner.target_tau is not None,
-            "clip": learner.max_grad_norm is not None,
-            "dtype": str(self.dtype),
-            "threads": learner.num_cpus,
-            "torch": torch.__version__,
-            "system": f"{platform.system()} {platform.machine()}",
-            "cpu": cpu_identity(),
-        }
-
-
-def cpu_identity() -> str:
-    """CPU model, vector instructions as torch sees them, and a digest of all its flags."""
-    model, flags = platform.processor(), ""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                model = value.strip()
-            elif key.strip() == "flags":
-                flags = " ".join(sorted(value.split()))
-                break
-    except OSError:
-        pass
-    digest = hashlib.sha256(flags.encode()).hexdigest()[:12]
-    return f"{model} {torch.backends.cpu.get_cpu_capability()} {digest}"
-
-
-def _sources_sha256(config: Config) -> str:
-    """Digest of the code that is traced: ours and, where there is one, the network's factory."""
-    folder = Path(__file__).parent
-    files = [folder / f"{name}.py" for name in _SOURCES]
-    files.append(Path(networks.__file__))
-    if config.network.factory is not None:
-        factory = load_factory(config.network.factory, "network.factory")
-        source = inspect.getsourcefile(factory)
-        files.extend([Path(source)] if source else [])
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-def missing_compiler() -> str | None:
-    """Why nothing can be compiled here; None when a C++ compiler is found."""
-    wanted = os.environ.get("CXX", "g++")
-    if shutil.which(wanted) is not None:
-        return None
-    return f"no C++ compiler: `{wanted}` is not on the PATH"
 
 
 def _norms(tensors: list[Tensor], order: float = 2, dtype: None = None) -> list[Tensor]:
@@ -161,14 +60,32 @@ def _fuse_global_norm(graph: torch.fx.Graph) -> None:
     graph.eliminate_dead_code()
 
 
+def _flat_inputs(
+    spec: PackageSpec, state: LearnerState, hyper: Hyperparameters
+) -> tuple[Tensor, ...]:
+    """A call's inputs: `state`, batches of noise and the rates."""
+    dtype = getattr(torch, spec.dtype)
+    batches = random_batches(spec.config, spec.environment, spec.n_updates, dtype)
+    return (*flat_state(state), *batches, *hyper)
+
+
+def eager_proof(
+    spec: PackageSpec, rule: UpdateRule, state: LearnerState, hyper: Hyperparameters
+) -> tuple[list[Array], list[Array]]:
+    """Inputs of a package's call and what the eager form makes of them, in a package's order."""
+    inputs = _flat_inputs(spec, state, hyper)
+    results = flat_block(rule, state)(*inputs)
+    arrays = [[t.detach().numpy().copy() for t in tensors] for tensors in (inputs, results)]
+    return arrays[0], arrays[1]
+
+
 def trace_block(
     spec: PackageSpec, rule: UpdateRule, state: LearnerState, hyper: Hyperparameters
 ) -> tuple[torch.fx.GraphModule, tuple[Tensor, ...]]:
     """`run_block` with its gradients as one graph of tensor operations, and inputs to call it."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    batches = random_batches(spec.config, spec.environment, spec.n_updates, spec.dtype)
-    flat = (*flat_state(state), *batches, *hyper)
+    flat = _flat_inputs(spec, state, hyper)
     decompositions = {torch.ops.aten._foreach_norm.Scalar: _norms}
     module = make_fx(flat_block(rule, state), decomposition_table=decompositions)(*flat)
     _fuse_global_norm(module.graph)

@@ -20,12 +20,8 @@ from torch import Tensor
 from qfleet.common.config import Config
 from qfleet.common.config_auto import updates_per_call
 from qfleet.common.types import EnvironmentSpec
-from qfleet.learner.fast_block import (
-    FLOAT32_TOLERANCE,
-    LearnerPath,
-    distance_from_eager,
-    random_batches,
-)
+from qfleet.learner.backend import FLOAT32_TOLERANCE, LearnerPath
+from qfleet.learner.fast_block import distance_from_eager, random_batches
 from qfleet.learner.flat_block import N_MEASURED, StateTaker, flat_block, flat_state
 from qfleet.learner.optimizers import Hyperparameters
 from qfleet.learner.update import (

@@ -1,19 +1,19 @@
 """What a fast form of the K-update block promises, and the proof that it computes the eager one's.
 
-Called by `learner_path.py` and the two fast forms, the compiled package and the CUDA graph. Neither
-is used before it has been compared here.
+Called by `starting_block.py` and the two fast forms, the compiled package and the CUDA graph.
+Neither is used before it has been compared with the eager form.
 """
 
 from __future__ import annotations
 
-import sys
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from qfleet.common.config import Config
 from qfleet.common.types import EnvironmentSpec
+from qfleet.learner.backend import LearnerPath
 from qfleet.learner.flat_block import flat_state
 from qfleet.learner.optimizers import Hyperparameters
 from qfleet.learner.update import (
@@ -25,12 +25,6 @@ from qfleet.learner.update import (
     copy_tensors,
     run_block,
 )
-
-LearnerPath = Literal["eager", "compiled", "cuda graph"]
-"""How blocks are computed; `learner_path` of a run's summary."""
-
-FLOAT32_TOLERANCE = 1e-3
-"""Largest relative distance from eager after one call in float32; rounding gives about 1e-6."""
 
 
 class FastBlock(Protocol):
@@ -105,13 +99,3 @@ def _relative_distance(expected: Tensor, got: Tensor) -> float:
     scale = a.abs().max().clamp(min=1e-12)
     distance = float((a - b).abs().max() / scale)
     return distance if distance == distance else float("inf")
-
-
-_said: set[str] = set()
-
-
-def say_once(text: str) -> None:
-    """One line on standard error, the first time only: the learner's path changed or could not."""
-    if text not in _said:
-        _said.add(text)
-        print(f"qfleet: {text}", file=sys.stderr, flush=True)

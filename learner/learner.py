@@ -1,18 +1,17 @@
 """The learner's core: owns the networks, runs blocks of updates, says when targets were synced.
 
 Driven by hand in tests, by the round loop in the local runtime and by the Ray shell. No Ray, no
-threads, no clock. Source: Mnih et al. 2013 and 2015 (DQN).
+threads, no clock; what computes is a `LearnerBackend`. Source: Mnih et al. 2013 and 2015 (DQN).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
-import torch
-from torch import Tensor
 
 from qfleet.common.config import Config
 from qfleet.common.errors import CheckpointError, InvariantError, NonFiniteError
-from qfleet.common.networks import Tensors, to_arrays
 from qfleet.common.params import params_sha256
 from qfleet.common.types import (
     Array,
@@ -23,13 +22,8 @@ from qfleet.common.types import (
     ReplaySample,
     TargetSyncEvent,
 )
-from qfleet.learner.batch_stager import BatchStager
-from qfleet.learner.block_inputs import initial_block_inputs
-from qfleet.learner.compiled import PackageSpec
-from qfleet.learner.fast_block import LearnerPath
-from qfleet.learner.learner_path import load_package, starting_block
-from qfleet.learner.optimizers import OptimizerState
-from qfleet.learner.update import Batches, BlockResult, LearnerState, copy_tensors, run_block
+from qfleet.learner.backend import GROUPS, Groups, LearnerPath, Measured
+from qfleet.learner.learner_path import starting_backend, torch_backend
 
 _STATS = ("loss", "q_mean", "td_error_abs_mean", "grad_norm")
 
@@ -43,15 +37,10 @@ class Learner:
     """
 
     def __init__(self, config: Config, spec: EnvironmentSpec, device: str = "cpu") -> None:
+        self._config, self._spec, self._device = config, spec, device
         self._learner = config.learner
         self._is_lockstep = config.effective_schedule == "lockstep"
-        self._device = torch.device(device)
-        self._package = PackageSpec(config, spec)
-        self._rule, self._state, self._hyper = initial_block_inputs(config, spec, self._device)
-        self._stager = BatchStager(self._device)
-        self._fast = starting_block(
-            self._package, self._rule, self._state, self._hyper, self._device
-        )
+        self._backend = starting_backend(config, spec, device)
         self.learner_steps = 0
         self.target_syncs: list[TargetSyncEvent] = []
         """Every hard sync of this run so far."""
@@ -73,21 +62,12 @@ class Learner:
 
         Call between two blocks. Returns whether the path is compiled now.
         """
-        self._fast = load_package(self._package, self._rule, self._state, self._hyper)
-        return self._fast is not None
+        return self._backend.take_package()
 
     @property
     def path(self) -> LearnerPath:
         """How blocks are computed; changes between two blocks only."""
-        return "eager" if self._fast is None else self._fast.path
-
-    def _run_block(self, batches: Batches) -> BlockResult:
-        """On the fast path where there is one and the batches are of the configured size."""
-        if self._fast is not None and self._fast.fits(batches):
-            return self._fast(self._state, batches, self._hyper)
-        # Training forwards update buffers in place: a refused block must not leave its NaN there.
-        state = self._state._replace(buffers=copy_tensors(self._state.buffers))
-        return run_block(self._rule, state, batches, self._hyper)
+        return self._backend.path
 
     def update_block(self, sample: ReplaySample) -> Array:
         """K updates; returns |TD errors| `float64 [K, B]` for the priorities.
@@ -99,28 +79,28 @@ class Learner:
                 is then as before the block.
         """
         first_step = self.learner_steps + 1
-        result = self._run_block(self._stager.stage(sample))
-        errors = result.td_errors_abs.cpu().numpy().astype(np.float64)
-        losses = result.losses.cpu().numpy()
-        norms = result.grad_norms.cpu().numpy()
-        if not all(np.isfinite(values).all() for values in (errors, losses, norms)):
+        measured = self._backend.run(sample)
+        if not all(
+            np.isfinite(values).all()
+            for values in (measured.td_errors_abs, measured.losses, measured.grad_norms)
+        ):
             raise NonFiniteError(
                 f"training diverged: a TD error, loss or gradient is not finite in updates "
                 f"{first_step}…{first_step + sample.n_batches - 1}; try a smaller "
                 "learner.learning_rate or set learner.max_grad_norm"
             )
-        self._state = result.state
+        self._backend.accept()
         self.learner_steps += sample.n_batches
-        self._add_stats(result.losses, result.q_means, errors, norms)
+        self._add_stats(measured)
         self._sync_if_due()
-        return errors
+        return measured.td_errors_abs
 
-    def _add_stats(self, losses: Tensor, q_means: Tensor, errors: Array, norms: Array) -> None:
-        n_batches = len(norms)
-        self._sums["loss"] += float(losses.sum())
-        self._sums["q_mean"] += float(q_means.sum())
-        self._sums["td_error_abs_mean"] += float(errors.mean()) * n_batches
-        self._sums["grad_norm"] += float(norms.sum())
+    def _add_stats(self, measured: Measured) -> None:
+        n_batches = len(measured.losses)
+        self._sums["loss"] += float(measured.losses.sum())
+        self._sums["q_mean"] += float(measured.q_means.sum())
+        self._sums["td_error_abs_mean"] += float(measured.td_errors_abs.mean()) * n_batches
+        self._sums["grad_norm"] += float(measured.grad_norms.sum())
         self._updates_in_sums += n_batches
 
     def _sync_if_due(self) -> None:
@@ -134,10 +114,7 @@ class Learner:
 
     def _sync_target(self) -> None:
         """Copy online to target, parameters and buffers, and publish it as the new target."""
-        self._state = self._state._replace(
-            target_parameters=copy_tensors(self._state.parameters),
-            target_buffers=copy_tensors(self._state.buffers),
-        )
+        self._backend.sync_target()
         self.publish(is_target_sync=True)
         self.target_syncs.append(TargetSyncEvent(self.learner_steps, self._version))
 
@@ -169,11 +146,11 @@ class Learner:
 
     def params(self) -> dict[str, Array]:
         """The online network's parameters and buffers as arrays."""
-        return to_arrays({**self._state.parameters, **self._state.buffers})
+        return self._backend.online()
 
     def target_params(self) -> dict[str, Array]:
         """The target network's parameters and buffers; empty without a target network."""
-        return to_arrays({**self._state.target_parameters, **self._state.target_buffers})
+        return self._backend.target()
 
     def params_sha256(self) -> str:
         """Fingerprint of the online network."""
@@ -191,9 +168,7 @@ class Learner:
 
     def capture(self) -> Capture:
         """Networks, optimizer, counters and the log of target syncs."""
-        arrays: dict[str, Array] = {}
-        for group, tensors in self._tensor_groups().items():
-            arrays.update({f"{group}/{name}": a for name, a in to_arrays(tensors).items()})
+        arrays = _flat(self._backend.groups())
         meta = {
             "path": self.path,
             "learner_steps": self.learner_steps,
@@ -207,35 +182,20 @@ class Learner:
         }
         return Capture(meta, arrays)
 
-    def _tensor_groups(self) -> dict[str, Tensors]:
-        state = self._state
-        names = list(state.parameters)
-        return {
-            "online": {**state.parameters, **state.buffers},
-            "target": {**state.target_parameters, **state.target_buffers},
-            "first": dict(zip(names, state.optimizer.first, strict=False)),
-            "second": dict(zip(names, state.optimizer.second, strict=False)),
-            "optimizer": {"step": state.optimizer.step},
-        }
-
     def restore(self, capture: Capture) -> None:
         """Continue from a capture; the latest parameters and the target are queued for receivers.
 
         Raises:
             CheckpointError: when names, shapes or dtypes are not this network's, listing them.
         """
-        wanted = {
-            f"{group}/{name}": tensor
-            for group, tensors in self._tensor_groups().items()
-            for name, tensor in tensors.items()
-        }
+        wanted = _flat(self._backend.groups())
         differing = sorted(
             name
             for name in wanted.keys() | capture.arrays.keys()
             if name not in wanted
             or name not in capture.arrays
-            or tuple(wanted[name].shape) != capture.arrays[name].shape
-            or wanted[name].dtype != torch.from_numpy(capture.arrays[name]).dtype
+            or wanted[name].shape != capture.arrays[name].shape
+            or wanted[name].dtype != capture.arrays[name].dtype
         )
         if differing:
             raise CheckpointError(f"the checkpoint's network differs in {', '.join(differing)}")
@@ -244,8 +204,8 @@ class Learner:
             and self._learner.compile == "auto"
             and capture.meta["path"] == "eager"
         ):
-            self._fast = None  # Continue on the path that the run began with: same bits.
-        self._load({n: torch.from_numpy(np.array(a)) for n, a in capture.arrays.items()})
+            self._stay_eager()
+        self._backend.load(_grouped(capture.arrays))
         self.learner_steps = capture.meta["learner_steps"]
         self._version = capture.meta["version"]
         self.fleet_env_steps = capture.meta["fleet_env_steps"]
@@ -255,6 +215,12 @@ class Learner:
         self._sums = dict(capture.meta["sums"])
         self._updates_in_sums = capture.meta["updates_in_sums"]
         self._outbox = self.current_snapshots()
+
+    def _stay_eager(self) -> None:
+        """Go on as the run began, with the same bits."""
+        off = self._learner.model_copy(update={"compile": "off"})
+        config = self._config.model_copy(update={"learner": off})
+        self._backend = torch_backend(config, self._spec, self._device)
 
     def keep_versions_above(self, version: int) -> None:
         """Number the next snapshot above `version`; a learner rolled back must not repeat one."""
@@ -268,49 +234,26 @@ class Learner:
         Raises:
             CheckpointError: when names or shapes are not this network's, listing them.
         """
-        wanted = {**self._state.parameters, **self._state.buffers}
+        groups = self._backend.groups()
+        wanted = groups["online"]
         differing = sorted(
             name
             for name in wanted.keys() | arrays.keys()
-            if name not in wanted
-            or name not in arrays
-            or tuple(wanted[name].shape) != arrays[name].shape
+            if name not in wanted or name not in arrays or wanted[name].shape != arrays[name].shape
         )
         if differing:
             raise CheckpointError(f"the other run's network differs in {', '.join(differing)}")
-        tensors = {n: torch.from_numpy(np.array(a)).to(self._device) for n, a in arrays.items()}
-        self._state = self._state._replace(
-            parameters={name: tensors[name] for name in self._state.parameters},
-            buffers={name: tensors[name] for name in self._state.buffers},
-        )
+        groups["online"] = {
+            name: np.asarray(arrays[name], old.dtype) for name, old in wanted.items()
+        }
+        self._backend.load(groups)
         self._outbox, self.target_syncs = [], []
         if self._has_hard_syncs:
             self._sync_target()
             return
         if self._learner.target_network:  # averaged: the target begins at the online network
-            self._state = self._state._replace(
-                target_parameters=copy_tensors(self._state.parameters),
-                target_buffers=copy_tensors(self._state.buffers),
-            )
+            self._backend.sync_target()
         self.publish()
-
-    def _load(self, tensors: Tensors) -> None:
-        def group(prefix: str, names: Tensors | list[str]) -> Tensors:
-            return {name: tensors[f"{prefix}/{name}"].to(self._device) for name in names}
-
-        state = self._state
-        names = list(state.parameters)
-        self._state = LearnerState(
-            group("online", state.parameters),
-            group("online", state.buffers),
-            group("target", state.target_parameters),
-            group("target", state.target_buffers),
-            OptimizerState(
-                list(group("first", names).values()),
-                list(group("second", names).values()) if state.optimizer.second else [],
-                tensors["optimizer/step"].to(self._device),
-            ),
-        )
 
     def current_snapshots(self) -> list[ParamsSnapshot]:
         """What a new receiver needs: the target's snapshot and, when it is newer, the latest.
@@ -333,11 +276,25 @@ class Learner:
 
     def check_valid(self) -> None:
         """Raise `InvariantError` unless the state is one that updates can lead to."""
-        state = self._state
-        if self._learner.target_network and list(state.parameters) != list(state.target_parameters):
+        online = self.params()
+        if self._learner.target_network and list(online) != list(self.target_params()):
             raise InvariantError("online and target network have different parameters")
-        if any(not torch.isfinite(p).all() for p in state.parameters.values()):
+        if any(not np.isfinite(array).all() for array in online.values()):
             raise InvariantError("a parameter is not finite")
         versions = [event.version for event in self.target_syncs]
         if versions != sorted(set(versions)) or (versions and versions[-1] > self._version):
             raise InvariantError(f"target-sync versions {versions} do not grow to {self._version}")
+
+
+def _flat(groups: Groups) -> dict[str, Array]:
+    """As a capture holds them, under `group/name`."""
+    return {f"{group}/{name}": array for group in GROUPS for name, array in groups[group].items()}
+
+
+def _grouped(arrays: Mapping[str, Array]) -> Groups:
+    """The inverse of `_flat`."""
+    groups: Groups = {group: {} for group in GROUPS}
+    for key, array in arrays.items():
+        group, _, name = key.partition("/")
+        groups[group][name] = array
+    return groups

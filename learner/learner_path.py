@@ -1,10 +1,10 @@
-"""Which form of the block a run uses: eager, a CUDA graph or a compiled package, and since when.
+"""What a run's updates are computed with: machine code alone or PyTorch, and since when.
 
 Called by the learner at its start and, in asynchronous runs, by its Ray shell between two blocks.
-On a GPU the block is recorded as a CUDA graph at the start: a handful of eager blocks' time. On a
-CPU with `learner.compile: auto` a package in the cache is used from the first update on; a missing
-one is built only by an asynchronous run, in a process of its own, when the rest of the run is long
-enough for it. Lockstep decides once, at the start: eager and compiled differ in their last bits.
+On a CPU with `learner.compile: auto` a package in the cache is used from the first update on; a
+missing one is built only by an asynchronous run, in a process of its own, when the rest of the run
+is long enough for it. Lockstep decides once, at the start: eager and compiled differ in their last
+bits. No torch here: a learner that begins with a package does without.
 """
 
 from __future__ import annotations
@@ -13,35 +13,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
-
-import torch
 
 from qfleet.common.config import Config
 from qfleet.common.errors import ConfigError
 from qfleet.common.types import EnvironmentSpec
-from qfleet.learner.compiled import (
-    CompiledBlock,
-    PackageError,
-    PackageSpec,
-    load_flat_block,
-    missing_compiler,
-)
-from qfleet.learner.cuda_graph import CaptureError, record_block
-from qfleet.learner.fast_block import (
-    FLOAT32_TOLERANCE,
-    FastBlock,
-    LearnerPath,
-    distance_from_eager,
-    random_batches,
-    say_once,
-)
-from qfleet.learner.optimizers import Hyperparameters
-from qfleet.learner.package_cache import PackageCache, cache_directory, package_key
-from qfleet.learner.update import LearnerState, UpdateRule
+from qfleet.learner.backend import LearnerBackend, LearnerPath
+from qfleet.learner.notices import say_once
+from qfleet.learner.package_backend import load_package_backend
+from qfleet.learner.package_spec import missing_compiler
 
 BUILD_S = 80.0
 """What building one package takes beside a fleet that keeps two cores busy (measured; 25 alone)."""
@@ -54,95 +35,26 @@ _POLL_S = 0.5
 _END_TIMEOUT_S = 5.0
 
 
-def starting_block(
-    spec: PackageSpec,
-    rule: UpdateRule,
-    state: LearnerState,
-    hyper: Hyperparameters,
-    device: torch.device,
-) -> FastBlock | None:
-    """What a run begins with on `device`; None for the eager form.
+def starting_backend(config: Config, spec: EnvironmentSpec, device: str) -> LearnerBackend:
+    """What a run begins with on `device`.
 
     Raises:
         ConfigError: when `learner.compile` is `required` and there is no fast form, with the
             remedy.
     """
-    mode = spec.config.learner.compile
-    if mode == "off":
-        return None
-    if device.type == "cuda":
-        return _graph(spec, rule, state, hyper)
-    block = load_package(spec, rule, state, hyper)
-    if block is None and mode == "required":
-        build_required(spec.config, spec.environment)
-        block = load_package(spec, rule, state, hyper)
-        if block is None:
-            raise ConfigError(
-                "learner.compile = required: the block was compiled but cannot be used (see the "
-                "message above); use --learner.compile off"
-            )
-    return block
+    # A custom network is made by its factory, so torch is there in any case.
+    if device == "cpu" and config.learner.compile != "off" and config.network.factory is None:
+        backend = load_package_backend(config, spec)
+        if backend is not None:
+            return backend
+    return torch_backend(config, spec, device)
 
 
-def _graph(
-    spec: PackageSpec, rule: UpdateRule, state: LearnerState, hyper: Hyperparameters
-) -> FastBlock | None:
-    try:
-        return record_block(spec.config, spec.environment, rule, state, hyper)
-    except CaptureError as error:
-        if spec.config.learner.compile == "required":
-            raise ConfigError(
-                f"learner.compile = required: the block cannot be recorded as a CUDA graph: "
-                f"{error}; use --learner.compile auto or off to train with eager PyTorch"
-            ) from error
-        say_once(f"the learner stays eager PyTorch: no CUDA graph: {error}")
-        return None
+def torch_backend(config: Config, spec: EnvironmentSpec, device: str) -> LearnerBackend:
+    """PyTorch on `device`, with the fast form of `learner.compile` where there is one."""
+    from qfleet.learner.torch_backend import TorchBackend  # takes half a second to import
 
-
-def load_package(
-    spec: PackageSpec, rule: UpdateRule, state: LearnerState, hyper: Hyperparameters
-) -> CompiledBlock | None:
-    """The cached block, once it has been compared with the eager form; None when there is none.
-
-    A package that is damaged, does not load or gives other results is removed, which is said.
-    """
-    cache, key = PackageCache(cache_directory()), package_key(spec.describe(state))
-    path = cache.find(key)
-    if path is None:
-        if cache.is_damaged(key):
-            _remove(cache, key, "is damaged")
-        return None
-    try:
-        block = CompiledBlock(load_flat_block(path), spec)
-        with _threads(spec.config.learner.num_cpus):
-            batches = random_batches(spec.config, spec.environment, spec.n_updates, spec.dtype)
-            distance = distance_from_eager(block, batches, rule, state, hyper)
-    except (PackageError, RuntimeError) as error:
-        _remove(cache, key, str(error).splitlines()[0])
-        return None
-    if distance > FLOAT32_TOLERANCE:
-        _remove(cache, key, f"differs from eager PyTorch by {distance:.1e}")
-        return None
-    return block
-
-
-@contextmanager
-def _threads(n_threads: int) -> Iterator[None]:
-    """The learner's number of threads, which its process may not have set yet."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(n_threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _remove(cache: PackageCache, key: str, reason: str) -> None:
-    say_once(f"the compiled learner block in {cache.directory} is removed: {reason}")
-    try:
-        cache.discard(key)
-    except OSError as error:
-        say_once(f"it could not be removed: {error}")
+    return TorchBackend(config, spec, device)
 
 
 def build_required(config: Config, spec: EnvironmentSpec) -> None:

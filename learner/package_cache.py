@@ -19,10 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from qfleet.common.errors import InvariantError, WaitTimeoutError
+from qfleet.learner.notices import say_once
+from qfleet.learner.package_spec import PROOF_SUFFIX
 
 LOCK_TIMEOUT_S = 900.0
 """How long one process waits for another that compiles the same package."""
 _LOCK_POLL_S = 0.2
+_PACKAGE_SUFFIX = ".pt2"
 
 
 def cache_directory() -> Path:
@@ -38,9 +41,9 @@ def package_key(description: Mapping[str, Any]) -> str:
 
 
 class PackageCache:
-    """A directory of `<key>.pt2` beside `<key>.json`.
+    """A directory of `<key>.pt2`, mostly with a `<key>.proof`, beside `<key>.json`.
 
-    Invariants: the JSON file is written last and holds the package's digest, so a package that was
+    Invariants: the JSON file is written last and holds the others' digests, so a package that was
     not written to its end, or has changed since, is not found; nothing is ever written in place.
     """
 
@@ -51,19 +54,32 @@ class PackageCache:
         """The package, when it is there and whole."""
         package = self._package(key)
         try:
-            entry = json.loads(self._entry(key).read_text())
-            is_whole = _sha256(package) == entry["sha256"]
-        except (OSError, ValueError, KeyError, TypeError):
+            digests = json.loads(self._entry(key).read_text())["sha256"]
+            is_whole = _PACKAGE_SUFFIX in digests and all(
+                _sha256(package.with_suffix(suffix)) == digest for suffix, digest in digests.items()
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         return package if is_whole else None
 
-    def is_damaged(self, key: str) -> bool:
-        """Whether a package was finished under this key but is no longer whole."""
-        return self._entry(key).exists() and self.find(key) is None
+    def find_or_remove(self, key: str) -> Path | None:
+        """As `find`; one that was finished and is no longer whole is removed, which is said."""
+        package = self.find(key)
+        if package is None and self._entry(key).exists():
+            self.remove(key, "is damaged")
+        return package
+
+    def remove(self, key: str, reason: str) -> None:
+        """Forget a package that cannot be used, and say why."""
+        say_once(f"the compiled learner block in {self.directory} is removed: {reason}")
+        try:
+            self.discard(key)
+        except OSError as error:
+            say_once(f"it could not be removed: {error}")
 
     def discard(self, key: str) -> None:
         """Forget a package."""
-        for path in (self._entry(key), self._package(key)):
+        for path in (self._entry(key), *self._files(key)):
             path.unlink(missing_ok=True)
 
     def get_or_build(
@@ -73,6 +89,8 @@ class PackageCache:
         timeout_s: float = LOCK_TIMEOUT_S,
     ) -> Path:
         """The package, built by `build(path)` unless it is there; one process builds at a time.
+
+        `build` may leave a proof beside it, under the same name with `PROOF_SUFFIX`.
 
         Raises:
             OSError: when the directory cannot be written.
@@ -87,21 +105,23 @@ class PackageCache:
             for left_over in self.directory.glob(f".{key}-*"):  # of a build that was ended
                 shutil.rmtree(left_over, ignore_errors=True)
             with tempfile.TemporaryDirectory(dir=self.directory, prefix=f".{key}-") as folder:
-                built = Path(folder) / "package.pt2"
+                built = Path(folder) / f"package{_PACKAGE_SUFFIX}"
                 started_s = time.perf_counter()
                 build(built)
+                files = [path for path in _with_proof(built) if path.exists()]
                 entry = {
-                    "sha256": _sha256(built),
+                    "sha256": {path.suffix: _sha256(path) for path in files},
                     "bytes": built.stat().st_size,
                     "build_s": round(time.perf_counter() - started_s, 1),
                     "compiled_for": dict(description),
                 }
                 entry_file = Path(folder) / "entry.json"
                 entry_file.write_text(json.dumps(entry, indent=1, sort_keys=True) + "\n")
-                for path in (built, entry_file):
+                for path in (*files, entry_file):
                     _flush(path)
                 self._entry(key).unlink(missing_ok=True)
-                os.replace(built, self._package(key))
+                for path in files:
+                    os.replace(path, self._package(key).with_suffix(path.suffix))
                 os.replace(entry_file, self._entry(key))
         return self._package(key)
 
@@ -113,7 +133,10 @@ class PackageCache:
             raise InvariantError(f"packages are not what was written: {', '.join(damaged)}")
 
     def _package(self, key: str) -> Path:
-        return self.directory / f"{key}.pt2"
+        return self.directory / f"{key}{_PACKAGE_SUFFIX}"
+
+    def _files(self, key: str) -> tuple[Path, Path]:
+        return _with_proof(self._package(key))
 
     def _entry(self, key: str) -> Path:
         return self.directory / f"{key}.json"
@@ -137,6 +160,10 @@ class PackageCache:
                         ) from error
                     time.sleep(_LOCK_POLL_S)
             yield
+
+
+def _with_proof(package: Path) -> tuple[Path, Path]:
+    return package, package.with_suffix(PROOF_SUFFIX)
 
 
 def _sha256(path: Path) -> str:

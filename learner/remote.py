@@ -38,6 +38,8 @@ from qfleet.common.types import (
 )
 from qfleet.common.wire import decode_capture, encode_capture, encode_parts
 from qfleet.learner.block_runner import BlockPlanner, run_blocks
+from qfleet.learner.learner import Learner
+from qfleet.learner.learner_path import PathUpgrade, Progress
 from qfleet.learner.remote_broadcast import SnapshotBroadcaster
 from qfleet.learner.remote_replay import RemoteReplay
 from qfleet.learner.sampling import slices
@@ -75,9 +77,6 @@ class LearnerShell:
         for path in reversed(import_paths):
             if path not in sys.path:
                 sys.path.insert(0, path)
-        from qfleet.learner.learner import Learner  # here and not above: they import torch
-        from qfleet.learner.learner_path import PathUpgrade
-
         limit_threads(num_cpus)
         config = Config.model_validate_json(config_json)
         self._eval_period = config.eval.period_learner_steps
@@ -331,8 +330,6 @@ class LearnerShell:
         if evaluate:
             self._for_evaluation = encode_snapshot(self._core.current_snapshots()[-1])
             self._evaluation_due.set()
-        from qfleet.learner.learner_path import Progress
-
         clock.lap(COPYING)
         core, update_s = self._core, clock.seconds[LEARNING] + clock.seconds[COPYING]
         progress = Progress(time.perf_counter(), core.learner_steps, core.fleet_env_steps, update_s)

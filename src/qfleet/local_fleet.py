@@ -82,7 +82,7 @@ class LocalFleet:
     ) -> None:
         self._config, self._spec = config, spec
         self._learner = Learner(config, spec, device)
-        # After torch is imported, so that the learner's limit reaches it; the actors' networks are
+        # After PyTorch's library is loaded, so that the limit reaches it; the actors' networks are
         # too small for BLAS to use more than one thread.
         limit_threads(config.learner.num_cpus)
         self._planner = BlockPlanner(config)

@@ -188,7 +188,7 @@ def _train_in(
             artifacts=Artifacts(directory.path),
         )
         if config.runtime == "local" and session.artifacts is not None:
-            # Its second core is idle while torch is imported; a Ray run starts its roles on it.
+            # A local run leaves the second core idle; a Ray run starts its roles on it.
             session.artifacts.prepare()
         for reason in point.skipped if point else ():
             session.incident(f"a damaged checkpoint was passed over: {reason}")

@@ -1,7 +1,11 @@
+import gc
+import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,30 +13,32 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from qfleet.common.config import Config
 from qfleet.common.errors import ConfigError, NonFiniteError
 from qfleet.common.types import EnvironmentSpec, ReplaySample
-from qfleet.learner import fast_block, learner_path
+from qfleet.learner import learner_path, notices, package_backend
 from qfleet.learner.block_inputs import initial_block_inputs
 from qfleet.learner.build_block import prebuild
-from qfleet.learner.compiled import (
-    CompiledBlock,
-    PackageSpec,
-    load_flat_block,
-    trace_block,
-)
+from qfleet.learner.compiled import CompiledBlock, load_flat_block, trace_block
 from qfleet.learner.fast_block import distance_from_eager, random_batches
+from qfleet.learner.flat_block import flat_block
+from qfleet.learner.initial_network import initial_network
 from qfleet.learner.learner import Learner
 from qfleet.learner.learner_path import (
     BuildProcess,
     PathUpgrade,
     Progress,
     eager_s_left,
-    load_package,
 )
+from qfleet.learner.libtorch import libtorch
 from qfleet.learner.optimizers import Hyperparameters
+from qfleet.learner.package_backend import PackageBackend
 from qfleet.learner.package_cache import PackageCache, cache_directory, package_key
+from qfleet.learner.package_spec import PackageError, PackageSpec
+from qfleet.learner.starting_block import load_package
+from qfleet.learner.torch_backend import TorchBackend
 from qfleet.learner.update import Batches, LearnerState, UpdateRule, copy_tensors, run_block
 
 torch.set_num_threads(1)  # these networks are too small for more
@@ -85,7 +91,12 @@ class Inputs(NamedTuple):
 
 
 def inputs_of(spec: PackageSpec) -> Inputs:
-    return Inputs(*initial_block_inputs(spec.config, SPEC, CPU, spec.dtype))
+    return Inputs(*initial_block_inputs(spec.config, SPEC, CPU, getattr(torch, spec.dtype)))
+
+
+def described(spec: PackageSpec) -> dict[str, Any]:
+    state = inputs_of(spec).state
+    return spec.describe(state.parameters, state.buffers)
 
 
 def learnable_batches(seed: int, spec: PackageSpec, n_updates: int) -> Batches:
@@ -96,7 +107,7 @@ def learnable_batches(seed: int, spec: PackageSpec, n_updates: int) -> Batches:
     returns = observations[0].sum(axis=-1) * 0.3
 
     def tensor(array: Any) -> torch.Tensor:
-        return torch.as_tensor(array, dtype=spec.dtype)
+        return torch.as_tensor(array, dtype=getattr(torch, spec.dtype))
 
     return Batches(
         tensor(observations[0]),
@@ -164,7 +175,7 @@ def warm(built_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     root = tmp_path / "warm"
     shutil.copytree(built_cache, root)
     monkeypatch.setenv("QFLEET_CACHE", str(root))
-    monkeypatch.setattr(fast_block, "_said", set())
+    monkeypatch.setattr(notices, "_said", set())
     return PackageSpec(small_config(), SPEC)
 
 
@@ -181,7 +192,7 @@ def loaded(spec: PackageSpec, inputs: Inputs) -> CompiledBlock:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_trace_block_1000_updates_float64_equal_eager(name: str) -> None:
-    spec = PackageSpec(small_config(**VARIANTS[name]), SPEC, torch.float64)
+    spec = PackageSpec(small_config(**VARIANTS[name]), SPEC, "float64")
     inputs = inputs_of(spec)
     graph, _ = trace_block(spec, *inputs)
     block = CompiledBlock(lambda flat: graph(*flat), spec)
@@ -198,9 +209,9 @@ def test_compiled_1000_updates_float32_equal_eager(warm: PackageSpec) -> None:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_compiled_1000_updates_float64_equal_eager(name: str) -> None:
-    spec = PackageSpec(small_config(**VARIANTS[name]), SPEC, torch.float64)
+    spec = PackageSpec(small_config(**VARIANTS[name]), SPEC, "float64")
     inputs = inputs_of(spec)
-    path = prebuild(spec.config, SPEC, torch.float64)
+    path = prebuild(spec.config, SPEC, "float64")
     block = CompiledBlock(load_flat_block(path), spec)
     assert distance_after_1000_updates(block, spec, inputs) < FLOAT64_TOLERANCE
 
@@ -292,14 +303,6 @@ def test_learner_with_package_trains_to_the_eager_result(
     learners["auto"].check_valid()
 
 
-def test_learner_block_that_the_package_does_not_fit_is_eager(warm: PackageSpec) -> None:
-    learner, eager = Learner(warm.config, SPEC), Learner(small_config(compile="off"), SPEC)
-    assert learner.path == "compiled"
-    for one in (learner, eager):
-        one.update_block(sample(1, k=3))
-    assert learner.params_sha256() == eager.params_sha256()
-
-
 def test_learner_compiled_block_that_diverges_changes_nothing(warm: PackageSpec) -> None:
     learner = Learner(warm.config, SPEC)
     before = learner.params_sha256()
@@ -328,7 +331,7 @@ def test_learner_damaged_package_is_removed_and_said_once(
     warm: PackageSpec, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cache = PackageCache(cache_directory())
-    key = package_key(warm.describe(inputs_of(warm).state))
+    key = package_key(described(warm))
     path = cache.find(key)
     assert path is not None
     path.write_bytes(path.read_bytes()[:-1])
@@ -341,11 +344,11 @@ def test_learner_damaged_package_is_removed_and_said_once(
 def test_load_package_that_is_no_package_is_removed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(fast_block, "_said", set())
+    monkeypatch.setattr(notices, "_said", set())
     spec = PackageSpec(small_config(), SPEC)
     inputs = inputs_of(spec)
     cache = PackageCache(cache_directory())
-    cache.get_or_build(spec.describe(inputs.state), lambda path: path.write_bytes(b"text") and None)
+    cache.get_or_build(described(spec), lambda path: path.write_bytes(b"text") and None)
     assert load_package(spec, *inputs) is None
     assert "cannot load" in capsys.readouterr().err
     assert list(cache.directory.glob("*.pt2")) == []
@@ -373,16 +376,15 @@ def test_learner_lockstep_run_that_began_eagerly_goes_on_eagerly(warm: PackageSp
 
 
 def test_describe_changes_with_the_code_and_not_with_values() -> None:
-    def key(config: Config, dtype: torch.dtype = torch.float32) -> str:
-        spec = PackageSpec(config, SPEC, dtype)
-        return package_key(spec.describe(inputs_of(spec).state))
+    def key(config: Config, dtype: str = "float32") -> str:
+        return package_key(described(PackageSpec(config, SPEC, dtype)))
 
     base = key(small_config())
     rates = {"learning_rate": 0.5, "momentum": 0.1, "huber_delta": 2.0, "max_grad_norm": 7.0}
     assert key(small_config(**rates)) == base
     assert key(small_config().model_copy(update={"seed": 9})) == base
     assert key(small_config(updates_per_call=8)) != base
-    assert key(small_config(), torch.float64) != base
+    assert key(small_config(), "float64") != base
     others = [key(small_config(**variant)) for variant in VARIANTS.values()]
     others += [key(small_config(batch_size=5)), key(small_config(num_cpus=2))]
     assert len(set(others)) == len(others)
@@ -396,6 +398,225 @@ def test_n_updates_is_the_largest_divisor_that_is_unrolled(
 ) -> None:
     config = small_config(updates_per_call=updates_per_call)
     assert PackageSpec(config, SPEC).n_updates == unrolled
+
+
+# A package without torch.
+
+
+def learner_groups(learner: Learner) -> dict[str, np.ndarray]:
+    return learner.capture().arrays
+
+
+def assert_same_bits(a: Learner, b: Learner) -> None:
+    ours, others = learner_groups(a), learner_groups(b)
+    assert list(ours) == list(others)
+    for name, array in ours.items():
+        assert (array.dtype, array.shape) == (others[name].dtype, others[name].shape)
+        assert np.array_equal(array, others[name]), name
+
+
+class EagerLibrary:
+    """What a package's machine code would compute, by the eager form."""
+
+    def __init__(self, spec: PackageSpec) -> None:
+        inputs = inputs_of(spec)
+        self.block = flat_block(inputs.rule, inputs.state)
+
+    def run(self, inputs: list[Any]) -> list[Any]:
+        library = libtorch()
+        tensors = [torch.from_numpy(library.array(tensor)) for tensor in inputs]
+        library.release(inputs)
+        return [library.copy(result.numpy()) for result in self.block(*tensors)]
+
+
+class Counting:
+    """`Libtorch`, and how many references are held."""
+
+    def __init__(self) -> None:
+        self.held = 0
+
+    def __getattr__(self, name: str) -> Any:
+        change = {"view": 1, "copy": 1, "again": 1, "release": -1}.get(name, 0)
+
+        def call(argument: Any) -> Any:
+            self.held += change * (len(argument) if name in ("again", "release") else 1)
+            return getattr(libtorch(), name)(argument)
+
+        return call
+
+
+def with_backend(backend: PackageBackend, config: Config) -> Learner:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qfleet.learner.learner.starting_backend", lambda *_: backend)
+        return Learner(config, SPEC)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_package_backend_keeps_the_state_of_every_variant_as_eager_does(name: str) -> None:
+    config = small_config(**VARIANTS[name], updates_per_call=4)
+    spec, arrays = PackageSpec(config, SPEC), Learner(config, SPEC).params()
+    trained = len(inputs_of(spec).state.parameters)
+    parameters = {name: arrays[name] for name in list(arrays)[:trained]}
+    buffers = {name: arrays[name] for name in list(arrays)[trained:]}
+    backend = PackageBackend(libtorch(), EagerLibrary(spec), spec, parameters, buffers)
+    ours, eager = with_backend(backend, config), Learner(config, SPEC)
+    assert (ours.path, eager.path) == ("compiled", "eager")
+    for seed in range(5):
+        for learner in (ours, eager):
+            learner.update_block(sample(seed))
+            learner.check_valid()
+        assert_same_bits(ours, eager)
+    assert ours.stats() == eager.stats()
+    assert ours.target_syncs == eager.target_syncs
+
+    # To and fro between the two, and with the parameters of another run.
+    eager.update_block(sample(7))
+    ours.restore(eager.capture())
+    assert_same_bits(ours, eager)
+    other = Learner(config.model_copy(update={"seed": 9}), SPEC).params()
+    for learner in (ours, eager):
+        learner.init_params(other)
+        learner.update_block(sample(8))
+    assert_same_bits(ours, eager)
+
+
+def test_package_backend_releases_every_reference_once() -> None:
+    config = small_config()
+    counting, spec = Counting(), PackageSpec(config, SPEC)
+    parameters, buffers = initial_network(config.network, SPEC, 1)
+
+    class Library(EagerLibrary):
+        """Takes over its inputs, as machine code does, so that they are counted as released."""
+
+        def run(self, inputs: list[Any]) -> list[Any]:
+            results = super().run(inputs)
+            counting.held += len(results) - len(inputs)
+            return results
+
+    backend = PackageBackend(counting, Library(spec), spec, parameters, buffers)
+    learner = with_backend(backend, config)
+    learner.update_block(sample(0))
+    held = counting.held
+    for seed in range(1, 5):
+        learner.update_block(sample(seed))
+    with pytest.raises(NonFiniteError):
+        learner.update_block(sample(1, scale=float("nan")))
+    learner.update_block(sample(1))
+    learner.restore(learner.capture())
+    learner.init_params(learner.params())
+    assert counting.held == held
+    del learner, backend
+    gc.collect()
+    assert counting.held == 0
+
+
+def test_learner_with_package_has_the_bits_of_torchs_own_loader(warm: PackageSpec) -> None:
+    ours, torchs = Learner(warm.config, SPEC), TorchBackend(warm.config, SPEC, "cpu")
+    assert isinstance(ours._backend, PackageBackend)
+    assert torchs.path == "compiled"
+    other = with_backend(torchs, warm.config)
+    for seed in range(250):
+        errors = [learner.update_block(sample(seed)) for learner in (ours, other)]
+        assert np.array_equal(*errors)
+    assert_same_bits(ours, other)
+    assert ours.learner_steps == 1_000
+    assert ours.stats() == other.stats()
+
+
+def test_learner_with_package_runs_longer_blocks_as_several_calls(warm: PackageSpec) -> None:
+    whole, halves = Learner(warm.config, SPEC), Learner(warm.config, SPEC)
+    both = sample(3, k=8)
+    errors = whole.update_block(both)
+
+    def part(begin: int) -> ReplaySample:
+        rows = slice(begin, begin + 4)
+        columns = {name: column[rows] for name, column in both.columns.items()}
+        rest = (both.item_keys[rows], both.shards[rows], both.is_weights[rows])
+        return ReplaySample(columns, *rest)
+
+    assert np.array_equal(errors, [*halves.update_block(part(0)), *halves.update_block(part(4))])
+    assert_same_bits(whole, halves)
+
+
+def test_learner_with_package_refuses_blocks_of_another_shape(warm: PackageSpec) -> None:
+    learner = Learner(warm.config, SPEC)
+    with pytest.raises(ValueError, match=r"4 updates of batch 4 per call, got \[3, 4\]"):
+        learner.update_block(sample(1, k=3))
+
+
+def test_learner_with_package_imports_no_torch(warm: PackageSpec) -> None:
+    program = (
+        "import sys\n"
+        "import numpy as np\n"
+        "from qfleet.common.config import Config\n"
+        "from qfleet.common.types import EnvironmentSpec, ReplaySample\n"
+        "from qfleet.learner.learner import Learner\n"
+        f"config = Config.model_validate_json({warm.config.model_dump_json(by_alias=True)!r})\n"
+        f"spec = EnvironmentSpec.from_json({SPEC.to_json()!r})\n"
+        "learner = Learner(config, spec)\n"
+        "data = np.load(sys.argv[1])\n"
+        "columns = {name: data[name] for name in data.files if not name.startswith('_')}\n"
+        "sample = ReplaySample(columns, data['_keys'], data['_shards'], data['_weights'])\n"
+        "learner.update_block(sample)\n"
+        "learner.restore(learner.capture())\n"
+        "assert 'torch' not in sys.modules\n"
+        "print(learner.path, learner.params_sha256())\n"
+    )
+    taken = sample(5)
+    path = cache_directory().parent / "sample.npz"
+    rest = {"_keys": taken.item_keys, "_shards": taken.shards, "_weights": taken.is_weights}
+    np.savez(path, **taken.columns, **rest)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, "-c", program, str(path)]
+    found = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, text=True, timeout=60, check=True
+    )
+    learner = Learner(warm.config, SPEC)
+    learner.update_block(taken)
+    assert found.stdout.split() == ["compiled", learner.params_sha256()]
+
+
+def rewrite_proof(spec: PackageSpec, change: Callable[[dict[str, np.ndarray]], None]) -> None:
+    """Change what the proof says, with a digest that fits."""
+    cache, key = PackageCache(cache_directory()), package_key(described(spec))
+    path = cache.find(key)
+    assert path is not None
+    proof, entry_path = path.with_suffix(".proof"), path.with_suffix(".json")
+    arrays = {name: array.copy() for name, array in load_file(proof).items()}
+    change(arrays)
+    save_file(arrays, proof)
+    entry = json.loads(entry_path.read_text())
+    entry["sha256"][".proof"] = hashlib.sha256(proof.read_bytes()).hexdigest()
+    entry_path.write_text(json.dumps(entry))
+    assert cache.find(key) == path
+
+
+def test_learner_package_with_other_results_than_its_proof_is_removed(
+    warm: PackageSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewrite_proof(warm, lambda arrays: arrays["result/0000"].__imul__(1.01))
+    assert Learner(warm.config, SPEC).path == "eager"
+    assert "is removed: differs from eager PyTorch by 9.9e-03" in capsys.readouterr().err
+    assert Learner(warm.config, SPEC).path == "eager"
+
+
+def test_learner_package_without_a_fitting_proof_is_left_to_torch(warm: PackageSpec) -> None:
+    rewrite_proof(warm, lambda arrays: arrays.__delitem__("result/0000"))
+    learner = Learner(warm.config, SPEC)
+    assert isinstance(learner._backend, TorchBackend)
+    assert learner.path == "compiled"  # it compares live
+
+
+def test_learner_where_the_library_cannot_be_used_alone_goes_through_torch(
+    warm: PackageSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise PackageError("no such library")
+
+    monkeypatch.setattr(package_backend, "libtorch", refuse)
+    learner = Learner(warm.config, SPEC)
+    assert isinstance(learner._backend, TorchBackend)
+    assert learner.path == "compiled"
 
 
 # When a package is built beside a run.
@@ -449,7 +670,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[FakeBuild]:
     FakeBuild.started, FakeBuild.failure = [], None
     monkeypatch.setattr(learner_path, "BuildProcess", FakeBuild)
     monkeypatch.setattr(learner_path, "missing_compiler", lambda: None)
-    monkeypatch.setattr(fast_block, "_said", set())
+    monkeypatch.setattr(notices, "_said", set())
     return FakeBuild.started
 
 

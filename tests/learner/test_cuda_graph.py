@@ -21,10 +21,10 @@ from qfleet.common.config_auto import resolve_config
 from qfleet.common.errors import ConfigError, NonFiniteError
 from qfleet.common.types import EnvironmentSpec, ReplaySample
 from qfleet.config_loading import load_config
-from qfleet.learner import fast_block, learner_path
-from qfleet.learner import learner as learner_module
+from qfleet.learner import notices, torch_backend
+from qfleet.learner import starting_block as block_start
+from qfleet.learner.backend import FLOAT32_TOLERANCE
 from qfleet.learner.block_inputs import initial_block_inputs
-from qfleet.learner.compiled import PackageSpec
 from qfleet.learner.cuda_graph import (
     Capture,
     CaptureError,
@@ -34,11 +34,12 @@ from qfleet.learner.cuda_graph import (
     capture_graph,
     record_block,
 )
-from qfleet.learner.fast_block import FLOAT32_TOLERANCE, distance_from_eager
+from qfleet.learner.fast_block import distance_from_eager
 from qfleet.learner.flat_block import flat_block, flat_state
 from qfleet.learner.learner import Learner
-from qfleet.learner.learner_path import starting_block
 from qfleet.learner.optimizers import Hyperparameters
+from qfleet.learner.package_spec import PackageSpec
+from qfleet.learner.starting_block import starting_block
 from qfleet.learner.update import Batches, LearnerState, UpdateRule, copy_tensors, run_block
 from qfleet.local_fleet import LocalFleet
 
@@ -374,10 +375,10 @@ def start(config: Config, device: torch.device) -> Any:
 @pytest.fixture
 def recorded_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[Capture], None]:
     """Have blocks recorded by another function; nothing has been said yet."""
-    monkeypatch.setattr(fast_block, "_said", set())
+    monkeypatch.setattr(notices, "_said", set())
 
     def use(capture: Capture) -> None:
-        monkeypatch.setattr(learner_path, "record_block", partial(record_block, capture=capture))
+        monkeypatch.setattr(block_start, "record_block", partial(record_block, capture=capture))
 
     return use
 
@@ -418,7 +419,7 @@ def test_starting_block_failed_capture_under_required_names_the_remedy(
 def test_capture_graph_of_tensors_on_the_cpu_is_refused_and_changes_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fast_block, "_said", set())
+    monkeypatch.setattr(notices, "_said", set())
     assert start(small_config(), CUDA) is None
     assert "the learner stays eager PyTorch: no CUDA graph: " in capsys.readouterr().err
 
@@ -429,14 +430,14 @@ def test_capture_graph_of_tensors_on_the_cpu_is_refused_and_changes_nothing(
 @pytest.fixture
 def graph_learner(monkeypatch: pytest.MonkeyPatch) -> Callable[[Config], Learner]:
     """A learner on the CPU that starts as one on a GPU does."""
-    monkeypatch.setattr(learner_path, "record_block", partial(record_block, capture=traced))
+    monkeypatch.setattr(block_start, "record_block", partial(record_block, capture=traced))
 
     def start_as_on_a_gpu(*args: Any) -> Any:
         return starting_block(*args[:-1], CUDA)
 
     def make(config: Config) -> Learner:
         with monkeypatch.context() as patch:
-            patch.setattr(learner_module, "starting_block", start_as_on_a_gpu)
+            patch.setattr(torch_backend, "starting_block", start_as_on_a_gpu)
             return Learner(config, SPEC)
 
     return make
@@ -543,9 +544,9 @@ def test_local_run_on_the_graph_leaves_the_eager_bits(
         return found
 
     eager = played("eager")
-    monkeypatch.setattr(learner_path, "record_block", partial(record_block, capture=traced))
+    monkeypatch.setattr(block_start, "record_block", partial(record_block, capture=traced))
     monkeypatch.setattr(
-        learner_module, "starting_block", lambda *args: starting_block(*args[:-1], CUDA)
+        torch_backend, "starting_block", lambda *args: starting_block(*args[:-1], CUDA)
     )
     assert eager[0] == "eager"
     assert played("cuda graph") == ("cuda graph", eager[1])
@@ -588,7 +589,7 @@ def test_learner_on_a_gpu_uses_the_graph_also_from_another_thread(name: str) -> 
 def test_capture_graph_that_fails_leaves_stream_and_eager_path_as_they_were(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fast_block, "_said", set())
+    monkeypatch.setattr(notices, "_said", set())
     stream = torch.cuda.current_stream()
     learner = Learner(small_config(factory="SyncingNetwork"), SPEC, "cuda")
     assert torch.cuda.current_stream() == stream

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from qfleet.common.errors import InvariantError, WaitTimeoutError
+from qfleet.learner import notices
 from qfleet.learner.package_cache import PackageCache, cache_directory, package_key
 
 DESCRIPTION = {"loss": "huber", "n_updates": 10, "network": {"hidden_sizes": [8]}}
@@ -59,15 +60,14 @@ def test_find_damaged_package_is_none_and_the_next_build_replaces_it(
     cache = PackageCache(tmp_path)
     cache.get_or_build(DESCRIPTION, write_package).write_bytes(damage)
     assert cache.find(KEY) is None
-    assert cache.is_damaged(KEY)
     with pytest.raises(InvariantError, match=KEY):
         cache.check_valid()
     cache.get_or_build(DESCRIPTION, write_package)
-    assert not cache.is_damaged(KEY)
+    assert cache.find(KEY) is not None
     cache.check_valid()
 
 
-@pytest.mark.parametrize("entry", ["", "[]", "{}", "not json", '{"sha256": 3}'])
+@pytest.mark.parametrize("entry", ["", "[]", "{}", "not json", '{"sha256": 3}', '{"sha256": {}}'])
 def test_find_unreadable_entry_is_none(tmp_path: Path, entry: str) -> None:
     cache = PackageCache(tmp_path)
     cache.get_or_build(DESCRIPTION, write_package)
@@ -85,7 +85,6 @@ def test_get_or_build_failing_build_leaves_nothing_to_find(tmp_path: Path) -> No
     with pytest.raises(RuntimeError, match="the compiler ended"):
         cache.get_or_build(DESCRIPTION, half)
     assert cache.find(KEY) is None
-    assert not cache.is_damaged(KEY)
     assert [p.name for p in tmp_path.iterdir()] == [f"{KEY}.lock"]
 
 
@@ -102,8 +101,48 @@ def test_discard_makes_a_package_unknown(tmp_path: Path) -> None:
     cache.get_or_build(DESCRIPTION, write_package)
     cache.discard(KEY)
     assert cache.find(KEY) is None
-    assert not cache.is_damaged(KEY)
+    assert [p.name for p in tmp_path.iterdir()] == [f"{KEY}.lock"]
     cache.discard(KEY)
+
+
+def write_package_and_proof(path: Path) -> None:
+    write_package(path)
+    path.with_suffix(".proof").write_bytes(b"inputs and results")
+
+
+def test_get_or_build_keeps_the_proof_beside_the_package(tmp_path: Path) -> None:
+    cache = PackageCache(tmp_path)
+    path = cache.get_or_build(DESCRIPTION, write_package_and_proof)
+    assert path.with_suffix(".proof").read_bytes() == b"inputs and results"
+    assert cache.find(KEY) == path
+    cache.discard(KEY)
+    assert [p.name for p in tmp_path.iterdir()] == [f"{KEY}.lock"]
+
+
+@pytest.mark.parametrize("damage", [b"inputs and resultS", None])
+def test_find_package_without_its_whole_proof_is_none(tmp_path: Path, damage: bytes | None) -> None:
+    cache = PackageCache(tmp_path)
+    proof = cache.get_or_build(DESCRIPTION, write_package_and_proof).with_suffix(".proof")
+    if damage is None:
+        proof.unlink()
+    else:
+        proof.write_bytes(damage)
+    assert cache.find(KEY) is None
+
+
+def test_find_or_remove_removes_a_damaged_package_and_says_so_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notices, "_said", set())
+    cache = PackageCache(tmp_path)
+    path = cache.get_or_build(DESCRIPTION, write_package)
+    assert cache.find_or_remove(KEY) == path
+    path.write_bytes(b"machine")
+    assert cache.find_or_remove(KEY) is None
+    assert cache.find_or_remove(KEY) is None
+    said = f"qfleet: the compiled learner block in {tmp_path} is removed: is damaged\n"
+    assert capsys.readouterr().err == said
+    assert not path.exists()
 
 
 def test_get_or_build_held_lock_times_out_and_names_the_package(tmp_path: Path) -> None:

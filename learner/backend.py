@@ -1,0 +1,76 @@
+"""What computes a learner's updates, as the learner sees it: arrays in, arrays out.
+
+`torch_backend.py` computes with PyTorch, eagerly or with a CUDA graph or a compiled block;
+`package_backend.py` calls a compiled block's machine code and needs no torch module. Which one a
+run begins with is decided in `learner_path.py`. No torch here: most processes never import it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, Protocol
+
+from qfleet.common.types import Array, ReplaySample
+
+LearnerPath = Literal["eager", "compiled", "cuda graph"]
+"""How blocks are computed; `learner_path` of a run's summary."""
+
+FLOAT32_TOLERANCE = 1e-3
+"""Largest relative distance from eager after one call in float32; rounding gives about 1e-6."""
+
+Groups = dict[str, dict[str, Array]]
+"""A learner's arrays: `online` and `target` network, parameters before buffers; the optimizer's
+`first` and `second` slot under the parameters' names; `optimizer` with its `step`."""
+
+GROUPS = ("online", "target", "first", "second", "optimizer")
+
+
+class Measured(NamedTuple):
+    """What K updates measured."""
+
+    td_errors_abs: Array
+    """float64 [K, B]."""
+    losses: Array
+    """float32 [K], as the others below."""
+    q_means: Array
+    grad_norms: Array
+
+
+class LearnerBackend(Protocol):
+    """Networks and optimizer of one learner; owned by its thread."""
+
+    @property
+    def path(self) -> LearnerPath:
+        """How the next block is computed."""
+        ...
+
+    def run(self, sample: ReplaySample) -> Measured:
+        """K updates, one after the other; in force only after `accept`."""
+        ...
+
+    def accept(self) -> None:
+        """Go on from what the last `run` led to."""
+        ...
+
+    def sync_target(self) -> None:
+        """The target network becomes the online network, buffers included."""
+        ...
+
+    def online(self) -> dict[str, Array]:
+        """Copies of the online network's parameters and buffers."""
+        ...
+
+    def target(self) -> dict[str, Array]:
+        """The same of the target network; empty without one."""
+        ...
+
+    def groups(self) -> Groups:
+        """Copies of everything."""
+        ...
+
+    def load(self, groups: Groups) -> None:
+        """Go on from these, which have the names, shapes and dtypes of `groups()`."""
+        ...
+
+    def take_package(self) -> bool:
+        """Use a compiled block that has come into the cache; whether one is used now."""
+        ...
