@@ -576,6 +576,25 @@ def test_learner_with_package_imports_no_torch(warm: PackageSpec) -> None:
     assert found.stdout.split() == ["compiled", learner.params_sha256()]
 
 
+def test_learner_takes_a_package_that_is_finished_while_it_learns(
+    warm: PackageSpec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    warm_root = os.environ["QFLEET_CACHE"]
+    monkeypatch.setenv("QFLEET_CACHE", str(tmp_path / "empty"))
+    learner = Learner(warm.config, SPEC)
+    learner.update_block(sample(0))
+    assert not learner.take_package()
+    assert learner.path == "eager"
+    monkeypatch.setenv("QFLEET_CACHE", warm_root)
+    assert learner.take_package()
+    assert learner.path == "compiled"
+    eager = Learner(small_config(compile="off"), SPEC)
+    eager.update_block(sample(0))
+    for seed in range(1, 4):
+        errors = [one.update_block(sample(seed)) for one in (learner, eager)]
+        np.testing.assert_allclose(*errors, rtol=1e-4, atol=1e-6)
+
+
 def rewrite_proof(spec: PackageSpec, change: Callable[[dict[str, np.ndarray]], None]) -> None:
     """Change what the proof says, with a digest that fits."""
     cache, key = PackageCache(cache_directory()), package_key(described(spec))
