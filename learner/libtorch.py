@@ -13,7 +13,7 @@ import importlib.util
 import tempfile
 import zipfile
 from collections.abc import Iterable, Sequence
-from ctypes import addressof, byref, c_char_p, c_int32, c_int64, c_size_t, c_void_p
+from ctypes import addressof, byref, c_char, c_char_p, c_int32, c_int64, c_size_t, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any, NewType, cast
@@ -47,7 +47,9 @@ class Libtorch:
             raise PackageError("torch is not installed")
         path = Path(torch.origin).parent / "lib" / _LIBRARY
         try:
-            library = ctypes.CDLL(str(path))
+            # These calls take less than a microsecond: `PyDLL` keeps the interpreter's lock for
+            # them. Given up and asked for again each time, it would go to another thread, often.
+            library = ctypes.PyDLL(str(path))
             self._from_blob = library.aoti_torch_create_tensor_from_blob
             self._clone = library.aoti_torch_clone
             self._new_reference = library.aoti_torch_new_tensor_handle
@@ -122,6 +124,11 @@ class Libtorch:
         _check(self._data(tensor, byref(found)))
         return found.value or 0
 
+    def read(self, tensor: Tensor, target: Array) -> None:
+        """Copy a contiguous tensor of `target`'s size and dtype into `target`."""
+        memory: Any = (c_char * target.nbytes).from_address(self.address(tensor))
+        target[...] = np.frombuffer(memory, target.dtype).reshape(target.shape)
+
     def array(self, tensor: Tensor) -> Array:
         """A copy as a NumPy array.
 
@@ -145,7 +152,8 @@ class Libtorch:
             size > 1 and a != b for size, a, b in zip(shape, wanted, given, strict=True)
         ):
             raise PackageError(f"a tensor {shape} has strides {given}")
-        ctypes.memmove(found.ctypes.data, self.address(tensor), found.nbytes)
+        if found.size:
+            self.read(tensor, found)
         return found
 
 

@@ -6,7 +6,6 @@ call's results being the next call's inputs; NumPy sees copies.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import weakref
 from collections.abc import Iterator, Sequence
@@ -183,7 +182,6 @@ class PackageBackend:
         stage.fill(sample)
         torch, counts = self._torch, self._counts
         measured = np.empty(extent, np.float32), *np.empty((3, extent[0]), np.float32)
-        places = [(array.ctypes.data, array.nbytes // extent[0]) for array in measured]
         state = torch.again(self._state)
         for first in range(0, extent[0], self._n_updates):
             # A target that only hard syncs change is no result.
@@ -192,9 +190,8 @@ class PackageBackend:
             results = self._library.run([*state, *constant])
             state = [*results[: counts.online], *kept, *results[counts.online : -_N_MEASURED]]
             values = results[-_N_MEASURED:]
-            for (address, n_bytes), tensor in zip(places, values, strict=True):
-                length = n_bytes * self._n_updates
-                ctypes.memmove(address + n_bytes * first, torch.address(tensor), length)
+            for array, tensor in zip(measured, values, strict=True):
+                torch.read(tensor, array[first : first + self._n_updates])
             torch.release(values)
         self._replace(self._next, state)
         errors, *scalars = measured

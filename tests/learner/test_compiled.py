@@ -438,9 +438,9 @@ class Counting:
     def __getattr__(self, name: str) -> Any:
         change = {"view": 1, "copy": 1, "again": 1, "release": -1}.get(name, 0)
 
-        def call(argument: Any) -> Any:
-            self.held += change * (len(argument) if name in ("again", "release") else 1)
-            return getattr(libtorch(), name)(argument)
+        def call(*arguments: Any) -> Any:
+            self.held += change * (len(arguments[0]) if name in ("again", "release") else 1)
+            return getattr(libtorch(), name)(*arguments)
 
         return call
 
