@@ -46,6 +46,7 @@ TWINS = {
     "learner_speed": (
         "tests/learner/test_compiled.py::test_trace_block_1000_updates_float64_equal_eager",
         "tests/learner/test_compiled.py::test_compiled_1000_updates_float32_equal_eager",
+        "tests/learner/test_compiled.py::test_learner_with_package_has_the_bits_of_torchs_own_loader",
         "tests/learner/test_compiled.py::test_learner_with_package_trains_to_the_eager_result",
     ),
     "learner_over_ray": (
