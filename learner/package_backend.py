@@ -29,12 +29,13 @@ from qfleet.common.types import (
 from qfleet.learner.backend import FLOAT32_TOLERANCE, GROUPS, Groups, LearnerPath, Measured
 from qfleet.learner.initial_network import initial_network
 from qfleet.learner.libtorch import BlockLibrary, Libtorch, Tensor, libtorch
+from qfleet.learner.notices import say_once
 from qfleet.learner.package_cache import PackageCache, cache_directory, package_key
 from qfleet.learner.package_spec import PROOF_SUFFIX, PackageError, PackageSpec
 
 _ALIGNMENT_BYTES = 64
 """As torch's own allocations: the same bits come out of the matrix products."""
-_N_MEASURED = 4
+_N_MEASURED = len(Measured._fields)
 """Results behind the state: TD errors, losses, mean Q-values, gradient norms."""
 
 
@@ -42,7 +43,7 @@ def load_package_backend(config: Config, spec: EnvironmentSpec) -> PackageBacken
     """A learner at its start on the package in the cache; None when there is none.
 
     A package that is damaged or gives other results than its proof says is removed, which is said.
-    One that only PyTorch itself can load is left to it.
+    One that cannot be used without torch is left to it, which is said too.
     """
     package_spec = PackageSpec(config, spec)
     parameters, buffers = initial_network(
@@ -58,7 +59,8 @@ def load_package_backend(config: Config, spec: EnvironmentSpec) -> PackageBacken
         torch.set_num_threads(math.ceil(config.learner.num_cpus))
         library = BlockLibrary(path)
         distance = distance_from_proof(torch, library, path.with_suffix(PROOF_SUFFIX))
-    except PackageError:
+    except PackageError as error:
+        say_once(f"the compiled block is called through torch: {error}")
         return None
     if not distance <= FLOAT32_TOLERANCE:
         package_cache.remove(key, f"differs from eager PyTorch by {distance:.1e}")

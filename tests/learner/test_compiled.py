@@ -620,8 +620,8 @@ def test_learner_package_without_a_fitting_proof_is_left_to_torch(warm: PackageS
     assert learner.path == "compiled"  # it compares live
 
 
-def test_learner_where_the_library_cannot_be_used_alone_goes_through_torch(
-    warm: PackageSpec, monkeypatch: pytest.MonkeyPatch
+def test_learner_where_the_library_cannot_be_used_alone_goes_through_torch_and_says_so(
+    warm: PackageSpec, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse() -> None:
         raise PackageError("no such library")
@@ -630,3 +630,5 @@ def test_learner_where_the_library_cannot_be_used_alone_goes_through_torch(
     learner = Learner(warm.config, SPEC)
     assert isinstance(learner._backend, TorchBackend)
     assert learner.path == "compiled"
+    said = "qfleet: the compiled block is called through torch: no such library\n"
+    assert capsys.readouterr().err == said
