@@ -15,11 +15,8 @@ from dataclasses import replace
 import numpy as np
 from machine import finish, make_parser
 
-from qfleet.bench_record import Measurement
-from qfleet.common.q_functions import build_q_function
-from qfleet.common.threads import limit_threads
-from qfleet.common.vector_envs import make_vector_env
-from qfleet.part_benchmarks import (
+from qfleet.bench.bench_record import Measurement
+from qfleet.bench.part_benchmarks import (
     SEED,
     Effort,
     first_snapshot,
@@ -27,6 +24,9 @@ from qfleet.part_benchmarks import (
     rates_per_s,
     resolved_preset,
 )
+from qfleet.common.q_functions import build_q_function
+from qfleet.common.threads import limit_threads
+from qfleet.common.vector_envs import make_vector_env
 
 ROLES = {
     "": {},

@@ -17,11 +17,11 @@ import ray
 from machine import finish, make_parser
 from producers import START_TIMEOUT_S
 
-from qfleet.bench_record import Measurement
+from qfleet.bench.bench_record import Measurement
+from qfleet.bench.part_benchmarks import resolved_preset
+from qfleet.cluster.ray_cluster import connect, disconnect
+from qfleet.cluster.roles import answer
 from qfleet.common.inline_pieces import join, pieces_for, split
-from qfleet.part_benchmarks import resolved_preset
-from qfleet.ray_cluster import connect, disconnect
-from qfleet.ray_roles import answer
 
 IN_FLIGHT = 2
 

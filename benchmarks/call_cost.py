@@ -23,14 +23,14 @@ from machine import finish, make_parser
 from producers import RUN_ID, START_TIMEOUT_S
 
 from qfleet.actors.remote import remote_actor_class
-from qfleet.async_loop import PolledCall
-from qfleet.bench_record import Measurement
+from qfleet.bench.bench_record import Measurement
+from qfleet.bench.part_benchmarks import first_snapshot, resolved_preset
+from qfleet.cluster.ray_cluster import connect, disconnect
+from qfleet.cluster.roles import answer
 from qfleet.common.messages import encode_snapshot
 from qfleet.common.types import ParamsSnapshot
+from qfleet.fleets.async_loop import PolledCall
 from qfleet.learner.remote import SnapshotBroadcaster
-from qfleet.part_benchmarks import first_snapshot, resolved_preset
-from qfleet.ray_cluster import connect, disconnect
-from qfleet.ray_roles import answer
 
 BLOCK_S = 0.005
 """Between sending and taking acknowledgements: about a block of the default preset."""

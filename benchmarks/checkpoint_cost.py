@@ -23,14 +23,14 @@ from machine import finish, latency, make_parser
 from producers import RUN_ID, start_producers
 from timed_roles import TimedRoles, start_roles
 
-from qfleet.bench_record import Measurement
-from qfleet.common.checkpoint import read_checkpoint, write_checkpoint
+from qfleet.bench.bench_record import Measurement
+from qfleet.bench.part_benchmarks import resolved_preset
+from qfleet.cluster.ray_cluster import connect, disconnect
+from qfleet.cluster.roles import answer
 from qfleet.common.threads import with_lowered_priority
 from qfleet.common.types import ReplayStats
-from qfleet.part_benchmarks import resolved_preset
-from qfleet.ray_cluster import connect, disconnect
-from qfleet.ray_fleet import capture_learner_and_replay, restore_learner_and_replay
-from qfleet.ray_roles import answer
+from qfleet.fleets.ray_fleet import capture_learner_and_replay, restore_learner_and_replay
+from qfleet.run_files.checkpoint import read_checkpoint, write_checkpoint
 
 FILL_CHUNK = 10_000
 CHUNK = 512

@@ -21,7 +21,7 @@ from typing import Any
 
 from machine import finish, make_parser
 
-from qfleet.bench_record import Measurement
+from qfleet.bench.bench_record import Measurement
 
 TIMEOUT_S = 600.0
 NEVER = "1000000000"

@@ -31,12 +31,12 @@ from gpu_workloads import FRAMES, PRESETS, Workload, frames_workload, preset_wor
 from machine import finish, make_parser
 from torch import Tensor
 
-from qfleet.bench_record import Measurement
+from qfleet.bench.bench_record import Measurement
 from qfleet.common.config import Config
 from qfleet.common.networks import build_network
 from qfleet.learner.batch_stager import BatchStager
 from qfleet.learner.block_inputs import initial_block_inputs
-from qfleet.learner.cuda_graph import Replay, StaticBlock, StaticFunction, capture_graph
+from qfleet.learner.fast.cuda_graph import Replay, StaticBlock, StaticFunction, capture_graph
 from qfleet.learner.learner import Learner
 from qfleet.learner.optimizers import Hyperparameters
 from qfleet.learner.update import Batches, BlockFunction, LearnerState, copy_tensors, run_block

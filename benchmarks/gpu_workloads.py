@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qfleet.bench.part_benchmarks import random_sample, resolved_preset
 from qfleet.common.config import Config
 from qfleet.common.types import NEXT_OBSERVATION, OBSERVATION, EnvironmentSpec, ReplaySample
-from qfleet.part_benchmarks import random_sample, resolved_preset
 
 FRAMES = EnvironmentSpec("84x84x4 frames", (84, 84, 4), "|u1", 6, None, None)
 FRAMES_UPDATES_PER_BLOCK = 8

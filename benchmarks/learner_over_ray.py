@@ -22,13 +22,13 @@ from machine import finish, make_parser
 from producers import RUN_ID, START_TIMEOUT_S, start_producers
 from timed_roles import TimedRoles, start_roles
 
-from qfleet.bench_record import Measurement
+from qfleet.bench.bench_record import Measurement
+from qfleet.bench.part_benchmarks import SEED, random_columns, resolved_preset
+from qfleet.cluster.ray_cluster import connect, disconnect
+from qfleet.cluster.roles import answer
 from qfleet.common.config import Config
 from qfleet.common.types import ChunkId, EnvironmentSpec, TransitionChunk
-from qfleet.part_benchmarks import SEED, random_columns, resolved_preset
 from qfleet.prebuild import prebuild_preset
-from qfleet.ray_cluster import connect, disconnect
-from qfleet.ray_roles import answer
 
 FILL_CHUNK = 10_000
 PLAYING = {"held": "actor as in a run", "free": "actor playing freely"}
@@ -42,9 +42,9 @@ class InProcess:
     def __init__(self, config_json: str, spec_json: str, num_cpus: float) -> None:
         from qfleet.common.stage_clock import StageClock
         from qfleet.common.threads import limit_threads
+        from qfleet.fleets.local_fleet import LocalReplay
         from qfleet.learner.block_runner import BlockPlanner
         from qfleet.learner.learner import Learner
-        from qfleet.local_fleet import LocalReplay
         from qfleet.replay_server.build import build_shard
 
         config = Config.model_validate_json(config_json)

@@ -23,18 +23,18 @@ import numpy as np
 import torch
 from machine import finish, make_parser
 
-from qfleet.bench_record import Measurement
+from qfleet.bench.bench_record import Measurement
 from qfleet.common.config_auto import resolve_config
 from qfleet.common.envs import describe_environment
-from qfleet.config_loading import Config
 from qfleet.learner.block_inputs import initial_block_inputs
-from qfleet.learner.build_block import prebuild
-from qfleet.learner.compiled import CompiledBlock, load_flat_block, trace_block
-from qfleet.learner.fast_block import random_batches
+from qfleet.learner.fast.build_block import prebuild
+from qfleet.learner.fast.compiled import CompiledBlock, load_flat_block, trace_block
+from qfleet.learner.fast.fast_block import random_batches
+from qfleet.learner.fast.package_spec import PackageSpec, cpu_identity
 from qfleet.learner.learner import Learner
 from qfleet.learner.optimizers import Hyperparameters
-from qfleet.learner.package_spec import PackageSpec, cpu_identity
 from qfleet.learner.update import Batches, LearnerState, UpdateRule, copy_tensors, run_block
+from qfleet.settings.config_loading import Config
 
 WORKLOADS = {
     "tutorial-state": "the course's MLP with BatchNorm, batch 32, MSE, no double Q",

@@ -18,8 +18,8 @@ from typing import Any
 from machine import finish, make_parser
 
 import qfleet
-from qfleet.part_benchmarks import Measurement
-from qfleet.ray_cluster import connect, disconnect
+from qfleet.bench.part_benchmarks import Measurement
+from qfleet.cluster.ray_cluster import connect, disconnect
 
 LEARNER_STEPS = 200
 

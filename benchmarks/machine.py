@@ -2,7 +2,7 @@
 
     from machine import finish, make_parser
 
-The record's shape is `qfleet.bench_record.make_report`'s, so `qfleet bench --json` writes the
+The record's shape is `qfleet.bench.bench_record.make_report`'s, so `qfleet bench --json` writes the
 same; `report.py` turns all of them into docs/benchmarks.md.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qfleet.bench_record import Measurement, make_report, table
+from qfleet.bench.bench_record import Measurement, make_report, table
 
 RESULTS = "benchmarks/results"
 

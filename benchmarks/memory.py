@@ -17,10 +17,10 @@ from typing import Any
 import psutil
 from machine import finish, make_parser
 
-from qfleet.bench_record import Measurement
-from qfleet.part_benchmarks import resolved_preset
-from qfleet.ray_cluster import connect, disconnect
-from qfleet.ray_roles import Roles, answer
+from qfleet.bench.bench_record import Measurement
+from qfleet.bench.part_benchmarks import resolved_preset
+from qfleet.cluster.ray_cluster import connect, disconnect
+from qfleet.cluster.roles import Roles, answer
 
 MB = 1e6
 

@@ -15,12 +15,12 @@ import numpy as np
 import ray
 
 from qfleet.actors.remote import MAX_UNACKNOWLEDGED_CHUNKS
+from qfleet.bench.part_benchmarks import SEED, random_columns
+from qfleet.cluster.ray_cluster import SHARD_CPUS
+from qfleet.cluster.roles import answer
 from qfleet.common.config import Config
 from qfleet.common.messages import encode_chunk
 from qfleet.common.types import ChunkId, EnvironmentSpec, TransitionChunk
-from qfleet.part_benchmarks import SEED, random_columns
-from qfleet.ray_cluster import SHARD_CPUS
-from qfleet.ray_roles import answer
 from qfleet.replay_server.remote import remote_replay_class
 
 RUN_ID = "bench"

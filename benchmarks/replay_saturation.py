@@ -37,12 +37,12 @@ from saturation_steps import (
     step_row,
 )
 
-from qfleet.bench_record import Measurement
+from qfleet.bench.bench_record import Measurement
+from qfleet.bench.part_benchmarks import SEED, random_columns, resolved_preset
+from qfleet.cluster.ray_cluster import connect, disconnect
+from qfleet.cluster.roles import answer
 from qfleet.common.messages import encode_chunk
 from qfleet.common.types import ChunkId, ReplayStats, TransitionChunk
-from qfleet.part_benchmarks import SEED, random_columns, resolved_preset
-from qfleet.ray_cluster import connect, disconnect
-from qfleet.ray_roles import answer
 
 SHARD_CAPACITY = 250_000
 MARGIN_S = 120.0

@@ -21,12 +21,12 @@ import ray
 from machine import finish, make_parser
 from producers import start_producers, start_shards
 
-from qfleet.bench_record import Measurement
+from qfleet.bench.bench_record import Measurement
+from qfleet.bench.part_benchmarks import resolved_preset
+from qfleet.cluster.ray_cluster import connect, disconnect
+from qfleet.cluster.roles import answer
 from qfleet.common.messages import decode_shard_sample
 from qfleet.common.types import ReplayStats
-from qfleet.part_benchmarks import resolved_preset
-from qfleet.ray_cluster import connect, disconnect
-from qfleet.ray_roles import answer
 
 SHARD_CAPACITY = 250_000
 MARGIN_S = 60.0

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qfleet.bench_record import number
+from qfleet.bench.bench_record import number
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER / "results"
@@ -44,10 +44,10 @@ TWINS = {
         "tests/actors/test_actor.py::test_actor_corridor_chunk_equals_hand_table",
     ),
     "learner_speed": (
-        "tests/learner/test_compiled.py::test_trace_block_1000_updates_float64_equal_eager",
-        "tests/learner/test_compiled.py::test_compiled_1000_updates_float32_equal_eager",
-        "tests/learner/test_compiled.py::test_learner_with_package_has_the_bits_of_torchs_own_loader",
-        "tests/learner/test_compiled.py::test_learner_with_package_trains_to_the_eager_result",
+        "tests/learner/fast/test_compiled.py::test_trace_block_1000_updates_float64_equal_eager",
+        "tests/learner/fast/test_compiled.py::test_compiled_1000_updates_float32_equal_eager",
+        "tests/learner/fast/test_compiled.py::test_learner_with_package_has_the_bits_of_torchs_own_loader",
+        "tests/learner/fast/test_compiled.py::test_learner_with_package_trains_to_the_eager_result",
     ),
     "learner_over_ray": (
         "tests/integration/test_ray_async.py::test_async_run_keeps_its_accounts_ratio_and_targets",
@@ -58,7 +58,7 @@ TWINS = {
         "::test_split_makes_exactly_so_many_pieces_and_join_undoes_it",
     ),
     "compile_choice": (
-        "tests/learner/test_compiled.py::test_learner_with_package_trains_to_the_eager_result",
+        "tests/learner/fast/test_compiled.py::test_learner_with_package_trains_to_the_eager_result",
     ),
     "replay_in_process": (
         "tests/replay_server/test_sum_tree.py::test_operations_random_equal_naive_oracle",

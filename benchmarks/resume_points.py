@@ -16,7 +16,7 @@ from pathlib import Path
 from machine import finish, make_parser
 
 import qfleet
-from qfleet.part_benchmarks import Measurement
+from qfleet.bench.part_benchmarks import Measurement
 
 LEARNER_STEPS = 400
 CAPACITY = 128

@@ -22,10 +22,10 @@ from typing import Any
 
 from machine import finish, make_parser
 
-from qfleet.bench_record import Measurement
+from qfleet.bench.bench_record import Measurement
+from qfleet.bench.part_benchmarks import resolved_preset
 from qfleet.common.types import EvaluationReport, EvaluationRequest
-from qfleet.fleet import Fleet, FleetReport
-from qfleet.part_benchmarks import resolved_preset
+from qfleet.fleets.fleet import Fleet, FleetReport
 
 RUNTIMES = ("local", "lockstep", "async")
 CHILD_TIMEOUT_S = 300.0
@@ -99,7 +99,7 @@ class QuietSession:
 
 def run_lockstep(fleet: Fleet, config: Any) -> dict[str, Any]:
     """Rounds until the budget; the fleet is ready."""
-    from qfleet.round_loop import LearningDebt, run_rounds
+    from qfleet.fleets.round_loop import LearningDebt, run_rounds
 
     observer = BudgetObserver(config.run.max_learner_steps)
     started_s = time.perf_counter()
@@ -110,8 +110,8 @@ def run_lockstep(fleet: Fleet, config: Any) -> dict[str, Any]:
 
 def run_async(config: Any, spec: Any) -> dict[str, Any]:
     """The asynchronous loop, from the moment when all roles have answered."""
-    from qfleet.async_loop import AsyncLoop
-    from qfleet.ray_roles import START_TIMEOUT_S, answer
+    from qfleet.cluster.roles import START_TIMEOUT_S, answer
+    from qfleet.fleets.async_loop import AsyncLoop
 
     loop = AsyncLoop(config, spec, run_id="bench", incarnation=0, device="cpu")
     try:
@@ -140,15 +140,15 @@ def child(runtime: str, seed: int, updates: int) -> dict[str, Any]:
     config, spec = configuration(runtime, seed, updates)
     about = {"run_id": "bench", "incarnation": 0, "device": "cpu"}
     if runtime == "local":
-        from qfleet.local_fleet import LocalFleet
+        from qfleet.fleets.local_fleet import LocalFleet
 
         local = LocalFleet(config, spec, **about)
         try:
             return run_lockstep(local, config)
         finally:
             local.close()
-    from qfleet.ray_cluster import connect, disconnect
-    from qfleet.ray_fleet import RayFleet
+    from qfleet.cluster.ray_cluster import connect, disconnect
+    from qfleet.fleets.ray_fleet import RayFleet
 
     cluster = connect(config)
     try:

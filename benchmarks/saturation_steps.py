@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from machine import latency, percentile
 
-from qfleet.bench_record import Measurement
+from qfleet.bench.bench_record import Measurement
 
 FOLLOWS = 0.95
 """Of the chunks that fell due in a step, so many must have been acknowledged at its end."""

@@ -32,9 +32,9 @@ from scaling_model import (
 from scaling_page import page
 from scaling_tables import Mixed, Prediction, Workload
 
+from qfleet.bench.part_benchmarks import resolved_preset
 from qfleet.common.config import Config
 from qfleet.common.types import EnvironmentSpec, transition_columns
-from qfleet.part_benchmarks import resolved_preset
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "scaling.md"
 NETWORKS = ("128-64", "512-512")

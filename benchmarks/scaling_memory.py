@@ -12,7 +12,7 @@ import scaling_assumptions as assumed
 from report import markdown_table
 from scaling_tables import amount
 
-from qfleet.bench_record import number
+from qfleet.bench.bench_record import number
 
 
 class Memory(NamedTuple):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 POLLS_PER_S = 4.0
-"""The driver asks every role so often (`POLL_S` in src/qfleet/async_loop.py)."""
+"""The driver asks every role so often (`POLL_S` in src/qfleet/fleets/async_loop.py)."""
 FAN_OUT_SHARE = 0.1
 """A publish period is long enough when sending takes at most so much of the learner's time."""
 SHARD_LOAD = 0.7

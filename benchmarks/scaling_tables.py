@@ -26,9 +26,9 @@ from scaling_model import (
     remedied,
 )
 
-from qfleet.bench_record import number
+from qfleet.bench.bench_record import number
+from qfleet.cluster.ray_cluster import EVALUATOR_CPUS, SHARD_CPUS
 from qfleet.common.config import Config
-from qfleet.ray_cluster import EVALUATOR_CPUS, SHARD_CPUS
 
 NETWORK = assumed.NETWORK_BYTES_PER_S
 

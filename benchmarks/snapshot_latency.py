@@ -19,10 +19,10 @@ from machine import finish, latency, make_parser
 from producers import START_TIMEOUT_S
 from timed_roles import TimedRoles, start_roles
 
-from qfleet.bench_record import Measurement
-from qfleet.part_benchmarks import first_snapshot, resolved_preset
-from qfleet.ray_cluster import connect, disconnect
-from qfleet.ray_roles import answer
+from qfleet.bench.bench_record import Measurement
+from qfleet.bench.part_benchmarks import first_snapshot, resolved_preset
+from qfleet.cluster.ray_cluster import connect, disconnect
+from qfleet.cluster.roles import answer
 
 
 def play(roles: TimedRoles, seconds: float) -> None:

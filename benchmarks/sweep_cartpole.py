@@ -18,14 +18,14 @@ from typing import Any
 from machine import finish, make_parser
 
 import qfleet
+from qfleet.bench.part_benchmarks import Measurement
 from qfleet.common.config_auto import resolve_config
 from qfleet.common.envs import describe_environment
 from qfleet.common.types import EnvironmentSpec
-from qfleet.fleet import Fleet
-from qfleet.local_fleet import LocalFleet
-from qfleet.part_benchmarks import Measurement
-from qfleet.round_loop import LearningDebt, run_rounds
-from qfleet.solve_tracker import SolveTracker
+from qfleet.fleets.fleet import Fleet
+from qfleet.fleets.local_fleet import LocalFleet
+from qfleet.fleets.round_loop import LearningDebt, run_rounds
+from qfleet.run.solve_tracker import SolveTracker
 
 BEGINNING: dict[str, Any] = {
     "network.hidden_sizes": (128, 64),
@@ -184,7 +184,7 @@ def solve(overrides: dict[str, Any], seed: int) -> dict[str, Any]:
 
 def compile_package(config: qfleet.Config, spec: EnvironmentSpec) -> None:
     """Into the cache, in a process of its own as a run does it."""
-    command = [sys.executable, "-m", "qfleet.learner.build_block"]
+    command = [sys.executable, "-m", "qfleet.learner.fast.build_block"]
     command += ["--config-json", config.model_dump_json(by_alias=True)]
     subprocess.run([*command, "--spec-json", spec.to_json()], check=True)
 

@@ -15,10 +15,10 @@ import ray
 from producers import RUN_ID, START_TIMEOUT_S, start_shards
 
 from qfleet.actors.remote import ActorShell
+from qfleet.cluster.roles import answer
 from qfleet.common.config import Config
 from qfleet.common.types import EnvironmentSpec
 from qfleet.learner.remote import CONCURRENCY_GROUPS, LearnerShell
-from qfleet.ray_roles import answer
 
 
 class TimedLearnerShell(LearnerShell):

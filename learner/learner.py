@@ -23,7 +23,7 @@ from qfleet.common.types import (
     TargetSyncEvent,
 )
 from qfleet.learner.backend import GROUPS, Groups, LearnerPath, Measured
-from qfleet.learner.learner_path import starting_backend, torch_backend
+from qfleet.learner.fast.learner_path import starting_backend, torch_backend
 
 _STATS = ("loss", "q_mean", "td_error_abs_mean", "grad_norm")
 

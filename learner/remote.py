@@ -38,8 +38,8 @@ from qfleet.common.types import (
 )
 from qfleet.common.wire import decode_capture, encode_capture, encode_parts
 from qfleet.learner.block_runner import BlockPlanner, run_blocks
+from qfleet.learner.fast.learner_path import PathUpgrade, Progress
 from qfleet.learner.learner import Learner
-from qfleet.learner.learner_path import PathUpgrade, Progress
 from qfleet.learner.remote_broadcast import SnapshotBroadcaster
 from qfleet.learner.remote_replay import RemoteReplay
 from qfleet.learner.sampling import slices

@@ -15,9 +15,9 @@ from qfleet.common.types import Array, EnvironmentSpec, ReplaySample
 from qfleet.learner.backend import Groups, LearnerPath, Measured
 from qfleet.learner.batch_stager import BatchStager
 from qfleet.learner.block_inputs import initial_block_inputs
+from qfleet.learner.fast.package_spec import PackageSpec
+from qfleet.learner.fast.starting_block import load_package, starting_block
 from qfleet.learner.optimizers import OptimizerState
-from qfleet.learner.package_spec import PackageSpec
-from qfleet.learner.starting_block import load_package, starting_block
 from qfleet.learner.update import Batches, BlockResult, LearnerState, copy_tensors, run_block
 
 

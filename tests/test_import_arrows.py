@@ -131,7 +131,7 @@ def violations(place: str, file_name: str, source: str) -> list[str]:
         ("common", "x.py", "from qfleet import learner"),
         ("common", "x.py", "from ..learner import loop"),
         ("actors", "x.py", "def f():\n    from qfleet.learner.loss import mse"),
-        ("actors", "x.py", "from qfleet.cli import main"),
+        ("actors", "x.py", "from qfleet.command_line.cli import main"),
         ("learner", "x.py", "import qfleet.replay_server.storage"),
         ("learner", "x.py", "import common.types"),
         ("learner", "x.py", "import ray"),
@@ -193,7 +193,10 @@ def run_python(code: str) -> str:
 
 
 def test_import_of_the_door_loads_neither_torch_nor_ray() -> None:
-    code = "import sys, qfleet, qfleet.cli; print(sorted({'torch', 'ray'} & set(sys.modules)))"
+    code = (
+        "import sys, qfleet, qfleet.command_line.cli\n"
+        "print(sorted({'torch', 'ray'} & set(sys.modules)))"
+    )
 
     assert run_python(code) == "[]"
 
@@ -211,7 +214,7 @@ def dotted_names(*places: str, shells: bool) -> list[str]:
 
 
 def test_import_without_ray_works_outside_the_shells() -> None:
-    names = ["qfleet", "qfleet.cli", *dotted_names(*FOLDERS, shells=False)]
+    names = ["qfleet", "qfleet.command_line.cli", *dotted_names(*FOLDERS, shells=False)]
     code = (
         "import sys, importlib; sys.modules['ray'] = None\n"
         f"for name in {names}: importlib.import_module(name)\n"
@@ -246,7 +249,12 @@ def test_actor_modules_load_no_torch() -> None:
 
 
 def test_driver_of_a_fleet_loads_no_torch() -> None:
-    names = ["qfleet.training", "qfleet.async_loop", "qfleet.ray_fleet", "qfleet.learner.remote"]
+    names = [
+        "qfleet.training",
+        "qfleet.fleets.async_loop",
+        "qfleet.fleets.ray_fleet",
+        "qfleet.learner.remote",
+    ]
     code = (
         "import sys, importlib\n"
         f"for name in {names}: importlib.import_module(name)\n"

@@ -129,7 +129,7 @@ def test_wheel_carries_licences_and_command(built: Built) -> None:
 
     licences = {Path(name).name for name in names if ".dist-info/licenses/" in name}
     assert licences == {"LICENSE", "THIRD_PARTY_LICENSES.md"}
-    assert "qfleet = qfleet.program:run" in text
+    assert "qfleet = qfleet.command_line.program:run" in text
 
 
 def test_sdist_holds_rooms_once_and_tests(built: Built) -> None:

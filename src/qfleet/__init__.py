@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qfleet.api import Policy, evaluate, load_policy, make_env
     from qfleet.common.errors import QfleetError
-    from qfleet.config_loading import Config
+    from qfleet.settings.config_loading import Config
     from qfleet.training import RunResult, train
 
 __version__ = "0.1.0"
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Config": "qfleet.config_loading",
+    "Config": "qfleet.settings.config_loading",
     "Policy": "qfleet.api",
     "QfleetError": "qfleet.common.errors",
     "RunResult": "qfleet.training",

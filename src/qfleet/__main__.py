@@ -1,6 +1,6 @@
 """`python -m qfleet`, the same as `qfleet`."""
 
-from qfleet.program import run
+from qfleet.command_line.program import run
 
 if __name__ == "__main__":
     run()

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from qfleet.common.checkpoint import read_checkpoint
 from qfleet.common.config import Config, EnvConfig
 from qfleet.common.errors import CheckpointError
 from qfleet.common.params import decode_safetensors
 from qfleet.common.q_functions import build_q_function
 from qfleet.common.types import Array, EnvironmentSpec
+from qfleet.run_files.checkpoint import read_checkpoint
 
 PARAMS_FILE = "params.safetensors"
 
@@ -81,7 +81,7 @@ def load_policy(run: str | Path | None = None) -> Policy:
 
 
 def _params_bytes(run: str | Path | None) -> tuple[bytes, Path]:
-    from qfleet.run_directory import resolve_run
+    from qfleet.run_files.run_directory import resolve_run
 
     path = resolve_run(run)
     if path.name != PARAMS_FILE or not (path.parent / "manifest.json").exists():
@@ -96,7 +96,7 @@ def load_run_config(run: str | Path | None) -> Config:
     """The resolved configuration that a run was trained with."""
     import yaml
 
-    from qfleet.run_directory import CONFIG_FILE, find_run
+    from qfleet.run_files.run_directory import CONFIG_FILE, find_run
 
     text = (find_run(run) / CONFIG_FILE).read_text()
     return Config.model_validate(yaml.safe_load(text))
@@ -104,7 +104,7 @@ def load_run_config(run: str | Path | None) -> Config:
 
 def _env_config(env: str | Path | EnvConfig) -> EnvConfig:
     """An environment's id, its section, or the run directory whose environment is meant."""
-    from qfleet.run_directory import holds_run
+    from qfleet.run_files.run_directory import holds_run
 
     if isinstance(env, EnvConfig):
         return env

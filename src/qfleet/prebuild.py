@@ -13,11 +13,11 @@ import os
 import subprocess
 import sys
 
-from qfleet import presets
 from qfleet.common.config_auto import resolve_config
 from qfleet.common.envs import describe_environment
 from qfleet.common.errors import QfleetError
-from qfleet.config_loading import Config
+from qfleet.settings import presets
+from qfleet.settings.config_loading import Config
 
 
 def prebuild_preset(name: str) -> int:
@@ -29,7 +29,7 @@ def prebuild_preset(name: str) -> int:
     config = Config.preset(name)
     spec = describe_environment(config.env)
     config = resolve_config(config, spec, cpus=os.cpu_count() or 1, gpus=0)
-    command = [sys.executable, "-m", "qfleet.learner.build_block"]
+    command = [sys.executable, "-m", "qfleet.learner.fast.build_block"]
     command += ["--config-json", config.model_dump_json(by_alias=True)]
     command += ["--spec-json", spec.to_json()]
     return subprocess.run(command, check=False).returncode

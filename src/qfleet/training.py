@@ -17,21 +17,22 @@ from pathlib import Path
 import psutil
 
 from qfleet.api import load_params
-from qfleet.artifacts import Artifacts
+from qfleet.command_line.console import make_console
 from qfleet.common.config import Config
 from qfleet.common.config_auto import resolve_config
-from qfleet.common.config_checks import check_config, nvidia_gpus
 from qfleet.common.envs import describe_environment
 from qfleet.common.errors import ConfigError, QfleetError
-from qfleet.common.metrics import MetricsWriter
 from qfleet.common.types import EnvironmentSpec, EvaluationReport
 from qfleet.common.vector_envs import make_vector_env
-from qfleet.config_loading import choice_note, dump_yaml, error_message
-from qfleet.console import make_console
-from qfleet.finish import finish
-from qfleet.outcome import Outcome
-from qfleet.phases import process_started_s
-from qfleet.resume import (
+from qfleet.pictures.artifacts import Artifacts
+from qfleet.run.finish import finish
+from qfleet.run.outcome import Outcome
+from qfleet.run.phases import process_started_s
+from qfleet.run.runtimes import run_session
+from qfleet.run.session import Session
+from qfleet.run.stop_signals import noticed
+from qfleet.run_files.metrics import MetricsWriter
+from qfleet.run_files.resume import (
     ResumePoint,
     check_compatible,
     find_point,
@@ -40,11 +41,10 @@ from qfleet.resume import (
     target_of,
     with_saved_numbers,
 )
-from qfleet.run_directory import RunDirectory
-from qfleet.runtimes import run_session
-from qfleet.session import Session
-from qfleet.stop_signals import noticed
-from qfleet.summary import RunSummary, final_block, read_summary
+from qfleet.run_files.run_directory import RunDirectory
+from qfleet.run_files.summary import RunSummary, final_block, read_summary
+from qfleet.settings.config_checks import check_config, nvidia_gpus
+from qfleet.settings.config_loading import choice_note, dump_yaml, error_message
 
 _PATHS = {
     "off": "eager",
@@ -150,7 +150,7 @@ def check_and_resolve(config: Config) -> tuple[EnvironmentSpec, Config]:
     if problems:
         raise ConfigError(error_message(problems))
     if config.runtime == "ray" and "auto" in (config.actors.count, config.learner.num_gpus):
-        from qfleet.ray_cluster import cluster_size
+        from qfleet.cluster.ray_cluster import cluster_size
 
         cpus, gpus = cluster_size(config) or (cpus, gpus)
     return spec, resolve_config(config, spec, cpus=cpus, gpus=gpus)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from qfleet.common.config_auto import resolve_config
-from qfleet.config_loading import load_config
+from qfleet.settings.config_loading import load_config
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 SMALL = {
@@ -58,7 +58,7 @@ def ray_started():
     """Ray as `train` starts it, with room for every test of the module; `train` joins it."""
     import ray
 
-    from qfleet.ray_cluster import connect, disconnect
+    from qfleet.cluster.ray_cluster import connect, disconnect
 
     os.environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, [str(SOURCE), os.environ.get("PYTHONPATH")])

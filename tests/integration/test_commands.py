@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from qfleet.common.checkpoint import newest_valid
-from qfleet.run_lock import RunLock
+from qfleet.run_files.checkpoint import newest_valid
+from qfleet.run_files.run_lock import RunLock
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 REFUSED_WITHIN_S = 3 * 2.0

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from qfleet.summary import read_summary
+from qfleet.run_files.summary import read_summary
 from qfleet.training import train
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_started")]

@@ -6,10 +6,10 @@ import time
 
 import pytest
 
+from qfleet.cluster.roles import Roles, answer
 from qfleet.common.config_auto import resolve_config
 from qfleet.common.envs import describe_environment
 from qfleet.common.types import LearnerStats, ReplayStats
-from qfleet.ray_roles import Roles, answer
 from qfleet.replay_server.remote import ReplayServerShell
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_started")]

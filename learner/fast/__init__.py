@@ -1,0 +1,1 @@
+"""The K-update block compiled or as a CUDA graph."""

@@ -1,0 +1,113 @@
+"""Compiles one learner block into the cache; a process of its own, so that a run goes on eagerly.
+
+Started by `learner_path.BuildProcess`, and by hand or in an image's build through `prebuild`. Runs
+at the lowest priority and ends itself when the process that asked for it is gone.
+
+    python -m qfleet.learner.fast.build_block --config-json JSON --spec-json JSON
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+from safetensors.numpy import save_file
+
+from qfleet.common.config import Config
+from qfleet.common.config_auto import resolve_config
+from qfleet.common.envs import describe_environment
+from qfleet.common.errors import QfleetError
+from qfleet.common.threads import limit_threads
+from qfleet.common.types import EnvironmentSpec
+from qfleet.learner.block_inputs import initial_block_inputs
+from qfleet.learner.fast.compiled import build_package, eager_proof
+from qfleet.learner.fast.package_cache import PackageCache, cache_directory
+from qfleet.learner.fast.package_spec import (
+    PROOF_SUFFIX,
+    PackageError,
+    PackageSpec,
+    missing_compiler,
+)
+
+LOWEST_PRIORITY = 19
+_PARENT_POLL_S = 1.0
+
+
+def prebuild(config: Config, spec: EnvironmentSpec, dtype: str = "float32") -> Path:
+    """The package of this configuration, compiled unless the cache has it; returns its path.
+
+    Args:
+        config: A whole configuration; its `learner.compile` is not looked at.
+        spec: The environment's.
+        dtype: Another precision than the learner's float32; for tests.
+
+    Raises:
+        PackageError: when there is no compiler or the block cannot be compiled.
+        OSError: when the cache cannot be written.
+        WaitTimeoutError: when another process compiles the same for too long.
+    """
+    missing = missing_compiler()
+    if missing is not None:
+        raise PackageError(f"{missing}; install g++ or name a compiler in CXX")
+    package = PackageSpec(config, spec, dtype)
+    cast_to = None if dtype == "float32" else getattr(torch, dtype)
+    rule, state, hyper = initial_block_inputs(config, spec, torch.device("cpu"), cast_to)
+
+    def build(path: Path) -> None:
+        # The compiler's intermediate files go with the package's temporary folder.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(path.parent / "inductor")
+        build_package(path, package, rule, state, hyper)
+        inputs, results = eager_proof(package, rule, state, hyper)
+        proof = {f"input/{i:04}": array for i, array in enumerate(inputs)}
+        proof.update({f"result/{i:04}": array for i, array in enumerate(results)})
+        save_file(proof, path.with_suffix(PROOF_SUFFIX))
+
+    description = package.describe(state.parameters, state.buffers)
+    return PackageCache(cache_directory()).get_or_build(description, build)
+
+
+def end_with_parent(parent_pid: int) -> None:
+    """End this process and the compilers it started as soon as its parent is another one."""
+
+    def watch() -> None:
+        while os.getppid() == parent_pid:
+            time.sleep(_PARENT_POLL_S)
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Compile, print the package's path, return 0; a failure is one line on standard error."""
+    parser = argparse.ArgumentParser(prog="python -m qfleet.learner.fast.build_block")
+    parser.add_argument("--config-json", required=True, help="a configuration as JSON")
+    parser.add_argument("--spec-json", help="the environment's description; default: measure it")
+    parser.add_argument("--parent-pid", type=int, help="end when this parent process ends")
+    options = parser.parse_args(arguments)
+    if options.parent_pid is not None:
+        end_with_parent(options.parent_pid)
+    os.nice(LOWEST_PRIORITY)
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    try:
+        config = Config.model_validate_json(options.config_json)
+        limit_threads(config.learner.num_cpus)
+        if options.spec_json:
+            spec = EnvironmentSpec.from_json(options.spec_json)
+        else:
+            spec = describe_environment(config.env)
+        config = resolve_config(config, spec, cpus=os.cpu_count() or 1, gpus=0)
+        print(prebuild(config, spec))
+    except (PackageError, QfleetError, OSError) as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""What a run's updates are computed with: machine code alone or PyTorch, and since when.
+
+Called by the learner at its start and, in asynchronous runs, by its Ray shell between two blocks.
+On a CPU with `learner.compile: auto` a package in the cache is used from the first update on; a
+missing one is built only by an asynchronous run, in a process of its own, when the rest of the run
+is long enough for it. Lockstep decides once, at the start: eager and compiled differ in their last
+bits. No torch here: a learner that begins with a package does without.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from qfleet.common.config import Config
+from qfleet.common.errors import ConfigError
+from qfleet.common.types import EnvironmentSpec
+from qfleet.learner.backend import LearnerBackend, LearnerPath
+from qfleet.learner.fast.notices import say_once
+from qfleet.learner.fast.package_backend import load_package_backend
+from qfleet.learner.fast.package_spec import missing_compiler
+
+BUILD_S = 80.0
+"""What building one package takes beside a fleet that keeps two cores busy (measured; 25 alone)."""
+PAYS_FACTOR = 3.0
+"""A package is built when the eager updates still to do take this many times `BUILD_S`."""
+MIN_UPDATES_MEASURED = 1_000
+"""Updates after which the eager rate is believed."""
+BUILD_TIMEOUT_S = 1_200.0
+_POLL_S = 0.5
+_END_TIMEOUT_S = 5.0
+
+
+def starting_backend(config: Config, spec: EnvironmentSpec, device: str) -> LearnerBackend:
+    """What a run begins with on `device`.
+
+    Raises:
+        ConfigError: when `learner.compile` is `required` and there is no fast form, with the
+            remedy.
+    """
+    # A custom network is made by its factory, so torch is there in any case.
+    if device == "cpu" and config.learner.compile != "off" and config.network.factory is None:
+        backend = load_package_backend(config, spec)
+        if backend is not None:
+            return backend
+    return torch_backend(config, spec, device)
+
+
+def torch_backend(config: Config, spec: EnvironmentSpec, device: str) -> LearnerBackend:
+    """PyTorch on `device`, with the fast form of `learner.compile` where there is one."""
+    from qfleet.learner.torch_backend import TorchBackend  # takes half a second to import
+
+    return TorchBackend(config, spec, device)
+
+
+def build_required(config: Config, spec: EnvironmentSpec) -> None:
+    """Build the package now and wait for it, in a process of its own.
+
+    Raises:
+        ConfigError: when there is no compiler or the build fails, with the remedy.
+    """
+    missing = missing_compiler()
+    if missing is not None:
+        raise ConfigError(
+            f"learner.compile = required: {missing}; install g++ (Debian, Ubuntu: apt-get install "
+            "g++), or name a compiler in CXX, or use --learner.compile off"
+        )
+    say_once("compiling the learner's block, once for this network and machine, about a minute")
+    build = BuildProcess(config, spec)
+    try:
+        failure = build.wait()
+    finally:
+        build.end()
+    if failure is not None:
+        raise ConfigError(
+            f"learner.compile = required: the block cannot be compiled: {failure}; "
+            "use --learner.compile off"
+        )
+
+
+class BuildProcess:
+    """One running build; it ends itself when the process that started it is gone."""
+
+    def __init__(self, config: Config, spec: EnvironmentSpec) -> None:
+        command = [sys.executable, "-m", "qfleet.learner.fast.build_block"]
+        command += ["--config-json", config.model_dump_json(by_alias=True)]
+        command += ["--spec-json", spec.to_json(), "--parent-pid", str(os.getpid())]
+        search = [str(Path.cwd()) if path == "" else path for path in sys.path]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(search)}
+        self._process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it still compiles."""
+        return self._process.poll() is None
+
+    def wait(self) -> str | None:
+        """Wait for the end; None when the package is in the cache, else the reason."""
+        try:
+            _, errors = self._process.communicate(timeout=BUILD_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            return f"the compiler did not end within {BUILD_TIMEOUT_S:.0f} s"
+        if self._process.returncode == 0:
+            return None
+        lines = errors.strip().splitlines()
+        return lines[-1] if lines else f"exit code {self._process.returncode}"
+
+    def end(self) -> None:
+        """Stop it together with the compiler it started; does nothing after its end."""
+        if self.is_running:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait(timeout=_END_TIMEOUT_S)
+        if self._process.stderr is not None:
+            self._process.stderr.close()
+
+
+class Progress(NamedTuple):
+    """Where a learner stands; the difference of two gives its rates."""
+
+    now_s: float
+    """Any steady clock."""
+    learner_steps: int
+    env_steps: int
+    """Environment steps of the fleet."""
+    update_s: float
+    """Seconds spent in updates so far."""
+
+
+def eager_s_left(config: Config, start: Progress, now: Progress) -> float:
+    """Seconds of eager updates that the budgets still allow; infinite without a budget.
+
+    Reckoned from the rate since `start`; the smallest of the run's budgets counts.
+    """
+    run, replay = config.run, config.replay
+    updates, elapsed_s = now.learner_steps - start.learner_steps, now.now_s - start.now_s
+    left = [float("inf")]
+    if run.max_learner_steps is not None:
+        left.append(run.max_learner_steps - now.learner_steps)
+    if run.max_env_steps is not None and replay.samples_per_insert is not None:
+        samples = (run.max_env_steps - now.env_steps) * replay.samples_per_insert
+        left.append(samples / config.learner.batch_size)
+    if run.max_wall_s is not None:
+        left.append((run.max_wall_s - elapsed_s) * updates / elapsed_s)
+    return max(0.0, min(left)) * (now.update_s - start.update_s) / updates
+
+
+class PathUpgrade:
+    """Moves an asynchronous run from eager to compiled when that pays.
+
+    Once the rate is known and the rest of the run is long enough, a build runs beside the training
+    until `poll` finds it ended. Owned by the learner's thread.
+    """
+
+    def __init__(
+        self, config: Config, spec: EnvironmentSpec, device: str, path: LearnerPath
+    ) -> None:
+        self._config, self._spec = config, spec
+        self._build: BuildProcess | None = None
+        self._start: Progress | None = None
+        self._next_poll_s = float("-inf")
+        self._is_open = (
+            config.learner.compile == "auto"
+            and config.effective_schedule == "async"
+            and device == "cpu"
+            and path == "eager"
+        )
+
+    def poll(self, now: Progress) -> bool:
+        """Start or watch the build; true when a package has just been finished."""
+        if not self._is_open or now.now_s < self._next_poll_s:
+            return False
+        self._next_poll_s = now.now_s + _POLL_S
+        if self._build is not None:
+            return self._watch(self._build)
+        if self._start is None:
+            self._start = now
+        elif now.learner_steps - self._start.learner_steps >= MIN_UPDATES_MEASURED:
+            self._consider(self._start, now)
+        return False
+
+    def _consider(self, start: Progress, now: Progress) -> None:
+        if eager_s_left(self._config, start, now) <= PAYS_FACTOR * BUILD_S:
+            return
+        missing = missing_compiler()
+        if missing is not None:
+            self._give_up(missing)
+        else:
+            self._build = BuildProcess(self._config, self._spec)
+
+    def _watch(self, build: BuildProcess) -> bool:
+        if build.is_running:
+            return False
+        failure = build.wait()
+        self.close()
+        if failure is not None:
+            self._give_up(failure)
+        return failure is None
+
+    def _give_up(self, reason: str) -> None:
+        self._is_open = False
+        say_once(f"the learner stays eager PyTorch: {reason}")
+
+    def close(self) -> None:
+        """End a build that is still running; nothing is built any more."""
+        self._is_open = False
+        if self._build is not None:
+            self._build.end()
+            self._build = None

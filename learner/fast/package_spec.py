@@ -1,0 +1,127 @@
+"""What a compiled package is for, and the name under which the cache holds it.
+
+Called by whoever builds or loads one. No torch here: a package is found and used without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import inspect
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import qfleet.common
+from qfleet.common.config import Config
+from qfleet.common.config_auto import updates_per_call
+from qfleet.common.types import EnvironmentSpec
+
+FORMAT_VERSION = 2
+"""Raised when inputs, outputs or proof of a package change."""
+MAX_UPDATES_PER_CALL = 16
+"""Updates unrolled into one package; more cost compile time and gain nothing (measured)."""
+PROOF_SUFFIX = ".proof"
+"""Of the file beside a package with inputs and what the eager form makes of them."""
+
+_SOURCES = ("update.py", "losses.py", "optimizers.py", "fast/flat_block.py", "fast/compiled.py")
+
+
+class PackageError(Exception):
+    """A package cannot be built, loaded or trusted; the caller does without it and says why."""
+
+
+@dataclass(frozen=True)
+class PackageSpec:
+    """The run that a package is for; runs with equal `describe` share one."""
+
+    config: Config
+    environment: EnvironmentSpec
+    dtype: str = "float32"
+
+    @property
+    def n_updates(self) -> int:
+        """Updates per call of the package: the largest divisor of a block that is unrolled."""
+        block = updates_per_call(self.config)
+        return next(k for k in range(MAX_UPDATES_PER_CALL, 0, -1) if block % k == 0)
+
+    def describe(self, parameters: Mapping[str, Any], buffers: Mapping[str, Any]) -> dict[str, Any]:
+        """Everything that the machine code depends on, able to be written as JSON.
+
+        Args:
+            parameters: The network's, trained; arrays or tensors, only dtype and shape are read.
+            buffers: What a training forward updates in place.
+        """
+        learner = self.config.learner
+        return {
+            "format": FORMAT_VERSION,
+            "sources_sha256": _sources_sha256(self.config),
+            "network": self.config.network.model_dump(mode="json"),
+            "tensors": {
+                name: [str(t.dtype).removeprefix("torch."), list(t.shape)]
+                for name, t in {**parameters, **buffers}.items()
+            },
+            "n_trained": len(parameters),
+            "n_inputs": self.environment.n_inputs,
+            "n_actions": self.environment.n_actions,
+            "n_updates": self.n_updates,
+            "batch_size": learner.batch_size,
+            "loss": learner.loss,
+            "optimizer": learner.optimizer,
+            "double_q": learner.double_q,
+            "target_network": learner.target_network,
+            "polyak": learner.target_tau is not None,
+            "clip": learner.max_grad_norm is not None,
+            "dtype": self.dtype,
+            "threads": learner.num_cpus,
+            "torch": importlib.metadata.version("torch"),
+            "system": f"{platform.system()} {platform.machine()}",
+            "cpu": cpu_identity(),
+        }
+
+
+def cpu_identity() -> str:
+    """CPU model, a limit on vector instructions where one is set, and a digest of all flags."""
+    model, flags = platform.processor(), ""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                model = value.strip()
+            elif key.strip() == "flags":
+                flags = " ".join(sorted(value.split()))
+                break
+    except OSError:
+        pass
+    digest = hashlib.sha256(flags.encode()).hexdigest()[:12]
+    # torch compiles for the instructions that this variable allows.
+    return f"{model} {os.environ.get('ATEN_CPU_CAPABILITY', 'default')} {digest}"
+
+
+def _sources_sha256(config: Config) -> str:
+    """Digest of the code that is traced: ours and, where there is one, the network's factory."""
+    room = Path(__file__).parent.parent
+    files = [room / name for name in _SOURCES]
+    files.append(Path(qfleet.common.__file__).with_name("networks.py"))
+    if config.network.factory is not None:
+        from qfleet.common.networks import load_factory
+
+        factory = load_factory(config.network.factory, "network.factory")
+        source = inspect.getsourcefile(factory)
+        files.extend([Path(source)] if source else [])
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def missing_compiler() -> str | None:
+    """Why nothing can be compiled here; None when a C++ compiler is found."""
+    wanted = os.environ.get("CXX", "g++")
+    if shutil.which(wanted) is not None:
+        return None
+    return f"no C++ compiler: `{wanted}` is not on the PATH"

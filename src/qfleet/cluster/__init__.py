@@ -1,0 +1,1 @@
+"""Ray itself: joining or starting it, creating and asking roles."""

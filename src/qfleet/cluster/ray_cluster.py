@@ -1,0 +1,218 @@
+"""Start or join a Ray cluster with the settings that qfleet needs, and leave it as it was found.
+
+Called by the composition root, before any role exists. A cluster that we start is given the CPUs
+that the roles ask for, so that four actors run on a two-core laptop.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from qfleet.cluster.lean_start import lean_start
+from qfleet.common.config import Config
+from qfleet.common.errors import ConfigError, ResourcesError
+
+EVALUATOR_CPUS = 0.5
+SHARD_CPUS = 0.5
+_KILL_TIMEOUT_S = 5.0
+_METRICS_COLLECTION = "RAY_enable_metrics_collection"
+_OBJECT_STORE_BYTES = 512 * 2**20
+_INIT_OPTIONS: dict[str, Any] = {
+    "log_to_driver": False,
+    "namespace": "qfleet",
+    "logging_level": "ERROR",
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A connection to Ray and what to do with it at the end."""
+
+    started_by_us: bool
+    connected_by_us: bool
+    description: str
+
+
+def wanted_resources(config: Config) -> dict[str, float]:
+    """CPUs and GPUs of all roles together; `actors.count` and `num_gpus` must be resolved."""
+    assert isinstance(config.actors.count, int)
+    assert isinstance(config.learner.num_gpus, int)
+    cpus = (
+        config.learner.num_cpus
+        + config.replay.shards * SHARD_CPUS
+        + config.actors.count * config.actors.num_cpus
+        + EVALUATOR_CPUS
+    )
+    return {"CPU": cpus, "GPU": float(config.learner.num_gpus)}
+
+
+def import_ray() -> Any:
+    """The `ray` module; sets what must be in the environment before its import.
+
+    Raises:
+        ConfigError: when Ray is not installed, naming the local runtime as the way out.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if "ray" not in sys.modules:
+        _ensure_token()  # Ray reads the mode once, when it is imported
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError(
+            "Ray is not installed: `pip install 'ray[default]'`, or train in this process with "
+            "`--runtime local`"
+        ) from error
+    return ray
+
+
+def connect(config: Config) -> Cluster:
+    """Join the Ray that is initialized already or named by address, else start our own.
+
+    Raises:
+        ResourcesError: when no cluster answers, or it is too small.
+        SystemExit: a signal came meanwhile; what was started is ended.
+    """
+    address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    if address in (None, "local"):
+        # Metrics agents cost two seconds of start-up and nobody reads them on a private cluster.
+        os.environ.setdefault(_METRICS_COLLECTION, "0")
+    ray = import_ray()
+    if ray.is_initialized():
+        if config.ray.ship:
+            raise ConfigError(
+                "ray.ship cannot be added to a Ray that is initialized already: pass "
+                "`runtime_env={'py_modules': [...]}` to your own ray.init instead"
+            )
+        return Cluster(False, False, "joined the Ray that this program had initialized")
+    common = dict(_INIT_OPTIONS)
+    if config.ray.ship:
+        common["runtime_env"] = {"py_modules": list(config.ray.ship)}
+    if address in (None, "local"):
+        wanted = wanted_resources(config)
+        lean = lean_start(ray) if _wants_no_helpers(config) else nullcontext()
+        with _nothing_left_on_error(), lean:
+            ray.init(
+                address="local",
+                num_cpus=max(1, round(wanted["CPU"] + 0.499)),
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                **common,
+            )
+        return Cluster(True, True, "started a Ray of our own")
+    _join(ray, str(address), common)
+    _wait_for_resources(ray, config)
+    return Cluster(False, True, f"joined Ray at {ray.get_runtime_context().gcs_address}")
+
+
+@contextmanager
+def _nothing_left_on_error() -> Iterator[None]:
+    """When `ray.init` does not come to its end, the processes that it has started are ended."""
+    before = {child.pid for child in psutil.Process().children()}
+    try:
+        yield
+    except BaseException:
+        new = [child for child in psutil.Process().children() if child.pid not in before]
+        for child in new:
+            with suppress(psutil.NoSuchProcess):
+                for process in [child, *child.children(recursive=True)]:
+                    process.kill()
+        psutil.wait_procs(new, timeout=_KILL_TIMEOUT_S)
+        raise
+
+
+def _wants_no_helpers(config: Config) -> bool:
+    """Whether only what carries actors and objects is to be started.
+
+    Who asks for metrics or ships files wants the agents whole.
+    """
+    return os.environ.get(_METRICS_COLLECTION) in ("0", "false") and not config.ray.ship
+
+
+def cluster_size(config: Config) -> tuple[int, int] | None:
+    """(CPUs, GPUs) of the cluster that the run will join; None when it starts its own."""
+    address = config.ray.address or os.environ.get("RAY_ADDRESS")
+    is_initialized = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    if address in (None, "local") and not is_initialized:
+        return None
+    ray = import_ray()
+    if not is_initialized:
+        _join(ray, str(address), _INIT_OPTIONS)
+    try:
+        resources = ray.cluster_resources()
+        return int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+    finally:
+        if not is_initialized:
+            ray.shutdown()
+
+
+def _join(ray: Any, address: str, options: dict[str, Any]) -> None:
+    try:
+        ray.init(address=address, **options)
+    except ConnectionError as error:
+        raise ResourcesError(
+            f"no Ray cluster answers at {address!r} (ray.address): start one with "
+            "`ray start --head`, or leave the key out to start our own"
+        ) from error
+
+
+def disconnect(cluster: Cluster) -> None:
+    """Shut Ray down if we connected; a cluster that was there before stays."""
+    if cluster.connected_by_us:
+        import_ray().shutdown()
+
+
+def _ensure_token() -> None:
+    """Token authentication on, with a token file that only its owner can read.
+
+    Ray would write the file itself with the umask's mode, readable by others.
+    """
+    if os.environ.get("RAY_AUTH_MODE") or os.environ.get("RAY_AUTH_TOKEN"):
+        return
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        pass
+    except OSError:
+        return  # a read-only home: Ray then decides by its own rules
+    else:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
+    os.environ["RAY_AUTH_MODE"] = "token"
+
+
+def _wait_for_resources(ray: Any, config: Config) -> None:
+    """Until the cluster has what all roles ask for.
+
+    Raises:
+        ResourcesError: a table of wanted and present after `ray.wait_for_resources_s`.
+    """
+    wanted = wanted_resources(config)
+    deadline = time.monotonic() + config.ray.wait_for_resources_s
+    while True:
+        present = ray.cluster_resources()
+        missing = {k: v for k, v in wanted.items() if v > present.get(k, 0.0)}
+        if not missing:
+            return
+        if time.monotonic() >= deadline:
+            rows = "\n".join(
+                f"  {k}: wanted {v:g}, the cluster has {present.get(k, 0.0):g}"
+                for k, v in wanted.items()
+            )
+            raise ResourcesError(
+                f"the cluster is too small after {config.ray.wait_for_resources_s:.0f} s "
+                f"(ray.wait_for_resources_s):\n{rows}\n"
+                "add nodes, or lower actors.count, actors.num_cpus or learner.num_gpus"
+            )
+        time.sleep(0.5)

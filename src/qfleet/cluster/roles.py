@@ -1,0 +1,216 @@
+"""Creates the Ray actors of all roles from one configuration; the driver owns every one of them.
+
+Called by the composition root and, for replacements, by the asynchronous loop. Learner and replay
+sit in a placement group; actors outside it, so that they can come and go.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from qfleet.cluster.ray_cluster import EVALUATOR_CPUS, SHARD_CPUS, import_ray
+from qfleet.common.config import Config
+from qfleet.common.errors import QfleetError, ResourcesError, RoleLostError, WaitTimeoutError
+from qfleet.common.types import EnvironmentSpec
+
+START_TIMEOUT_S = 180.0
+_ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+ANSWER_TIMEOUT_S = 60.0
+Waiting = Callable[[], AbstractContextManager[None]]
+"""Around the wait for roles that start: a signal may end it, but must not cut into a creation."""
+
+
+def answer(ref: Any, waiter: str, awaited: str, timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
+    """`ray.get` that says who waited for whom, and raises our own errors as themselves.
+
+    Raises:
+        WaitTimeoutError: after `timeout_s`.
+        RoleLostError: when the awaited role is dead.
+        QfleetError: what the role itself raised.
+    """
+    ray = import_ray()
+    try:
+        return ray.get(ref, timeout=timeout_s)
+    except ray.exceptions.GetTimeoutError as error:
+        raise WaitTimeoutError(f"{waiter} waited {timeout_s:.0f} s for {awaited}") from error
+    except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
+        raise RoleLostError(f"{awaited} died: {first_line(error)}") from error
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, QfleetError):
+            raise cause from error
+        raise
+
+
+def first_line(error: BaseException) -> str:
+    """The most telling line of a Ray error: its last one when it carries a traceback."""
+    text = _ANSI_COLOUR.sub("", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    # A role whose constructor raised comes with its stack, but without that heading.
+    has_stack = any("Traceback" in line or "creation task" in line for line in lines)
+    return lines[-1] if has_stack else lines[0]
+
+
+class Roles:
+    """Handles of every Ray actor of a run."""
+
+    def __init__(self, config: Config, spec: EnvironmentSpec, *, run_id: str, device: str) -> None:
+        from qfleet.actors.remote import remote_actor_class, remote_evaluator_class
+        from qfleet.learner.remote import remote_learner_class
+        from qfleet.replay_server.remote import remote_replay_class
+
+        self.config, self.run_id = config, run_id
+        self._config_json = config.model_dump_json(by_alias=True)
+        self._spec_json = spec.to_json()
+        self._import_paths = [os.getcwd()]
+        self._actor_class = remote_actor_class()
+        self._evaluator_class = remote_evaluator_class()
+        self._evaluators = 0
+        assert isinstance(config.actors.count, int)
+        self.learner: Any = None
+        self.shards: list[Any] = []
+        self.actors: dict[int, Any] = {}
+        self.evaluator: Any = None
+        self._group = self._reserve()
+        with self.ended_on_error():
+            self._create_learner(remote_learner_class(), device)  # it takes longest to be ready
+            replay_class = remote_replay_class()
+            for shard in range(config.replay.shards):
+                self._create_shard(replay_class, shard)
+            self.create_evaluator()
+
+    def _create_learner(self, learner_class: Any, device: str) -> None:
+        learner = self.config.learner
+        self.learner = self._create(
+            learner_class,
+            "learner",
+            self._in_group(0),
+            self._config_json,
+            self._spec_json,
+            self._import_paths,
+            device,
+            float(learner.num_cpus),
+            num_cpus=learner.num_cpus,
+            num_gpus=learner.num_gpus,
+        )
+
+    def _create_shard(self, replay_class: Any, shard: int) -> None:
+        self.shards.append(
+            self._create(
+                replay_class,
+                f"replay-{shard}",
+                self._in_group(1 + shard),
+                self._config_json,
+                self._spec_json,
+                self.run_id,
+                shard,
+                SHARD_CPUS,
+                num_cpus=SHARD_CPUS,
+            )
+        )
+
+    def create_evaluator(self) -> None:
+        """The evaluator, or a new one in place of one that died."""
+        self._evaluators += 1
+        self.evaluator = self._create(
+            self._evaluator_class,
+            f"evaluator-{self._evaluators}",
+            None,
+            self._config_json,
+            self._spec_json,
+            self._import_paths,
+            EVALUATOR_CPUS,
+            num_cpus=EVALUATOR_CPUS,
+        )
+
+    def _reserve(self) -> Any:
+        from ray.util.placement_group import placement_group
+
+        learner = self.config.learner
+        bundles: list[dict[str, float]] = [{"CPU": float(learner.num_cpus)}]
+        if learner.num_gpus:
+            bundles[0]["GPU"] = float(learner.num_gpus)
+        bundles += [{"CPU": SHARD_CPUS}] * self.config.replay.shards
+        return placement_group(bundles, strategy="PACK")
+
+    def _in_group(self, bundle: int) -> Any:
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        return PlacementGroupSchedulingStrategy(
+            placement_group=self._group, placement_group_bundle_index=bundle
+        )
+
+    def _create(
+        self, actor_class: Any, name: str, strategy: Any, *arguments: Any, **options: Any
+    ) -> Any:
+        if strategy is not None:
+            options["scheduling_strategy"] = strategy
+        return actor_class.options(name=f"{self.run_id}/{name}", **options).remote(*arguments)
+
+    def create_actor(self, slot: int, incarnation: int) -> Any:
+        """Fill `slot` with a new process; the handle is kept in `actors`."""
+        self.actors[slot] = self._create(
+            self._actor_class,
+            f"actor-{slot}-{incarnation}",
+            None,
+            self._config_json,
+            self._spec_json,
+            self._import_paths,
+            self.run_id,
+            slot,
+            incarnation,
+            self.config.actors.num_cpus,
+            num_cpus=self.config.actors.num_cpus,
+        )
+        return self.actors[slot]
+
+    def shard_of(self, slot: int) -> Any:
+        """The shard that an actor slot writes to."""
+        return self.shards[slot % len(self.shards)]
+
+    def wait_until_ready(self) -> dict[str, int]:
+        """Process ids of learner and shards once they can answer.
+
+        Raises:
+            ResourcesError: when nothing could be placed in time.
+        """
+        pids = {}
+        try:
+            for index, shard in enumerate(self.shards):
+                who = f"replay-{index} to start"
+                pids[f"replay-{index}"] = answer(
+                    shard.ready.remote(), "driver", who, START_TIMEOUT_S
+                )
+            pids["learner"] = answer(
+                self.learner.ready.remote(), "driver", "the learner to start", START_TIMEOUT_S
+            )
+        except WaitTimeoutError as error:
+            raise ResourcesError(
+                f"{error}: the cluster did not place it; `ray status` shows what is taken"
+            ) from error
+        return pids
+
+    @contextmanager
+    def ended_on_error(self) -> Iterator[None]:
+        """An error inside ends every role: what could not be built must leave nothing running."""
+        try:
+            yield
+        except BaseException:
+            self.kill_all()
+            raise
+
+    def kill_all(self) -> None:
+        """End every role of this run at once."""
+        ray = import_ray()
+        from ray.util.placement_group import remove_placement_group
+
+        for handle in [*self.actors.values(), self.evaluator, self.learner, *self.shards]:
+            if handle is not None:  # an error came before it was created
+                ray.kill(handle, no_restart=True)
+        remove_placement_group(self._group)

@@ -1,0 +1,48 @@
+"""`qfleet eval`: score a trained run over fresh greedy episodes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import numpy as np
+
+from qfleet.api import evaluate, load_policy, load_run_config
+from qfleet.common.envs import describe_environment
+from qfleet.common.seeding import seed_int
+from qfleet.run_files.run_directory import find_run
+
+
+def main(args: argparse.Namespace) -> int:
+    """Evaluate `args.run` over `args.episodes`; seeds are disjoint from those of training."""
+    policy = load_policy(args.run)
+    config = load_run_config(args.run)
+    seed = seed_int(config.seed, "eval.command") if args.seed is None else args.seed
+    returns = evaluate(policy, config.env, episodes=args.episodes, seed=seed)
+    threshold = describe_environment(config.env).reward_threshold
+    report = {
+        "run": str(find_run(args.run)),
+        "params": str(policy.path),
+        "env_id": config.env.factory or config.env.id,
+        "episodes": len(returns),
+        "seed": seed,
+        "return_mean": float(returns.mean()),
+        "return_std": float(returns.std()),
+        "return_min": float(returns.min()),
+        "return_median": float(np.median(returns)),
+        "return_max": float(returns.max()),
+        "threshold": threshold,
+    }
+    if args.json:
+        print(json.dumps(report))
+        return 0
+    print(f"{report['params']} on {report['env_id']}, {len(returns)} greedy episodes, seed {seed}")
+    print(
+        f"return {report['return_mean']:.1f} ± {report['return_std']:.1f} (mean ± std)  "
+        f"min {report['return_min']:g}  median {report['return_median']:g}  "
+        f"max {report['return_max']:g}"
+    )
+    if threshold is not None:
+        verdict = "reached" if returns.mean() >= threshold else "not reached"
+        print(f"the registered threshold of {threshold:g} is {verdict}")
+    return 0

@@ -1,0 +1,93 @@
+"""`qfleet play [RUN]`: show a trained policy in a window, or record it where there is no screen."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from qfleet.common.errors import ConfigError
+from qfleet.common.seeding import seed_int
+from qfleet.pictures.recording import check_video_path, record_play
+from qfleet.run_files.run_directory import find_run, resolve_run, shorten
+
+DEFAULT_EPISODES = 1
+
+
+def main(args: argparse.Namespace) -> int:
+    """Play `args.run` for `args.episodes` from `args.seed`, into `args.video` if given.
+
+    Returns:
+        The exit code, 0; errors are raised.
+    """
+    episodes = args.episodes or DEFAULT_EPISODES
+    seed = seed_int(0, "play") if args.seed is None else args.seed
+    video = Path(args.video).expanduser() if args.video else None
+    if episodes < 1:
+        raise ConfigError(f"episodes must be at least 1, got {episodes} (--episodes)")
+    if video is not None:
+        check_video_path(video)
+    params_path = resolve_run(args.run)
+    run_dir = find_run(params_path)
+    if video is None and not has_display():
+        video = default_video(run_dir, params_path)
+        print("no display found: recording instead of opening a window")
+    if video is None:
+        return _show(run_dir, params_path, episodes, seed)
+    return _record(run_dir, params_path, video, episodes, seed)
+
+
+def has_display() -> bool:
+    """Whether a window could be opened; on Linux that takes an X or Wayland server."""
+    if os.environ.get("SDL_VIDEODRIVER") in ("dummy", "offscreen"):
+        return False
+    if not sys.platform.startswith("linux"):
+        return True
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def default_video(run_dir: Path, params_path: Path) -> Path:
+    """`RUN/videos/play-best.mp4`, or with the checkpoint's name instead of `best`."""
+    return run_dir / "videos" / f"play-{params_path.parent.name}.mp4"
+
+
+def _load(run_dir: Path, params_path: Path, render_mode: str) -> tuple[Any, Any]:
+    # pygame reads both when it is imported, which the environment does.
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    if render_mode == "rgb_array" and not has_display():
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    import qfleet
+
+    return qfleet.load_policy(params_path), qfleet.make_env(run_dir, render_mode=render_mode)
+
+
+def _record(run_dir: Path, params_path: Path, video: Path, episodes: int, seed: int) -> int:
+    policy, env = _load(run_dir, params_path, "rgb_array")
+    try:
+        recording = record_play(policy.act, env, video, episodes=episodes, seed=seed)
+    finally:
+        env.close()
+    for episode, episode_return in enumerate(recording.returns, start=1):
+        print(f"episode {episode}: return {episode_return:g}")
+    print(f"{shorten(recording.path)} ({recording.frames} frames)")
+    return 0
+
+
+def _show(run_dir: Path, params_path: Path, episodes: int, seed: int) -> int:
+    policy, env = _load(run_dir, params_path, "human")
+    try:
+        for episode in range(1, episodes + 1):
+            observation, _ = env.reset(seed=seed if episode == 1 else None)
+            episode_return, is_over = 0.0, False
+            while not is_over:
+                observation, reward, terminated, truncated, _ = env.step(
+                    int(policy.act(observation))
+                )
+                episode_return += float(reward)
+                is_over = bool(terminated or truncated)
+            print(f"episode {episode}: return {episode_return:g}", flush=True)
+    finally:
+        env.close()
+    return 0

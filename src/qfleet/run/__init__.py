@@ -1,0 +1,1 @@
+"""One run in progress: budgets, evaluations, checkpoints, its end."""

@@ -1,0 +1,132 @@
+"""The end of a run: final score, video and curve, summary.json.
+
+Called by `train` on every exit, also after an error.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from qfleet.api import evaluate, load_policy
+from qfleet.common.errors import QfleetError
+from qfleet.common.seeding import seed_int
+from qfleet.run.outcome import Outcome
+from qfleet.run.phases import ARTIFACTS, FINAL_SCORE
+from qfleet.run.session import Session
+from qfleet.run_files.run_directory import environment_report
+from qfleet.run_files.summary import RunSummary, write_summary
+
+
+def finish(session: Session, outcome: Outcome) -> RunSummary:
+    """Write everything that comes last and return the summary."""
+    score = _score(session, outcome)
+    if session.artifacts is not None:
+        outcome.phases.enter(ARTIFACTS)
+        session.artifacts.wait(session.incident)
+    summary = _summary(session, outcome, score, outcome.phases.seconds())
+    write_summary(summary, session.directory.path)
+    return summary
+
+
+def _score(session: Session, outcome: Outcome) -> tuple[float, float, int] | None:
+    """(mean, standard deviation, episodes) over seeds that selected nothing.
+
+    A solved run reports its confirmation. An unsolved one that ended by itself is scored now; after
+    a signal or an error the best periodic evaluation stands, because nobody wants to wait.
+    """
+    confirmed = session.tracker.confirmed
+    if confirmed is not None and confirmed.confirm_return_mean is not None:
+        std = confirmed.confirm_return_std or 0.0
+        return confirmed.confirm_return_mean, std, confirmed.confirm_episodes
+    ended_by_itself = outcome.error is None and outcome.crash is None and session.stop.name is None
+    if ended_by_itself and session.directory.best_path.is_dir():
+        config = session.config
+        outcome.phases.enter(FINAL_SCORE)
+        try:
+            returns = evaluate(
+                load_policy(session.directory.path),
+                config.env,
+                episodes=config.eval.confirm_episodes,
+                seed=seed_int(config.seed, "eval.final"),
+            )
+        except QfleetError as error:
+            session.incident(f"the best parameters could not be scored: {error}")
+            return None
+        return float(returns.mean()), float(returns.std()), len(returns)
+    last = session.tracker.last
+    return None if last is None else (last.return_mean, last.return_std, last.episodes)
+
+
+def _status(
+    session: Session, outcome: Outcome
+) -> Literal["solved", "finished", "stopped", "failed"]:
+    if outcome.error is not None or outcome.crash is not None:
+        return "failed"
+    if session.tracker.confirmed is not None:
+        return "solved"
+    return "stopped" if session.stop.name is not None else "finished"
+
+
+def _exit_code(session: Session, outcome: Outcome) -> int:
+    if outcome.error is not None:
+        return outcome.error.exit_code
+    if outcome.crash is not None:
+        return 1
+    return session.stop.exit_code
+
+
+def _summary(
+    session: Session,
+    outcome: Outcome,
+    score: tuple[float, float, int] | None,
+    phases_s: dict[str, float],
+) -> RunSummary:
+    config, report = session.config, session.report
+    confirmed = session.tracker.confirmed
+    learner = None if report is None else report.learner
+    train_s = max(outcome.train_s, 1e-9)
+    resumable = any(session.directory.checkpoints_path.glob("ckpt-*"))
+    counts: dict[str, Any] = {
+        "env_steps": session.env_steps,
+        "learner_steps": session.learner_steps,
+        "target_syncs": 0 if learner is None else learner.target_syncs,
+        "params_version": 0 if learner is None else learner.params_version,
+        "env_steps_per_s": session.env_steps / train_s,
+        "learner_steps_per_s": session.learner_steps / train_s,
+        "samples_per_insert": session.samples_per_insert,
+    }
+    return RunSummary(
+        status=_status(session, outcome),
+        exit_code=_exit_code(session, outcome),
+        resumable=resumable,
+        env_id=session.spec.env_id,
+        preset=config.preset_name,
+        runtime=config.runtime,
+        schedule=config.effective_schedule,
+        seed=config.seed,
+        solved=confirmed is not None,
+        solved_at_env_step=None if confirmed is None else confirmed.env_steps,
+        eval_return_mean=None if score is None else score[0],
+        eval_return_std=None if score is None else score[1],
+        eval_episodes=0 if score is None else score[2],
+        actors=int(config.actors.count),
+        replay_shards=config.replay.shards,
+        startup_s=outcome.startup_s,
+        train_s=outcome.train_s,
+        eval_s=session.totals.eval_s,
+        wall_s=sum(phases_s.values()),
+        limited_by=session.bottleneck.verdict,
+        params_sha256=outcome.params_sha256,
+        accounting=session.accounting(),
+        device=outcome.device,
+        learner_path="eager" if report is None else report.learner_path,
+        versions=environment_report(),
+        run_id=session.run_id,
+        run_dir=str(session.directory.path),
+        resume_kind=outcome.resume_kind,
+        stop_reason=outcome.reason,
+        role_restarts=outcome.role_restarts,
+        incidents=session.incidents,
+        phases_s=phases_s,
+        **counts,
+    )

@@ -1,0 +1,285 @@
+"""Runs a session in one of the runtimes: build the roles, restore, loop, take the last cut.
+
+Called by the composition root. On Ray, a learner or replay shard that dies is restarted together
+with all other roles from the last cut, a bounded number of times.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from dataclasses import asdict
+
+from qfleet.cluster.background_imports import import_in_background
+from qfleet.common.config import Config
+from qfleet.common.errors import ConfigError, RoleLostError, WaitTimeoutError
+from qfleet.fleets.fleet import Fleet
+from qfleet.fleets.round_loop import LearningDebt, run_rounds
+from qfleet.run.outcome import Outcome
+from qfleet.run.phases import CHECKPOINT, EVALUATION, RAY, ROLES, SHUTDOWN, PhaseClock
+from qfleet.run.session import Session
+from qfleet.run_files.resume import find_point
+
+INCARNATIONS_PER_PROCESS = 1 << 16
+"""Each process of a run numbers its actors' incarnations from a multiple of this."""
+INCARNATIONS_PER_RESTART = 1 << 10
+_RAY_MODULES = (
+    "qfleet.actors.remote",
+    "qfleet.replay_server.remote",
+    "qfleet.learner.remote",
+    "qfleet.cluster.roles",
+    "qfleet.fleets.async_loop",
+    "tensorboard.summary.writer.event_file_writer",
+)
+"""What the driver needs once Ray is there."""
+
+
+def run_session(session: Session, outcome: Outcome) -> None:
+    """Train until the session says stop; fills `outcome`.
+
+    Raises:
+        QfleetError: when the run cannot go on.
+    """
+    if session.config.runtime == "local":
+        _run_local(session, outcome)
+    else:
+        _run_ray(session, outcome)
+
+
+def _run_local(session: Session, outcome: Outcome) -> None:
+    outcome.phases.enter(ROLES)
+    from qfleet.fleets.local_fleet import LocalFleet
+
+    outcome.device = _local_device(session.config)
+    fleet = LocalFleet(
+        session.config,
+        session.spec,
+        run_id=session.run_id,
+        incarnation=_incarnation(session, outcome),
+        device=outcome.device,
+    )
+    try:
+        _run_lockstep(session, fleet, outcome)
+    finally:
+        fleet.close()
+
+
+def _local_device(config: Config) -> str:
+    """`auto` as torch sees it; a GPU that torch cannot use is an error, not a surprise."""
+    wanted = config.learner.device
+    if wanted == "cpu":
+        return wanted
+    import torch
+
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"learner.device = {wanted}: torch {torch.__version__} sees no usable GPU; install a "
+            "CUDA build of torch, or use --device cpu"
+        )
+    return wanted
+
+
+def _remote_device(config: Config) -> str:
+    """The learner's device when another process owns it: Ray has placed it on a GPU, or not."""
+    if config.learner.num_gpus == 0:
+        return "cpu"
+    return "cuda" if config.learner.device == "auto" else config.learner.device
+
+
+def _incarnation(session: Session, outcome: Outcome) -> int:
+    """Above every incarnation that earlier processes and restarts of this run gave out."""
+    processes = session.directory.command_path.read_text().count("\n")
+    return (processes - 1) * INCARNATIONS_PER_PROCESS + (
+        outcome.role_restarts * INCARNATIONS_PER_RESTART
+    )
+
+
+def _run_ray(session: Session, outcome: Outcome) -> None:
+    try:
+        _run_on_ray(session, outcome)
+    except SystemExit as end:
+        # A signal while something was being started: noted by us, or by ray.init's own handler.
+        if session.stop.name is None:
+            if end.code != signal.SIGTERM:
+                raise
+            session.stop.number = signal.SIGTERM
+        outcome.reason = str(session.stop.name)
+
+
+def _run_on_ray(session: Session, outcome: Outcome) -> None:
+    outcome.phases.enter(RAY)
+    from qfleet.cluster.ray_cluster import connect, disconnect, import_ray
+
+    import_ray()
+    import_in_background(*_RAY_MODULES)  # while `ray.init` waits for its processes
+    with session.stop.interrupting():
+        cluster = connect(session.config)
+    lockstep = session.config.effective_schedule == "lockstep"
+    try:
+        session.stop.listen()  # again, in the place of the SIGTERM handler that ray.init installs
+        outcome.device = _remote_device(session.config)
+        with_restarts(session, outcome, _run_ray_lockstep if lockstep else _run_ray_async)
+    finally:
+        outcome.phases.enter(SHUTDOWN)
+        disconnect(cluster)
+
+
+def with_restarts(
+    session: Session, outcome: Outcome, run_once: Callable[[Session, Outcome], None]
+) -> None:
+    """`run_once`, again from the last cut when a role is lost, while the budget lasts.
+
+    A restart after which the run gets further than before is paid back: only a role that keeps
+    dying at the same point ends the run.
+
+    Raises:
+        RoleLostError: with the last reason, after `run.max_role_restarts` in vain.
+    """
+    in_vain, furthest = 0, -1
+    while True:
+        try:
+            run_once(session, outcome)
+            return
+        except (RoleLostError, WaitTimeoutError) as error:
+            progressed = session.learner_steps > furthest
+            furthest = max(furthest, session.learner_steps)
+            in_vain = 1 if progressed else in_vain + 1
+            limit = session.config.run.max_role_restarts
+            if in_vain > limit or session.stop.name is not None:
+                raise RoleLostError(f"{error} (run.max_role_restarts = {limit})") from error
+            outcome.role_restarts += 1
+            outcome.point = find_point(session.directory)
+            where = (
+                "from the beginning: there is no checkpoint yet"
+                if outcome.point is None
+                else f"from learner step {outcome.point.checkpoint.learner_step:,}"
+            )
+            session.incident(f"{error}; all roles start again {where}")
+
+
+def _run_ray_lockstep(session: Session, outcome: Outcome) -> None:
+    outcome.phases.enter(ROLES)
+    from qfleet.fleets.ray_fleet import RayFleet
+
+    fleet = RayFleet(
+        session.config,
+        session.spec,
+        run_id=session.run_id,
+        incarnation=_incarnation(session, outcome),
+        device=outcome.device,
+        waiting=session.stop.interrupting,
+    )
+    try:
+        _run_lockstep(session, fleet, outcome)
+    finally:
+        fleet.close()
+
+
+def _run_lockstep(session: Session, fleet: Fleet, outcome: Outcome) -> None:
+    debt = LearningDebt()
+    session.round_state = lambda: asdict(debt)
+    if outcome.point is not None:
+        _restore_session(session, outcome)
+        session.totals.dropped += fleet.restore(outcome.point.role_files)
+        debt = LearningDebt(**outcome.point.session["round"])
+        session.rolled_back(fleet.report())
+    else:
+        if outcome.role_restarts > 0:
+            session.rolled_back(fleet.report())
+        if outcome.init_params is not None:
+            fleet.init_params(outcome.init_params)
+    outcome.training_begins(session)
+    observer = LockstepObserver(session, outcome.phases)
+    if session.stop_reason() is None:
+        run_rounds(session.config, fleet, observer, debt)
+    outcome.reason = session.stop_reason() or "stopped"
+    outcome.phases.enter(CHECKPOINT)
+    outcome.loop_ended(session)
+    session.observe(fleet.report())
+    outcome.params_sha256 = fleet.fingerprint()
+    outcome.target_syncs = fleet.target_sync_log()
+    observer.save(fleet)
+    outcome.training_ended(session)
+
+
+def _restore_session(session: Session, outcome: Outcome) -> None:
+    """The session of the cut; after a restart in this process its time goes on running."""
+    assert outcome.point is not None
+    wall_s = session.totals.wall_s
+    session.restore(outcome.point.session)
+    if outcome.role_restarts > 0:
+        session.totals.wall_s = wall_s
+
+
+class LockstepObserver:
+    """`RoundObserver` of a session: evaluates and checkpoints at logical points between rounds."""
+
+    def __init__(self, session: Session, phases: PhaseClock) -> None:
+        self._session, self._phases = session, phases
+
+    def after_round(self, fleet: Fleet) -> bool:
+        """See `RoundObserver`."""
+        session = self._session
+        session.observe(fleet.report())
+        if session.evaluation_due():
+            with self._phases.within(EVALUATION):
+                started_s = session.clock()
+                report = fleet.evaluate(session.evaluation_request())
+                session.totals.eval_s += session.clock() - started_s
+                session.record_evaluation(report, fleet.params_bytes)
+        if session.stop_reason() is not None:
+            return False
+        if session.checkpoint_due():
+            self.save(fleet)
+        return True
+
+    def blocks_left(self, updates_per_block: int) -> int | None:
+        """See `RoundObserver`."""
+        return self._session.blocks_left(updates_per_block)
+
+    def save(self, fleet: Fleet) -> None:
+        """One checkpoint of the fleet as it is between two rounds."""
+        contents = self._session.config.run.checkpoint_replay == "full"
+        session = self._session
+        session.save_checkpoint(
+            fleet.capture(contents), fleet.params_bytes(), session.learner_steps
+        )
+
+
+def _run_ray_async(session: Session, outcome: Outcome) -> None:
+    outcome.phases.enter(ROLES)
+    from qfleet.fleets.async_loop import AsyncLoop
+
+    loop = AsyncLoop(
+        session.config,
+        session.spec,
+        run_id=session.run_id,
+        incarnation=_incarnation(session, outcome),
+        device=outcome.device,
+        waiting=session.stop.interrupting,
+    )
+    try:
+        if outcome.point is not None:
+            if outcome.role_restarts == 0:
+                session.restore(outcome.point.session)
+            session.rolled_back(loop.restore(outcome.point.role_files))
+        else:
+            if outcome.role_restarts > 0:
+                session.rolled_back(loop.first_report())
+            if outcome.init_params is not None:
+                loop.init_params(outcome.init_params)
+        loop.keep_versions_above(session.highest_params_version)
+        session.gone_produced = lambda: loop.gone_produced
+        outcome.training_begins(session)
+        outcome.reason = session.stop_reason() or loop.run(session)
+        outcome.phases.enter(CHECKPOINT)
+        outcome.loop_ended(session)
+        loop.checkpoint(session)
+        outcome.params_sha256 = loop.fingerprint()
+        outcome.target_syncs = loop.target_sync_log()
+        session.totals.eval_s += loop.eval_s
+        outcome.training_ended(session)
+    finally:
+        loop.close()

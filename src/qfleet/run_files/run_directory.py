@@ -1,0 +1,355 @@
+"""The directory of one run: its layout, who may write to it, and how RUN arguments are resolved.
+
+Called by `train` (which creates or resumes one and holds its lock), and by `eval`, `play` and
+`status`, which only look. The driver is the single writer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qfleet.common.config import Config
+from qfleet.common.errors import CheckpointError, ConfigError
+from qfleet.run_files import checkpoint
+from qfleet.run_files.checkpoint import PARAMS, TEMPORARY_PREFIX
+from qfleet.run_files.run_lock import LOCK_FILE, RunLock
+
+RUNS = Path("runs")
+CONFIG_FILE = "config.yaml"
+SUMMARY_FILE = "summary.json"
+LEARNING_CURVE_FILE = "learning_curve.png"
+_LATEST = "latest"
+_BEST = "best"
+_OLD_BEST = f"{TEMPORARY_PREFIX}old-best"
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_LISTED_RUNS = 10
+_REPORTED_PACKAGES = ("qfleet", "torch", "ray", "gymnasium", "numpy")
+
+
+class RunDirectory:
+    """A run's directory, locked for this process until `close`.
+
+    Make one with `create` or `open_for_resume`; it is also a context manager.
+    """
+
+    def __init__(self, path: Path, lock: RunLock) -> None:
+        self.path = path
+        self._lock = lock
+        self.config_path = path / CONFIG_FILE
+        self.command_path = path / "cmd.txt"
+        self.checkpoints_path = path / "checkpoints"
+        self.best_path = path / _BEST
+        self.latest_path = path / _LATEST
+        self.videos_path = path / "videos"
+        self.learning_curve_path = path / LEARNING_CURVE_FILE
+        self.summary_path = path / SUMMARY_FILE
+
+    @classmethod
+    def create(cls, config: Config, explicit: str | Path | None = None) -> RunDirectory:
+        """A new, empty run directory: `explicit`, else `run.dir`, else one under `runs/`.
+
+        Raises:
+            ConfigError: for a URL, a place that cannot be written, a directory that holds
+                something else or another run, or one that is in use.
+        """
+        wanted = explicit or config.run.dir
+        if wanted is None:
+            path = _make_default(config)
+        else:
+            path = _checked_place(wanted)
+            _make_directory(path)
+        run = cls(path, RunLock.acquire(path))
+        try:
+            run._check_empty()
+        except BaseException:
+            run.close()
+            raise
+        _point_runs_latest(path, required=wanted is None)
+        return run
+
+    @classmethod
+    def open_for_resume(cls, argument: str | Path) -> RunDirectory:
+        """The existing run `argument`, after removing what its last process left half done.
+
+        Raises:
+            ConfigError: when there is no such run, or it is in use.
+        """
+        path = find_run(argument)
+        _make_directory(path)
+        run = cls(path, RunLock.acquire(path))
+        if not run.best_path.exists() and (path / _OLD_BEST).is_dir():
+            os.rename(path / _OLD_BEST, run.best_path)
+        checkpoint.clean_stray(path)
+        checkpoint.clean_stray(run.checkpoints_path)
+        _point_runs_latest(path, required=False)
+        return run
+
+    def _check_empty(self) -> None:
+        if holds_run(self.path):
+            raise ConfigError(
+                f"{self.path} holds a run already (run.dir): continue it with "
+                f"--resume {shlex.quote(str(self.path))}, or choose another --run-dir"
+            )
+        others = sorted(p.name for p in self.path.iterdir() if p.name != LOCK_FILE)
+        if others:
+            raise ConfigError(
+                f"{self.path} is not empty and holds no qfleet run ({others[0]} …) (run.dir): "
+                "choose an empty or a new directory with --run-dir"
+            )
+
+    def write_config(self, text: str) -> None:
+        """Write the resolved configuration; from then on the directory counts as a run."""
+        replace_file(self.config_path, text)
+
+    def write_command(self, arguments: Sequence[str]) -> None:
+        """Append the command line to cmd.txt, so that resumed runs keep their history."""
+        with open(self.command_path, "a", encoding="utf-8") as file:
+            file.write(shlex.join(arguments) + "\n")
+
+    def write_checkpoint(
+        self,
+        *,
+        learner_step: int,
+        generation: int,
+        files: Mapping[str, bytes],
+        manifest: Mapping[str, Any],
+        keep: int,
+    ) -> Path:
+        """Commit a checkpoint, point `latest` at it and remove all but the newest `keep`.
+
+        Raises:
+            CheckpointError: when any of that failed; earlier checkpoints are then as they were.
+        """
+        path = checkpoint.write_checkpoint(
+            self.checkpoints_path,
+            learner_step=learner_step,
+            generation=generation,
+            files=files,
+            manifest=manifest,
+        )
+        try:
+            _replace_link(self.latest_path, os.path.relpath(path, self.path))
+            checkpoint.prune(self.checkpoints_path, keep)
+        except OSError as error:
+            raise CheckpointError(f"{path} is committed, but then: {error}") from error
+        return path
+
+    def write_best(
+        self,
+        *,
+        learner_step: int,
+        generation: int,
+        files: Mapping[str, bytes],
+        manifest: Mapping[str, Any],
+    ) -> Path:
+        """Replace `best/`; it has a checkpoint's format, so `read_checkpoint` checks it.
+
+        Two renames make the exchange. Between them the old directory stands under a name that
+        `find_params` and `open_for_resume` know.
+        """
+        temporary, old = self.path / f"{TEMPORARY_PREFIX}{_BEST}", self.path / _OLD_BEST
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            checkpoint.write_sealed(
+                temporary,
+                learner_step=learner_step,
+                generation=generation,
+                files=files,
+                extra=manifest,
+            )
+            if self.best_path.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                os.rename(self.best_path, old)
+            os.rename(temporary, self.best_path)
+            checkpoint.sync_directory(self.path)
+        except OSError as error:
+            raise CheckpointError(f"{self.best_path} was not written: {error}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if self.best_path.exists():
+                shutil.rmtree(old, ignore_errors=True)
+        return self.best_path
+
+    def close(self) -> None:
+        """Give the lock back; calling it twice does no harm."""
+        self._lock.release()
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def holds_run(path: str | Path) -> bool:
+    """Whether `path` is the directory of a run, finished or not."""
+    return (Path(path) / CONFIG_FILE).is_file()
+
+
+def find_run(argument: str | Path | None) -> Path:
+    """The run directory that RUN names: a path, something inside it, a name in `runs/`, or None.
+
+    Raises:
+        ConfigError: when there is none; the message lists the runs that exist.
+    """
+    wanted = RUNS / _LATEST if argument is None else _checked_place(argument)
+    for candidate in (wanted, RUNS / wanted):
+        if not candidate.exists():
+            continue
+        path = _run_around(candidate.absolute())
+        if holds_run(path):
+            return shorten(path.resolve())
+    raise ConfigError(_no_such_run(argument, wanted))
+
+
+def resolve_run(argument: str | Path | None) -> Path:
+    """The parameter file that RUN means.
+
+    A run directory means its `best/`; `RUN/latest`, a checkpoint or a parameter file means itself.
+
+    Raises:
+        ConfigError: when there is none; the message lists the runs that exist.
+    """
+    if argument is not None:
+        path = _checked_place(argument)
+        for candidate in (path, RUNS / path):
+            if candidate.is_file():
+                return candidate
+            if (candidate / PARAMS).is_file():
+                return shorten((candidate / PARAMS).resolve())
+    run = find_run(argument)
+    for name in (_BEST, _OLD_BEST):
+        if (run / name / PARAMS).is_file():
+            return run / name / PARAMS
+    remedy = (
+        f"use {run / _LATEST} for its last checkpoint"
+        if (run / _LATEST / PARAMS).is_file()
+        else "it has no checkpoint either: let it train longer"
+    )
+    raise ConfigError(f"{run} has no {_BEST}/: nothing was evaluated yet; {remedy}")
+
+
+def existing_runs() -> list[Path]:
+    """The runs under `runs/`, newest first by the time of their configuration."""
+    runs = [p.parent for p in RUNS.glob(f"*/{CONFIG_FILE}") if not p.parent.is_symlink()]
+    return sorted(runs, key=lambda run: (run / CONFIG_FILE).stat().st_mtime, reverse=True)
+
+
+def shorten(path: Path) -> Path:
+    """`path` relative to the working directory where it lies below it, for messages."""
+    with contextlib.suppress(ValueError):
+        return path.absolute().relative_to(Path.cwd())
+    return path
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def environment_report() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a run's numbers; imports none of them."""
+    versions = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in _REPORTED_PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def _run_around(path: Path) -> Path:
+    """The run that holds a checkpoint or parameter file; other paths are returned as they are."""
+    if path.is_file():
+        path = path.parent
+    if holds_run(path):
+        return path
+    if path.name.startswith("ckpt-"):
+        return path.parent.parent
+    return path.parent if path.name in (_BEST, _LATEST, _OLD_BEST) else path
+
+
+def _checked_place(wanted: str | Path) -> Path:
+    if _URL.match(str(wanted)):
+        raise ConfigError(
+            f"{wanted} is a URL, but a run directory must be a path (run.dir): mount the bucket, "
+            "or train to a local directory and copy it afterwards"
+        )
+    return Path(wanted).expanduser()
+
+
+def _make_default(config: Config) -> Path:
+    environment = re.sub(r"[^A-Za-z0-9._-]+", "-", config.env.factory or config.env.id)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    name = f"{environment}__{config.preset_name}__s{config.seed}__{stamp}"
+    for suffix in ("", *(f"-{number}" for number in range(2, 1000))):
+        path = RUNS / f"{name}{suffix}"
+        if not path.exists():
+            _make_directory(path, exist_ok=False)
+            return path
+    raise ConfigError(f"{RUNS / name} exists a thousand times over: name one with --run-dir")
+
+
+def _make_directory(path: Path, *, exist_ok: bool = True) -> None:
+    """Make `path` and prove that it can be written: permission bits tell root nothing."""
+    try:
+        path.mkdir(parents=True, exist_ok=exist_ok)
+        with tempfile.NamedTemporaryFile(dir=path, prefix=TEMPORARY_PREFIX):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be written: {error.strerror} (run.dir): "
+            "name a writable directory with --run-dir"
+        ) from error
+
+
+def _point_runs_latest(path: Path, *, required: bool) -> None:
+    """Link `runs/latest` to `path`; a read-only working directory only matters for default runs."""
+    link = RUNS / _LATEST
+    try:
+        RUNS.mkdir(exist_ok=True)
+        if link.exists() and not link.is_symlink():
+            return  # someone's own directory: not ours to replace
+        _replace_link(link, os.path.relpath(path.resolve(), RUNS.resolve()))
+    except OSError as error:
+        if required:
+            raise ConfigError(f"{link} cannot be written: {error.strerror}") from error
+
+
+def _replace_link(link: Path, target: str) -> None:
+    temporary = link.with_name(f"{TEMPORARY_PREFIX}{link.name}-{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    os.symlink(target, temporary)
+    os.replace(temporary, link)
+
+
+def _no_such_run(argument: str | Path | None, wanted: Path) -> str:
+    head = (
+        f"{wanted} does not exist" if argument is None else f"{argument} is no run, nor inside one"
+    )
+    runs = existing_runs()
+    if not runs:
+        return f"{head}, and there are no runs under {RUNS}/: make one with `qfleet train`"
+    lines = [f"  {run}" for run in runs[:_LISTED_RUNS]]
+    if len(runs) > _LISTED_RUNS:
+        lines.append(f"  … and {len(runs) - _LISTED_RUNS} older ones")
+    return "\n".join([f"{head}. Runs that exist, newest first:", *lines])

@@ -1,0 +1,1 @@
+"""From presets, files and flags to one checked configuration."""

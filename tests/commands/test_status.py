@@ -1,0 +1,249 @@
+"""`qfleet status` on runs in every state, and `qfleet play` without a screen."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import qfleet
+from qfleet.commands import play as commands_play
+from qfleet.commands import status as commands_status
+from qfleet.commands.status import run_status, status_text
+from qfleet.common.config import Config
+from qfleet.common.errors import ConfigError
+from qfleet.pictures.recording import read_frames
+from qfleet.run_files.checkpoint import PARAMS
+from qfleet.run_files.metrics import MetricsWriter
+from qfleet.run_files.run_directory import RunDirectory
+from qfleet.run_files.summary import Accounting, RunSummary, write_summary
+
+
+@pytest.fixture(autouse=True)
+def _in_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def start_run(where: str = "out") -> RunDirectory:
+    run = RunDirectory.create(Config(), where)
+    run.write_config("seed: 1\n")
+    return run
+
+
+def fill(run: RunDirectory) -> None:
+    writer = MetricsWriter(run.path, env_id="x", t_start_s=0.0, tensorboard=False)
+    first = {"rollout/return_mean": 21.5, "eval/return_mean": 30.25}
+    writer.write(first, env_steps=500, learner_steps=50, wall_s=1.0)
+    writer.write({"rollout/return_mean": 22.5}, env_steps=1234, learner_steps=99, wall_s=65.0)
+    writer.close()
+    checkpoint = run.write_checkpoint(
+        learner_step=90, generation=2, files={PARAMS: b"x"}, manifest={}, keep=3
+    )
+    os.utime(checkpoint, (1000, 1000))
+    os.utime(run.path / "metrics.jsonl", (1030, 1030))
+
+
+def write_outcome(run: RunDirectory, **changes: Any) -> None:
+    fields: dict[str, Any] = {
+        name: 0 if info.annotation in (int, float) else "x"
+        for name, info in RunSummary.model_fields.items()
+        if info.is_required()
+    }
+    fields |= {
+        "status": "solved",
+        "resumable": True,
+        "solved": True,
+        "solved_at_env_step": 7,
+        "eval_return_mean": 1.0,
+        "eval_return_std": 0.0,
+        "samples_per_insert": None,
+        "accounting": Accounting(),
+        "versions": {},
+    }
+    write_summary(RunSummary(**(fields | changes)), run.path)
+
+
+def test_status_of_a_running_run_names_process_and_newest_values() -> None:
+    with start_run() as run:
+        fill(run)
+        status = run_status(run.path, now_s=1060.0)
+
+    assert (status["state"], status["pid"]) == ("running", os.getpid())
+    assert (status["env_steps"], status["learner_steps"], status["wall_s"]) == (1234, 99, 65.0)
+    assert (status["rollout_return_mean"], status["eval_return_mean"]) == (22.5, 30.25)
+    assert (status["last_row_age_s"], status["last_checkpoint_age_s"]) == (30.0, 60.0)
+    assert (status["checkpoints"], status["last_checkpoint"]) == (1, "ckpt-000000000090-2")
+    assert status["exit_code"] is None
+
+
+def test_status_of_a_resumed_run_ignores_the_old_summary() -> None:
+    with start_run() as run:
+        write_outcome(run)
+        assert run_status(run.path, now_s=0.0)["state"] == "running"
+        assert run_status(run.path, now_s=0.0)["solved"] is None
+
+
+def test_status_of_ended_runs_comes_from_the_summary_or_its_absence() -> None:
+    with start_run() as run:
+        fill(run)
+    assert run_status(run.path, now_s=1060.0)["state"] == "ended without a summary"
+    write_outcome(run, env_steps=2000, learner_steps=123)
+
+    status = run_status(run.path, now_s=1060.0)
+
+    assert (status["env_steps"], status["learner_steps"]) == (2000, 123)
+    assert (status["state"], status["solved"], status["exit_code"]) == ("solved", True, 0)
+    assert (status["pid"], status["host"]) == (None, None)
+
+
+def test_status_text_shows_what_is_known_in_aligned_lines() -> None:
+    with start_run() as run:
+        fill(run)
+        text = status_text(run_status(run.path, now_s=1060.0))
+    lines = text.splitlines()
+
+    assert lines[0] == "run                out"
+    assert lines[1].startswith(f"state              running (process {os.getpid()} on ")
+    assert lines[2:] == [
+        "env steps          1,234",
+        "learner steps      99",
+        "trained for        1 m 05 s",
+        "rollout return     22.5",
+        "evaluation return  30.2",
+        "last metrics       30 s ago",
+        "last checkpoint    ckpt-000000000090-2, 1 m 00 s ago",
+    ]
+
+
+def test_status_of_a_run_that_wrote_nothing_yet() -> None:
+    start_run().close()
+
+    text = status_text(run_status(Path("out"), now_s=0.0))
+
+    assert text.splitlines()[-2:] == [
+        "trained for        0 s",
+        "last checkpoint    none yet",
+    ]
+
+
+def test_status_main_prints_json_of_the_latest_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with start_run() as run:
+        fill(run)
+
+    code = commands_status.main(argparse.Namespace(run=None, json=True))
+
+    printed = json.loads(capsys.readouterr().out)
+    assert (code, printed["run_dir"], printed["env_steps"]) == (0, "out", 1234)
+
+
+def test_status_main_without_a_run_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="there are no runs"):
+        commands_status.main(argparse.Namespace(run="gone", json=False))
+
+
+class _Env:
+    metadata = {"render_fps": 10}  # noqa: RUF012  (as Gymnasium has it)
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.closed = False
+
+    def reset(self, seed: int | None = None) -> tuple[Any, dict[str, Any]]:
+        self.steps = 0
+        return np.zeros(1), {}
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        return np.zeros(1), 1.0, False, self.steps == 3, {}
+
+    def render(self) -> Any:
+        return np.zeros((240, 320, 3), dtype=np.uint8)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class _Policy:
+    def act(self, observation: Any) -> int:
+        return 1
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A run with a best checkpoint, and what `play` asked the Python interface for."""
+    with start_run() as run:
+        run.write_best(learner_step=1, generation=1, files={PARAMS: b"x"}, manifest={})
+    asked: dict[str, Any] = {"env": _Env()}
+
+    def make_env(run_dir: Path, render_mode: str) -> _Env:
+        asked.update(run_dir=run_dir, render_mode=render_mode)
+        return asked["env"]  # type: ignore[no-any-return]
+
+    def load_policy(path: Path) -> _Policy:
+        asked["params"] = path
+        return _Policy()
+
+    monkeypatch.setattr(qfleet, "make_env", make_env, raising=False)
+    monkeypatch.setattr(qfleet, "load_policy", load_policy, raising=False)
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    return asked
+
+
+def play_arguments(**changes: Any) -> argparse.Namespace:
+    return argparse.Namespace(**({"run": None, "video": None, "episodes": 2, "seed": 3} | changes))
+
+
+def test_play_without_display_records_into_the_run(
+    made: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert commands_play.main(play_arguments()) == 0
+
+    assert (made["run_dir"], made["render_mode"]) == (Path("out"), "rgb_array")
+    assert made["params"] == Path("out/best") / PARAMS
+    assert made["env"].closed
+    assert len(read_frames(Path("out/videos/play-best.mp4"))) == 8
+    assert capsys.readouterr().out == (
+        "no display found: recording instead of opening a window\n"
+        "episode 1: return 3\nepisode 2: return 3\nout/videos/play-best.mp4 (8 frames)\n"
+    )
+
+
+def test_play_with_display_shows_a_window(
+    made: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("SDL_VIDEODRIVER")
+    monkeypatch.setenv("DISPLAY", ":0")
+
+    assert commands_play.main(play_arguments()) == 0
+
+    assert made["render_mode"] == "human"
+    assert made["env"].closed
+    assert not Path("out/videos").exists()
+    assert capsys.readouterr().out == "episode 1: return 3\nepisode 2: return 3\n"
+
+
+def test_play_with_video_records_there_even_with_a_display(
+    made: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISPLAY", ":0")
+
+    commands_play.main(play_arguments(video="film.webp", run="out/best"))
+
+    assert made["render_mode"] == "rgb_array"
+    assert len(read_frames(Path("film.webp"))) == 8
+
+
+def test_play_wrong_arguments_are_refused_before_anything_is_loaded(made: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="--video"):
+        commands_play.main(play_arguments(video="film.avi"))
+    with pytest.raises(ConfigError, match="got -1"):
+        commands_play.main(play_arguments(episodes=-1))
+
+    assert "params" not in made

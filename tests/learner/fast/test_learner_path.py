@@ -1,0 +1,202 @@
+"""When a package is built beside a run, and how the process that builds it ends."""
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import psutil
+import pytest
+
+from qfleet.common.config import Config
+from qfleet.common.types import EnvironmentSpec
+from qfleet.learner.fast import learner_path, notices
+from qfleet.learner.fast.learner_path import BuildProcess, PathUpgrade, Progress, eager_s_left
+from qfleet.learner.fast.package_cache import cache_directory
+
+SPEC = EnvironmentSpec("CartPole-v1", (4,), "<f4", 2, 475.0, 500)
+
+
+def small_config() -> Config:
+    """A lockstep run that may use a package."""
+    return Config(
+        network={"hidden_sizes": (8,), "normalization": "batch"},
+        learner={
+            "device": "cpu",
+            "batch_size": 4,
+            "updates_per_call": 4,
+            "target_update_period_learner_steps": 8,
+            "publish_period_learner_steps": 4,
+            "compile": "auto",
+        },
+        eval={"period_learner_steps": 8},
+        run={"max_learner_steps": 1_000},
+        runtime="local",
+    )
+
+
+def async_config(**run: Any) -> Config:
+    config = small_config()
+    run_config = config.run.model_copy(update={"max_learner_steps": None, **run})
+    return config.model_copy(update={"runtime": "ray", "run": run_config})
+
+
+@pytest.mark.parametrize(
+    ("budget", "left_s"),
+    [
+        # 2,000 updates in 10 s, of which 4 s in updates: 2 ms each.
+        ({}, float("inf")),
+        ({"max_learner_steps": 12_000}, 20.0),
+        # 3,000 env steps left at 16 draws each are 12,000 updates of 4.
+        ({"max_env_steps": 3_500}, 24.0),
+        # 90 s left at 200 updates/s are 18,000 updates.
+        ({"max_wall_s": 100.0}, 36.0),
+        ({"max_wall_s": 100.0, "max_learner_steps": 12_000}, 20.0),
+        ({"max_learner_steps": 1_000}, 0.0),
+    ],
+)
+def test_eager_s_left_takes_the_smallest_budget(budget: dict[str, Any], left_s: float) -> None:
+    start, now = Progress(5.0, 0, 0, 1.0), Progress(15.0, 2_000, 500, 5.0)
+    assert eager_s_left(async_config(**budget), start, now) == pytest.approx(left_s)
+
+
+class FakeBuild:
+    """A build whose end the test decides."""
+
+    started: list["FakeBuild"]
+    failure: str | None = None
+
+    def __init__(self, config: Config, spec: EnvironmentSpec) -> None:
+        self.is_running = True
+        self.was_ended = False
+        self.started.append(self)
+
+    def wait(self) -> str | None:
+        return self.failure
+
+    def end(self) -> None:
+        self.is_running, self.was_ended = False, True
+
+
+@pytest.fixture
+def builds(monkeypatch: pytest.MonkeyPatch) -> list[FakeBuild]:
+    FakeBuild.started, FakeBuild.failure = [], None
+    monkeypatch.setattr(learner_path, "BuildProcess", FakeBuild)
+    monkeypatch.setattr(learner_path, "missing_compiler", lambda: None)
+    monkeypatch.setattr(notices, "_said", set())
+    return FakeBuild.started
+
+
+def drive(upgrade: PathUpgrade, seconds: int, first_s: int = 0) -> list[bool]:
+    """One poll a second of a learner that does 200 updates/s and nothing else."""
+    return [
+        upgrade.poll(Progress(float(s), 200 * s, 0, float(s)))
+        for s in range(first_s, first_s + seconds)
+    ]
+
+
+def test_path_upgrade_long_run_builds_once_and_reports_the_end(builds: list[FakeBuild]) -> None:
+    upgrade = PathUpgrade(async_config(max_learner_steps=1_000_000), SPEC, "cpu", "eager")
+    assert drive(upgrade, 5) == [False] * 5
+    assert builds == []  # 800 updates are too few to know the rate
+    assert drive(upgrade, 10, 5) == [False] * 10
+    assert len(builds) == 1
+    builds[0].is_running = False
+    assert drive(upgrade, 3, 15) == [True, False, False]
+    assert len(builds) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "device", "path"),
+    [
+        # 48,000 updates at 200/s are 240 s: exactly three times a build, from the first poll on.
+        (async_config(max_learner_steps=48_000), "cpu", "eager"),
+        (async_config().model_copy(update={"runtime": "local"}), "cpu", "eager"),
+        (async_config(), "cuda", "eager"),
+        (async_config(), "cpu", "compiled"),
+    ],
+    ids=["short", "lockstep", "gpu", "compiled already"],
+)
+def test_path_upgrade_builds_nothing_where_it_does_not_pay(
+    builds: list[FakeBuild], config: Config, device: str, path: Any
+) -> None:
+    assert drive(PathUpgrade(config, SPEC, device, path), 100) == [False] * 100
+    assert builds == []
+
+
+def test_path_upgrade_failed_build_is_said_once(
+    builds: list[FakeBuild], capsys: pytest.CaptureFixture[str]
+) -> None:
+    FakeBuild.failure = "the compiler ended"
+    upgrade = PathUpgrade(async_config(), SPEC, "cpu", "eager")
+    drive(upgrade, 10)
+    builds[0].is_running = False
+    assert drive(upgrade, 10, 10) == [False] * 10
+    assert (
+        capsys.readouterr().err == "qfleet: the learner stays eager PyTorch: the compiler ended\n"
+    )
+
+
+def test_path_upgrade_without_compiler_says_so_once(
+    builds: list[FakeBuild], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(learner_path, "missing_compiler", lambda: "no C++ compiler")
+    drive(PathUpgrade(async_config(), SPEC, "cpu", "eager"), 20)
+    assert builds == []
+    assert capsys.readouterr().err.count("stays eager PyTorch: no C++ compiler") == 1
+
+
+def test_path_upgrade_close_ends_the_build(builds: list[FakeBuild]) -> None:
+    upgrade = PathUpgrade(async_config(), SPEC, "cpu", "eager")
+    drive(upgrade, 10)
+    upgrade.close()
+    assert builds[0].was_ended
+    assert drive(upgrade, 10, 10) == [False] * 10
+
+
+def test_build_process_end_stops_it_with_its_children() -> None:
+    build = BuildProcess(small_config(), SPEC)
+    process = psutil.Process(build._process.pid)
+    assert process.is_running()
+    build.end()
+    assert psutil.wait_procs([process], timeout=10)[1] == []
+    assert not cache_directory().exists() or not list(cache_directory().glob("*.pt2"))
+
+
+def test_build_process_failure_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    build = BuildProcess(small_config(), SPEC)
+    failure = build.wait()
+    build.end()
+    assert failure == (
+        "no C++ compiler: `no-such-compiler` is not on the PATH; install g++ or name a compiler "
+        "in CXX"
+    )
+
+
+def test_build_process_ends_with_a_parent_that_was_killed() -> None:
+    program = (
+        "import os\n"
+        "from qfleet.common.config import Config\n"
+        "from qfleet.common.types import EnvironmentSpec\n"
+        "from qfleet.learner.fast.learner_path import BuildProcess\n"
+        f"config = Config.model_validate_json({small_config().model_dump_json(by_alias=True)!r})\n"
+        f"spec = EnvironmentSpec.from_json({SPEC.to_json()!r})\n"
+        "print(BuildProcess(config, spec)._process.pid, flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    started = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert started.returncode == -9
+    try:
+        process = psutil.Process(int(started.stdout))
+    except psutil.NoSuchProcess:
+        return  # it has ended already
+    assert psutil.wait_procs([process], timeout=30)[1] == []

@@ -1,0 +1,113 @@
+"""Signals become a note for the main loop; the handlers that were there come back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+
+from qfleet.run.stop_signals import StopSignal, noticed
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+
+
+def test_stop_signal_before_anything_is_quiet():
+    assert (StopSignal().name, StopSignal().exit_code) == (None, 0)
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "exit_code"),
+    [
+        (signal.SIGHUP, "SIGHUP", 129),
+        (signal.SIGINT, "SIGINT", 130),
+        (signal.SIGTERM, "SIGTERM", 143),
+    ],
+)
+def test_noticed_signal_is_noted_and_nothing_is_interrupted(number, name, exit_code):
+    with noticed() as stop:
+        os.kill(os.getpid(), number)
+        assert (stop.name, stop.exit_code) == (name, exit_code)
+    assert (stop.name, stop.exit_code) == (name, exit_code)
+
+
+def test_noticed_restores_the_former_handlers_also_after_an_error():
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    former = [signal.getsignal(number) for number in numbers]
+    with noticed() as stop:
+        assert [signal.getsignal(number) for number in numbers] == [stop.note] * 3
+    assert [signal.getsignal(number) for number in numbers] == former
+    with pytest.raises(ZeroDivisionError), noticed():
+        raise ZeroDivisionError
+    assert [signal.getsignal(number) for number in numbers] == former
+
+
+def test_noticed_in_another_thread_runs_without_handlers():
+    former = signal.getsignal(signal.SIGINT)
+    seen = []
+
+    def body():
+        with noticed() as stop:
+            seen.append((stop.name, signal.getsignal(signal.SIGINT)))
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert seen == [(None, former)]
+
+
+def test_signal_while_interrupting_is_noted_and_raises():
+    def start():
+        with stop.interrupting():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with noticed() as stop:
+        with pytest.raises(SystemExit) as raised:
+            start()
+        assert raised.value.code == 143
+        assert stop.name == "SIGTERM"
+    with noticed() as stop:
+        with stop.interrupting():
+            pass
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.name == "SIGINT"
+        with pytest.raises(SystemExit) as raised:
+            start()  # not even begun
+        assert (raised.value.code, stop.name) == (130, "SIGINT")
+
+
+def test_listen_takes_the_signals_back():
+    def of_another(number, frame):
+        raise AssertionError("not asked")
+
+    with noticed() as stop:
+        signal.signal(signal.SIGTERM, of_another)
+        stop.listen()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.name == "SIGTERM"
+
+
+def test_second_signal_ends_the_process_at_once():
+    code = """
+        import os, signal
+        from qfleet.run.stop_signals import noticed
+        with noticed():
+            os.kill(os.getpid(), signal.SIGINT)
+            print("still here", flush=True)
+            os.kill(os.getpid(), signal.SIGTERM)
+            print("never", flush=True)
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        timeout=30,
+    )
+    assert result.returncode == 128 + signal.SIGTERM
+    assert result.stdout == "still here\n"

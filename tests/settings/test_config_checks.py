@@ -1,0 +1,471 @@
+"""Every rule between keys, each broken alone, and the numbers behind `auto`."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qfleet.common.config import Config
+from qfleet.common.config_auto import block_periods, updates_per_call
+from qfleet.common.types import EnvironmentSpec
+from qfleet.settings import config_checks
+from qfleet.settings.config_checks import (
+    Problem,
+    check_config,
+    minimum_limiter_tolerance_samples,
+    nvidia_gpus,
+    replay_bytes,
+    resolve_config,
+    show_value,
+)
+
+SPEC = EnvironmentSpec("CartPole-v1", (4,), "<f4", 2, 475.0, 500)
+GIB = 2**30
+
+
+def config(**sections):
+    """A valid configuration with `section=dict(key=value)` changed."""
+    return Config.model_validate(sections)
+
+
+def problems(checked, spec=None, *, cpus=8, gpus=0, memory_bytes=GIB, cuda_available=None):
+    return check_config(
+        checked,
+        spec,
+        cpus=cpus,
+        gpus=gpus,
+        memory_bytes=memory_bytes,
+        cuda_available=cuda_available,
+    )
+
+
+def episode_mode(**sections):
+    learner = {"updates_per_episode": 1000, **sections.pop("learner", {})}
+    replay = {"samples_per_insert": None, **sections.pop("replay", {})}
+    return config(learner=learner, replay=replay, **sections)
+
+
+def test_check_config_defaults_have_no_problem():
+    assert problems(Config(), SPEC) == []
+    assert problems(episode_mode(), SPEC) == []
+
+
+BROKEN = [
+    (config(network={"kwargs": {"a": 1}}), "network.kwargs", "only for network.factory"),
+    (
+        config(network={"normalization": "batch"}, learner={"batch_size": 1}),
+        "learner.batch_size",
+        "at least 2 with network.normalization batch",
+    ),
+    (
+        config(actors={"count": 2, "min_count": 3}),
+        "actors.min_count",
+        "at most actors.count (2)",
+    ),
+    (
+        config(
+            actors={"count": 1}, replay={"capacity": 1000, "shards": 2, "min_size_to_sample": 501}
+        ),
+        "replay.min_size_to_sample",
+        "1 of 2 shards of 500 are fed",
+    ),
+    (
+        config(replay={"capacity": 3, "shards": 4, "min_size_to_sample": 1}),
+        "replay.shards",
+        "at most replay.capacity (3)",
+    ),
+    (
+        config(replay={"capacity": 1000}, learner={"batch_size": 1001}),
+        "learner.batch_size",
+        "at most replay.capacity (1000)",
+    ),
+    (
+        config(replay={"capacity": 1000, "min_size_to_sample": 1001}),
+        "replay.min_size_to_sample",
+        "at most replay.capacity (1000)",
+    ),
+    (
+        config(replay={"capacity": 1003, "shards": 4, "min_size_to_sample": 1001}),
+        "replay.min_size_to_sample",
+        "4 shards of 250 are fed",
+    ),
+    (
+        config(replay={"capacity": 1000, "shards": 2}, actors={"chunk_transitions": 501}),
+        "actors.chunk_transitions",
+        "the capacity of one shard (500)",
+    ),
+    (
+        config(replay={"min_size_to_sample": 1000}, run={"max_env_steps": 999}),
+        "replay.min_size_to_sample",
+        "at most run.max_env_steps (999), or nothing is ever learned",
+    ),
+    (
+        config(replay={"sampling": "prioritized"}),
+        "replay.importance_sampling_exponent",
+        "rises to 1 at the step budget, and this run has none",
+    ),
+    (
+        config(
+            replay={"limiter_tolerance_samples": 1183, "samples_per_insert": 8},
+            actors={"chunk_transitions": 256},
+            learner={"batch_size": 32, "updates_per_call": 10},
+        ),
+        "replay.limiter_tolerance_samples",
+        "must be at least 1184 or both sides wait for ever: (samples_per_insert 8 x "
+        "chunk_transitions 256 + batch_size 32 x 10 updates) / 2",
+    ),
+    (episode_mode(actors={"count": 2}), "actors.count", "must be 1 or auto"),
+    (episode_mode(actors={"envs_per_actor": 4}), "actors.envs_per_actor", "must be 1 or auto"),
+    (
+        episode_mode(replay={"capacity": 1000, "shards": 2, "min_size_to_sample": 501}),
+        "replay.min_size_to_sample",
+        "1 of 2 shards of 500 are fed",
+    ),
+    (
+        episode_mode(replay={"samples_per_insert": 4}),
+        "replay.samples_per_insert",
+        "must be null with learner.updates_per_episode",
+    ),
+    (
+        config(learner={"target_network": False, "target_tau": 0.01}),
+        "learner.target_tau",
+        "must be null without a target network",
+    ),
+    (
+        config(runtime="local", run={"schedule": "async"}),
+        "run.schedule",
+        "auto or lockstep with --runtime local",
+    ),
+    (
+        config(learner={"device": "cuda", "num_gpus": 0}),
+        "learner.device",
+        "needs a GPU, but learner.num_gpus is 0",
+    ),
+    (
+        config(learner={"device": "cuda:1"}),
+        "learner.device",
+        "Ray shows the learner only its own 1 GPU(s)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("broken", "key", "fragment"), BROKEN)
+def test_check_config_one_broken_rule_is_one_problem(broken, key, fragment):
+    found = problems(broken, SPEC)
+
+    assert [problem.key for problem in found] == [key]
+    assert fragment in found[0].requirement
+    assert found[0].remedy
+
+
+@pytest.mark.parametrize(
+    ("learner", "evaluation", "keys"),
+    [
+        ({"publish_period_learner_steps": 51}, {}, ["learner.publish_period_learner_steps"]),
+        (
+            {"target_update_period_learner_steps": 201},
+            {},
+            ["learner.target_update_period_learner_steps"],
+        ),
+        ({"target_update_period_learner_steps": 201, "target_tau": 0.1}, {}, []),
+        ({"target_update_period_learner_steps": 201, "target_network": False}, {}, []),
+        ({}, {"period_learner_steps": 505}, ["eval.period_learner_steps"]),
+    ],
+)
+def test_check_config_periods_must_be_multiples_of_a_block(learner, evaluation, keys):
+    broken = config(learner={"updates_per_call": 10, **learner}, eval=evaluation)
+
+    assert [problem.key for problem in problems(broken)] == keys
+
+
+def test_check_config_period_message_names_the_nearest_fit():
+    broken = config(learner={"updates_per_call": 8, "publish_period_learner_steps": 52})
+
+    assert str(problems(broken)[0]) == (
+        "learner.publish_period_learner_steps = 52: must be a multiple of "
+        "learner.updates_per_call (8); set it to 48, or learner.updates_per_call to auto"
+    )
+
+
+def test_check_config_updates_per_episode_must_be_whole_blocks():
+    broken = episode_mode(learner={"updates_per_call": 50, "updates_per_episode": 1025})
+
+    assert [problem.key for problem in problems(broken)] == ["learner.updates_per_episode"]
+
+
+def test_check_config_reports_everything_at_once():
+    broken = config(
+        runtime="local",
+        run={"schedule": "async"},
+        actors={"count": 1, "min_count": 2},
+        replay={"capacity": 10, "min_size_to_sample": 20},
+    )
+
+    assert [problem.key for problem in problems(broken)] == [
+        "actors.min_count",
+        "learner.batch_size",
+        "replay.min_size_to_sample",
+        "run.schedule",
+    ]
+
+
+def test_check_config_gpu_presence_is_judged_only_when_known():
+    wants = config(learner={"device": "cuda"})
+
+    assert problems(wants, cuda_available=None) == []
+    assert problems(wants, cuda_available=True, gpus=1) == []
+    for found in (
+        problems(wants, cuda_available=False, gpus=1),
+        problems(wants, cuda_available=True, gpus=0),
+    ):
+        assert [str(problem) for problem in found] == [
+            "learner.device = cuda: needs an NVIDIA GPU that torch can use, and there is none "
+            "here; set it to auto or cpu; `qfleet doctor` says what is missing"
+        ]
+
+
+def test_check_config_reserved_gpu_must_exist():
+    found = problems(config(learner={"num_gpus": 1}), cuda_available=False)
+
+    assert [problem.key for problem in found] == ["learner.num_gpus"]
+    assert problems(config(learner={"num_gpus": 0}), cuda_available=False) == []
+
+
+def test_check_config_memory_message_states_both_sides():
+    # 2 observations of 4 float32, an int32 action and two float32: 44 bytes a row.
+    broken = config(replay={"capacity": 2**28})
+
+    assert replay_bytes(broken, SPEC) == 44 * 2**28
+    assert [str(problem) for problem in problems(broken, SPEC, memory_bytes=GIB)] == [
+        "replay.capacity = 268435456: needs 11.00 GiB (44 bytes for each transition) and there "
+        "are 1.00 GiB of memory; set it to at most 24403223"
+    ]
+    assert problems(broken, None, memory_bytes=GIB) == []
+    assert problems(broken, SPEC, memory_bytes=44 * 2**28) == []
+
+
+def test_replay_bytes_counts_the_tree_of_prioritized_sampling():
+    uniform = config(replay={"capacity": 10_000})
+    prioritized = config(replay={"capacity": 10_000, "sampling": "prioritized"})
+
+    assert replay_bytes(prioritized, SPEC) - replay_bytes(uniform, SPEC) == 160_000
+
+
+@given(st.floats(0.25, 32), st.integers(1, 64), st.integers(1, 64), st.integers(1, 8))
+def test_minimum_tolerance_is_where_waiting_for_ever_ends(ratio, chunk, batch, updates):
+    request = batch * updates
+
+    def both_can_wait(tolerance):
+        # A balance e blocks the insert when e + ratio·chunk > tolerance, the sample when
+        # e − request < −tolerance: is there room between the two bounds?
+        return tolerance - Fraction(ratio * chunk) < request - tolerance
+
+    least = minimum_limiter_tolerance_samples(ratio, chunk, request)
+
+    assert not both_can_wait(least)
+    assert both_can_wait(least - 1)
+
+
+@pytest.mark.parametrize(
+    ("checked", "cpus", "expected"),
+    [
+        (config(), 2, 1),
+        (config(), 1, 1),
+        (config(), 16, 14),
+        (config(actors={"num_cpus": 2}), 16, 7),
+        (config(learner={"num_cpus": 8}), 16, 7),
+        (config(replay={"shards": 4}), 16, 13),
+        (config(replay={"shards": 4}), 2, 4),
+        (config(actors={"min_count": 3}), 2, 3),
+        (config(actors={"count": 5}), 2, 5),
+        (config(runtime="local"), 64, 1),
+        (config(runtime="local", replay={"shards": 2}), 64, 2),
+        (episode_mode(), 64, 1),
+    ],
+)
+def test_resolve_actor_count_table(checked, cpus, expected):
+    assert resolve_config(checked, SPEC, cpus=cpus, gpus=0).actors.count == expected
+
+
+@pytest.mark.parametrize(
+    ("checked", "expected"),
+    [
+        (config(), (16, 128)),
+        (config(actors={"envs_per_actor": 1}), (1, 32)),
+        (config(actors={"envs_per_actor": 64}), (64, 512)),
+        (config(actors={"chunk_transitions": 7}), (16, 7)),
+        (
+            config(replay={"capacity": 100, "shards": 4, "min_size_to_sample": 50}),
+            (16, 25),
+        ),
+        (episode_mode(), (1, 32)),
+    ],
+)
+def test_resolve_envs_and_chunk_table(checked, expected):
+    actors = resolve_config(checked, SPEC, cpus=8, gpus=0).actors
+
+    assert (actors.envs_per_actor, actors.chunk_transitions) == expected
+
+
+@pytest.mark.parametrize(
+    ("checked", "expected"),
+    [
+        (config(), (1024, 4)),
+        (config(actors={"chunk_transitions": 7}), (7, 4)),
+        (config(actors={"chunk_transitions": 7, "max_chunk_transitions": 9}), (9, 4)),
+        (config(replay={"capacity": 300, "min_size_to_sample": 50}), (300, 4)),
+        (config(learner={"updates_per_call": 50}), (1024, 1)),
+        (config(learner={"updates_per_call": 50, "max_blocks_per_request": 2}), (1024, 2)),
+        # A window that was set bounds both: (2 x 10,000 - 64 x 50) / 16, then what that leaves.
+        (config(replay={"limiter_tolerance_samples": 10_000}), (1024, 1)),
+        (config(replay={"limiter_tolerance_samples": 5_000}), (425, 1)),
+        (config(replay={"limiter_tolerance_samples": 20_000}), (1024, 4)),
+        (config(replay={"limiter_tolerance_samples": 12_000}), (1024, 2)),
+        (config(replay={"limiter_tolerance_samples": 9, "samples_per_insert": None}), (1024, 4)),
+    ],
+)
+def test_resolve_largest_chunk_and_request_table(checked, expected):
+    resolved = resolve_config(checked, SPEC, cpus=8, gpus=0)
+
+    assert resolved.learner.updates_per_call == 50
+    largest = resolved.actors.max_chunk_transitions, resolved.learner.max_blocks_per_request
+    assert largest == expected
+    ratio = resolved.replay.samples_per_insert
+    if ratio is not None:
+        least = minimum_limiter_tolerance_samples(ratio, largest[0], 64 * 50 * largest[1])
+        assert resolved.replay.limiter_tolerance_samples >= least
+        assert problems(resolved) == []
+
+
+@pytest.mark.parametrize(
+    ("learner", "period", "expected"),
+    [
+        ({}, 500, 50),
+        ({"target_update_period_learner_steps": 70}, 500, 10),
+        ({"target_update_period_learner_steps": 70, "target_tau": 0.1}, 500, 50),
+        ({"target_update_period_learner_steps": 7, "target_network": False}, 500, 50),
+        ({"publish_period_learner_steps": 500}, 101, 1),
+        ({"publish_period_learner_steps": 10_000, "target_tau": 0.1}, 10_000, 50),
+        ({"publish_period_learner_steps": 96, "target_tau": 0.1}, 96, 48),
+        ({"updates_per_call": 3}, 500, 3),
+    ],
+)
+def test_resolve_updates_per_call_table(learner, period, expected):
+    checked = config(learner=learner, eval={"period_learner_steps": period})
+
+    assert resolve_config(checked, SPEC, cpus=8, gpus=0).learner.updates_per_call == expected
+
+
+@given(st.integers(1, 2000), st.integers(1, 2000), st.integers(1, 2000), st.integers(1, 2000))
+def test_updates_per_call_is_the_largest_divisor_up_to_fifty(publish, target, period, episode):
+    checked = episode_mode(
+        learner={
+            "publish_period_learner_steps": publish,
+            "target_update_period_learner_steps": target,
+            "updates_per_episode": episode,
+        },
+        eval={"period_learner_steps": period},
+    )
+
+    fits = [
+        k for k in range(1, 51) if all(value % k == 0 for value in block_periods(checked).values())
+    ]
+    assert updates_per_call(checked) == max(fits)
+
+
+def test_resolve_limiter_tolerance_by_hand():
+    # 2 · (16 · 128 · 2 chunks · 3 actors + 64 · 50 · 2 requests)
+    resolved = resolve_config(config(actors={"count": 3}), SPEC, cpus=8, gpus=0)
+
+    assert resolved.replay.limiter_tolerance_samples == 2 * (16 * 128 * 2 * 3 + 64 * 50 * 2)
+
+
+@pytest.mark.parametrize(
+    ("learner", "gpus", "expected"),
+    [
+        ({}, 0, ("cpu", 0)),
+        ({}, 2, ("auto", 1)),
+        ({"device": "cpu"}, 2, ("cpu", 0)),
+        ({"device": "cuda"}, 1, ("cuda", 1)),
+        ({"num_gpus": 0}, 1, ("cpu", 0)),
+        ({"num_gpus": 2}, 2, ("auto", 2)),
+    ],
+)
+def test_resolve_device_table(learner, gpus, expected):
+    resolved = resolve_config(config(learner=learner), SPEC, cpus=8, gpus=gpus).learner
+
+    assert (resolved.device, resolved.num_gpus) == expected
+
+
+def test_resolve_config_leaves_no_number_open_and_passes_its_own_checks():
+    for checked in (config(), episode_mode(), config(runtime="local")):
+        resolved = resolve_config(checked, SPEC, cpus=8, gpus=0)
+
+        assert problems(resolved, SPEC) == []
+        assert resolve_config(resolved, SPEC, cpus=64, gpus=8) == resolved
+        assert Config.model_validate(resolved.model_dump(by_alias=True)) == resolved
+        assert resolved.eval.solved_at_return == "auto"
+
+
+def test_resolve_config_keeps_the_callers_class():
+    class Special(Config):
+        pass
+
+    assert type(resolve_config(Special(), None, cpus=2, gpus=0)) is Special
+
+
+@pytest.mark.parametrize(
+    ("visible", "present", "tool", "expected"),
+    [
+        (None, 0, False, 0),
+        (None, 2, False, 2),
+        (None, 0, True, 1),
+        ("", 2, True, 0),
+        ("-1", 2, True, 0),
+        ("1", 2, True, 1),
+        ("0,1,2", 2, True, 2),
+    ],
+)
+def test_nvidia_gpus_table(monkeypatch, visible, present, tool, expected):
+    devices = [Path(f"/dev/nvidia{i}") for i in range(present)]
+    monkeypatch.setattr(config_checks.Path, "glob", lambda self, pattern: iter(devices))
+    monkeypatch.setattr(config_checks.shutil, "which", lambda name: "found" if tool else None)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+    assert nvidia_gpus() == expected
+
+
+def test_problem_line_holds_all_parts():
+    full = Problem("a.b", None, "must be set", "set it", "run.yaml:3")
+
+    assert str(full) == "a.b = null (run.yaml:3): must be set; set it"
+    assert str(Problem("--x", "", "needs a value")) == "--x: needs a value"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, "null"),
+        (True, "true"),
+        ((128, 64), "[128, 64]"),
+        (1e-6, "1e-06"),
+        ("x" * 61, "x" * 57 + "..."),
+    ],
+)
+def test_show_value_table(value, expected):
+    assert show_value(value) == expected
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_compile_required_is_allowed_on_any_device(gpus):
+    """A CUDA graph on a GPU, a compiled package on a CPU."""
+    for device in ("auto", "cpu", "cuda")[: 2 + gpus]:
+        wanted = config(learner={"compile": "required", "device": device})
+        assert problems(wanted, gpus=gpus, cuda_available=gpus > 0) == []

@@ -1,0 +1,76 @@
+"""The shipped presets: they load, they are valid, and they say what they promise."""
+
+from __future__ import annotations
+
+import pytest
+
+from qfleet.common.errors import ConfigError
+from qfleet.settings import presets
+from qfleet.settings.config_loading import load_config
+
+
+def load(name):
+    return load_config(name, overrides={"env.id": "Acrobot-v1"} if name == "generic" else {})
+
+
+def test_names_default_first():
+    assert presets.names() == ("cartpole", "generic", "lunarlander", "tutorial-state")
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_preset_is_valid_and_starts_with_a_comment(name):
+    assert presets.read(name).startswith("# ")
+    assert load(name).preset_name == name
+
+
+@pytest.mark.parametrize(
+    ("env_id", "expected"),
+    [
+        ("CartPole-v1", "cartpole"),
+        ("LunarLander-v3", "lunarlander"),
+        ("Acrobot-v1", None),
+        ("cartpole", None),
+    ],
+)
+def test_preset_for_env_table(env_id, expected):
+    assert presets.preset_for_env(env_id) == expected
+
+
+def test_load_unknown_name_is_refused_with_a_suggestion():
+    with pytest.raises(ConfigError) as caught:
+        presets.load("cartpol")
+
+    assert str(caught.value) == (
+        "preset = cartpol: there is no such preset; did you mean cartpole?; "
+        "presets are cartpole, generic, lunarlander, tutorial-state"
+    )
+
+
+def test_load_refuses_names_that_leave_the_folder():
+    with pytest.raises(ConfigError):
+        presets.load("../preset_files/cartpole")
+
+
+def test_generic_names_no_environment():
+    assert "env" not in presets.load("generic")
+
+
+def test_tutorial_state_is_the_courses_program():
+    config = load("tutorial-state")
+
+    assert config.network.hidden_sizes == (128, 64)
+    assert config.network.normalization == "batch"
+    assert (config.actors.count, config.actors.envs_per_actor, config.actors.n_step) == (1, 1, 1)
+    assert config.actors.discount == 0.99
+    assert (config.replay.capacity, config.replay.sampling) == (10_000, "uniform")
+    assert (config.replay.min_size_to_sample, config.replay.samples_per_insert) == (1, None)
+    learner = config.learner
+    assert (learner.optimizer, learner.learning_rate, learner.momentum) == ("sgd", 1e-3, 0.9)
+    assert (learner.batch_size, learner.updates_per_episode, learner.loss) == (32, 1000, "mse")
+    assert (learner.double_q, learner.max_grad_norm) == (False, None)
+
+
+def test_cartpole_has_a_budget_of_its_own_and_generic_another():
+    assert load("cartpole").run.max_learner_steps == 60_000
+    assert load("generic").run.max_env_steps == 500_000
+    assert load("generic").run.max_learner_steps is None

@@ -1,0 +1,430 @@
+"""Whole runs in the local runtime: reproducible, resumable, and complete in what they leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import yaml
+
+from qfleet.common.errors import CheckpointError, ConfigError
+from qfleet.run_files.checkpoint import list_checkpoints, read_checkpoint
+from qfleet.run_files.run_directory import RunDirectory
+from qfleet.run_files.summary import read_summary
+from qfleet.settings.config_loading import load_config
+from qfleet.training import header_lines, run_train, train
+
+SOURCE = Path(__file__).resolve().parents[1] / "src"
+SMALL = {
+    "runtime": "local",
+    "actors.count": 2,
+    "actors.envs_per_actor": 2,
+    "network.hidden_sizes": [16],
+    "replay.capacity": 2000,
+    "replay.min_size_to_sample": 100,
+    "learner.batch_size": 16,
+    "learner.publish_period_learner_steps": 10,
+    "learner.target_update_period_learner_steps": 20,
+    "eval.period_learner_steps": 1000,
+    "eval.episodes": 2,
+    "eval.confirm_episodes": 3,
+    "run.max_learner_steps": 200,
+    "metrics.console": "none",
+}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """`runs/` and modules of the test's own; the import path comes back afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return tmp_path
+
+
+def config(preset="cartpole", **changes):
+    small = SMALL if preset == "cartpole" else {"runtime": "local", "metrics.console": "none"}
+    overrides = {key.replace("__", "."): value for key, value in changes.items()}
+    return load_config(preset, [], {**small, **overrides})
+
+
+def stop_at_evaluation(number):
+    """Ctrl-C at the n-th evaluation, as an `on_evaluation`."""
+    seen = []
+
+    def on_evaluation(report):
+        seen.append(report)
+        if len(seen) == number:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return on_evaluation
+
+
+# The same bits
+
+
+def test_train_same_seed_same_parameters_other_seed_others(tmp_path):
+    first, again, other = (
+        train(config(seed=seed), run_dir=tmp_path / name)
+        for name, seed in (("a", 3), ("b", 3), ("c", 4))
+    )
+    assert first.params_sha256 == again.params_sha256 != other.params_sha256
+    assert (first.env_steps, first.accounting) == (again.env_steps, again.accounting)
+    assert first.learner_steps == 200
+    assert first.accounting.is_balanced
+    assert (first.status, first.exit_code, first.stop_reason) == (
+        *("finished", 0),
+        "max_learner_steps",
+    )
+    # One at the start, then one every 20 updates.
+    assert first.target_syncs == 11
+
+
+VARIANTS = {
+    "uniform": {},
+    "prioritized": {"replay__sampling": "prioritized", "replay__shards": 2},
+    "batch-norm": {"network__normalization": "batch"},
+}
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_train_interrupted_and_resumed_equals_one_run_straight(tmp_path, changes):
+    wanted = config(eval__period_learner_steps=100, **changes)
+    straight = train(wanted, run_dir=tmp_path / "straight")
+    half = train(wanted, stop_at_evaluation(1), run_dir=tmp_path / "parts")
+    assert (half.status, half.exit_code, half.stop_reason) == ("stopped", 130, "SIGINT")
+    assert 100 <= half.learner_steps < 200
+    assert half.resumable
+    resumed = train(wanted, resume=str(tmp_path / "parts"))
+    assert resumed.params_sha256 == straight.params_sha256
+    assert (resumed.status, resumed.learner_steps) == ("finished", 200)
+    assert (resumed.env_steps, resumed.target_syncs) == (straight.env_steps, straight.target_syncs)
+    assert resumed.params_version == straight.params_version
+    assert resumed.accounting == straight.accounting
+    assert resumed.run_id == half.run_id
+    assert resumed.eval_return_mean == straight.eval_return_mean
+    assert resumed.resume_kind.startswith("exact")
+
+
+def test_train_resumed_with_a_raised_budget_equals_one_run_straight(tmp_path):
+    # One block of 10 per round, and 10·16 draws / 16 = 10 env steps per block: no round is cut.
+    straight = train(config(run__max_learner_steps=200), run_dir=tmp_path / "straight")
+    train(config(run__max_learner_steps=100), run_dir=tmp_path / "parts")
+    resumed = train(config(run__max_learner_steps=200), resume=str(tmp_path / "parts"))
+    assert resumed.learner_steps == 200
+    assert resumed.params_sha256 == straight.params_sha256
+
+
+def test_train_resumed_without_contents_refills_and_goes_on(tmp_path):
+    wanted = {"run__checkpoint_replay": "none"}
+    first = train(config(run__max_learner_steps=100, **wanted), run_dir=tmp_path / "run")
+    resumed = train(config(run__max_learner_steps=200, **wanted), resume=str(tmp_path / "run"))
+    assert resumed.learner_steps == 200
+    assert "no replay contents" in resumed.resume_kind
+    assert resumed.accounting.is_balanced
+    # The memory was filled again before learning went on, at the configured ratio.
+    assert resumed.env_steps >= first.env_steps + 100 + 100 * 16 // 16 - 20
+    assert resumed.accounting.evicted >= first.accounting.resident
+
+
+# The course's schedule
+
+
+def test_train_tutorial_state_is_the_courses_schedule(tmp_path, capsys):
+    wanted = config("tutorial-state", run__max_episodes=3, metrics__console="json")
+    summary = train(wanted, run_dir=tmp_path / "run")
+    assert (summary.learner_steps, summary.stop_reason) == (3000, "max_episodes")
+    assert summary.schedule == "lockstep"
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    episodes = [event for event in events if event["event"] == "episode"]
+    assert [(e["episode"], e["learner_steps"]) for e in episodes] == [
+        *((1, 1000), (2, 2000), (3, 3000))
+    ]
+    assert sum(e["length_env_steps"] for e in episodes) == summary.env_steps
+    period = wanted.learner.target_update_period_learner_steps
+    checkpoint = read_checkpoint(tmp_path / "run" / "latest")
+    assert checkpoint.learner_step == 3000
+    assert summary.target_syncs == 1 + 3000 // period
+    monitor = (tmp_path / "run" / "monitor.csv").read_text().splitlines()
+    assert len(monitor) == 2 + 3
+
+
+# What a run leaves
+
+
+def test_train_leaves_the_promised_files(tmp_path):
+    seen = []
+    wanted = config(eval__period_learner_steps=100)
+    summary = train(wanted, seen.append, run_dir=tmp_path / "run")
+    run = tmp_path / "run"
+    present = {path.name for path in run.iterdir()}
+    assert present >= {
+        *("config.yaml", "cmd.txt", "metrics.jsonl", "monitor.csv", "checkpoints", "best"),
+        *("latest", "videos", "learning_curve.png", "summary.json"),
+    }
+    assert [report.learner_step for report in seen] == [100, 200]
+    assert read_summary(run) == summary
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    assert saved["learner"]["updates_per_call"] == 10
+    assert saved["actors"]["chunk_transitions"] > 0
+    assert read_checkpoint(run / "latest").learner_step == 200
+    best = read_checkpoint(run / "best")
+    assert best.learner_step == max(seen, key=lambda r: r.return_mean).learner_step
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert max(row["learner_steps"] for row in rows) == 200
+    assert summary.eval_episodes == 3
+    assert list(summary.phases_s) == [
+        *("imports", "roles", "first update", "training", "evaluation", "last checkpoint"),
+        *("final score", "artifacts"),
+    ]
+    assert sum(summary.phases_s.values()) == summary.wall_s
+    before_training = sum(summary.phases_s[name] for name in ("imports", "roles"))
+    assert summary.startup_s == pytest.approx(before_training, abs=1e-3)
+    loop = sum(summary.phases_s[name] for name in ("first update", "training", "evaluation"))
+    assert summary.train_s == pytest.approx(loop, abs=1e-3)
+    assert summary.eval_s <= summary.phases_s["evaluation"]
+    assert Path("runs/latest").resolve() == run.resolve()
+
+
+def test_train_solved_stops_and_keeps_the_confirmed_parameters(tmp_path):
+    seen = []
+    wanted = config(eval__period_learner_steps=50, eval__solved_at_return=5)
+    summary = train(wanted, seen.append, run_dir=tmp_path / "run")
+    assert (summary.status, summary.exit_code, summary.solved) == ("solved", 0, True)
+    [report] = seen
+    assert report.confirm_episodes == 3
+    assert summary.eval_return_mean == report.confirm_return_mean
+    assert summary.solved_at_env_step == report.env_steps
+    assert 50 <= summary.learner_steps < 200
+    again = train(wanted, resume="auto", run_dir=tmp_path / "run")
+    assert again.learner_steps == summary.learner_steps
+
+
+def test_train_keeps_the_newest_checkpoints_only(tmp_path):
+    wanted = config(run__checkpoint_period_s=1e-9, run__keep_checkpoints=2)
+    train(wanted, run_dir=tmp_path / "run")
+    kept = list_checkpoints(tmp_path / "run" / "checkpoints")
+    assert len(kept) == 2
+    assert read_checkpoint(kept[-1]).learner_step == 200
+
+
+def test_train_init_from_begins_with_the_other_runs_parameters(tmp_path):
+    donor = train(config(run__max_learner_steps=100), run_dir=tmp_path / "donor")
+    heir = train(
+        config(run__max_env_steps=100, run__max_learner_steps=None, seed=9),
+        run_dir=tmp_path / "heir",
+        init_from=str(tmp_path / "donor" / "latest"),
+    )
+    assert heir.learner_steps == 0
+    assert heir.params_sha256 == donor.params_sha256
+    assert heir.run_id != donor.run_id
+
+
+# Resume: what is refused, what is nothing to do
+
+
+def test_train_resume_auto_starts_continues_and_ends(tmp_path):
+    run = tmp_path / "run"
+    wanted = config(eval__period_learner_steps=100)
+    started = train(wanted, stop_at_evaluation(1), resume="auto", run_dir=run)
+    assert started.status == "stopped"
+    ended = train(wanted, resume="auto", run_dir=run)
+    assert (ended.status, ended.learner_steps) == ("finished", 200)
+    files = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert train(wanted, resume="auto", run_dir=run) == ended
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == files
+    raised = train(config(run__max_learner_steps=250), resume="auto", run_dir=run)
+    assert raised.learner_steps == 250
+
+
+def test_train_resume_with_other_learning_is_refused_and_nothing_is_touched(tmp_path):
+    run = tmp_path / "run"
+    train(config(run__max_learner_steps=100), run_dir=run)
+    files = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    with pytest.raises(CheckpointError, match=r"learner\.learning_rate"):
+        train(config(learner__learning_rate=0.5), resume=str(run))
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == files
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_train_resume_with_another_number_of_actors_goes_on(tmp_path, count):
+    run = tmp_path / "run"
+    train(config(run__max_learner_steps=100), run_dir=run)
+    resumed = train(config(actors__count=count), resume=str(run))
+    assert (resumed.learner_steps, resumed.actors) == (200, count)
+    assert resumed.accounting.is_balanced
+
+
+def test_train_resume_passes_over_a_damaged_checkpoint(tmp_path, capsys):
+    run = tmp_path / "run"
+    train(config(run__max_learner_steps=100), run_dir=run)
+    train(config(run__max_learner_steps=150), resume=str(run))
+    newest = list_checkpoints(run / "checkpoints")[-1]
+    (newest / "learner.qflt").write_bytes(b"rubbish")
+    resumed = train(config(metrics__console="plain"), resume=str(run))
+    assert resumed.learner_steps == 200
+    out = capsys.readouterr().out
+    assert "resumed at learner step 100" in out
+    assert "damaged checkpoint was passed over" in out
+
+
+def test_train_in_a_directory_that_holds_a_run_is_refused(tmp_path):
+    train(config(run__max_learner_steps=100), run_dir=tmp_path / "run")
+    with pytest.raises(ConfigError, match="--resume"):
+        train(config(), run_dir=tmp_path / "run")
+
+
+def test_train_refuses_every_bad_setting_at_once_and_writes_nothing(tmp_path):
+    wanted = config()
+    wanted = wanted.model_copy(
+        update={
+            "learner": wanted.learner.model_copy(update={"batch_size": 5000}),
+            "replay": wanted.replay.model_copy(update={"min_size_to_sample": 5000}),
+        }
+    )
+    with pytest.raises(ConfigError) as caught:
+        train(wanted, run_dir=tmp_path / "run")
+    assert "learner.batch_size" in str(caught.value)
+    assert "replay.min_size_to_sample" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+# How it ends when something breaks
+
+
+def test_train_that_diverges_ends_with_4_and_a_summary(tmp_path, capsys):
+    wanted = config(learner__learning_rate=1e30, learner__max_grad_norm=None, learner__loss="mse")
+    exit_code = run_train(wanted, run_dir=str(tmp_path / "run"))
+    assert exit_code == 4
+    summary = read_summary(tmp_path / "run")
+    assert (summary.status, summary.exit_code) == ("failed", 4)
+    assert "diverged" in summary.stop_reason
+    assert "diverged" in capsys.readouterr().err
+
+
+def test_train_with_a_bug_in_the_environment_writes_the_summary_and_raises(tmp_path):
+    (tmp_path / "broken_env.py").write_text(
+        textwrap.dedent(
+            """
+            import gymnasium
+
+            class Broken(gymnasium.Wrapper):
+                steps = 0
+
+                def step(self, action):
+                    Broken.steps += 1
+                    if Broken.steps > 150:
+                        raise ZeroDivisionError("the environment's own bug")
+                    return self.env.step(action)
+
+            def make(render_mode=None):
+                return Broken(gymnasium.make("CartPole-v1", render_mode=render_mode))
+            """
+        )
+    )
+    wanted = config(env__factory="broken_env:make", actors__count=1)
+    with pytest.raises(ZeroDivisionError):
+        train(wanted, run_dir=tmp_path / "run")
+    summary = read_summary(tmp_path / "run")
+    assert (summary.status, summary.exit_code) == ("failed", 1)
+    assert "ZeroDivisionError" in summary.stop_reason
+
+
+def test_train_unsolved_is_scored_on_seeds_that_selected_nothing(tmp_path):
+    seen = []
+    wanted = config(eval__period_learner_steps=100, eval__confirm_episodes=7)
+    summary = train(wanted, seen.append, run_dir=tmp_path / "run")
+    assert (summary.solved, summary.eval_episodes) == (False, 7)
+    assert summary.eval_return_mean not in [report.return_mean for report in seen]
+
+
+# Custom parts from the working directory
+
+
+def test_train_with_factories_from_the_working_directory(tmp_path):
+    (tmp_path / "my_parts.py").write_text(
+        textwrap.dedent(
+            """
+            import gymnasium
+            from torch import nn
+
+            def make_env(length=0.5, render_mode=None):
+                env = gymnasium.make("CartPole-v1", render_mode=render_mode)
+                env.unwrapped.length = length
+                return env
+
+            def make_network(n_inputs, n_actions, width=8):
+                return nn.Sequential(nn.Linear(n_inputs, width), nn.Tanh(),
+                                     nn.Linear(width, n_actions))
+            """
+        )
+    )
+    wanted = config(
+        env__factory="my_parts:make_env",
+        env__kwargs={"length": 1.0},
+        network__factory="my_parts:make_network",
+        network__kwargs={"width": 12},
+        eval__period_learner_steps=100,
+    )
+    first = train(wanted, run_dir=tmp_path / "a")
+    again = train(wanted, run_dir=tmp_path / "b")
+    assert first.params_sha256 == again.params_sha256
+    assert first.env_id == "my_parts:make_env"
+    assert first.learner_steps == 200
+    other = train(
+        wanted.model_copy(
+            update={"env": wanted.env.model_copy(update={"kwargs": {"length": 0.2}})}
+        ),
+        run_dir=tmp_path / "c",
+    )
+    assert other.params_sha256 != first.params_sha256
+
+
+# Without Ray
+
+
+def test_train_local_works_where_ray_is_not_installed(tmp_path):
+    code = f"""
+        import sys
+        sys.modules["ray"] = None
+        import qfleet
+        config = qfleet.Config.preset("cartpole", {SMALL!r})
+        summary = qfleet.train(config, run_dir={str(tmp_path / "run")!r})
+        print(summary.status, summary.learner_steps)
+        policy = qfleet.load_policy({str(tmp_path / "run" / "latest")!r})
+        print(len(qfleet.evaluate(policy, "CartPole-v1", episodes=3)))
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        timeout=100,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["finished", "200", "3"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "device", "num_gpus", "said"),
+    [
+        ("off", "cuda", 1, "learner eager ·"),
+        ("auto", "cuda", 1, "learner CUDA graph ·"),
+        ("required", "auto", 1, "learner CUDA graph ·"),
+        ("auto", "cpu", 0, "learner compiled where a package is cached, else eager ·"),
+        ("required", "cpu", 0, "learner compiled ·"),
+    ],
+)
+def test_header_names_the_learners_path_on_its_device(mode, device, num_gpus, said, tmp_path):
+    wanted = config(actors__chunk_transitions=100)
+    learner = wanted.learner.model_copy(
+        update={"compile": mode, "device": device, "num_gpus": num_gpus}
+    )
+    with RunDirectory.create(wanted, tmp_path / "run") as directory:
+        lines = header_lines(wanted.model_copy(update={"learner": learner}), directory, None, None)
+    assert said in lines[0]
