@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import argparse
 import ast
-import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from records import RESULTS, read_records
 
 from qfleet.bench.bench_record import number
 
 FOLDER = Path(__file__).resolve().parent
-RESULTS = FOLDER / "results"
-PAGE = FOLDER.parent / "docs" / "benchmarks.md"
+PAGES = FOLDER.parent / "docs"
 
 ORDER = (
     "solve_time",
@@ -52,10 +52,6 @@ TWINS = {
     "learner_over_ray": (
         "tests/integration/test_ray_async.py::test_async_run_keeps_its_accounts_ratio_and_targets",
         "tests/replay_server/test_remote.py::test_sample_in_pieces_is_the_sample_whole",
-    ),
-    "answer_cost": (
-        "tests/common/test_inline_pieces.py"
-        "::test_split_makes_exactly_so_many_pieces_and_join_undoes_it",
     ),
     "compile_choice": (
         "tests/learner/fast/test_compiled.py::test_learner_with_package_trains_to_the_eager_result",
@@ -234,25 +230,17 @@ def _setting(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def read_records(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every record by its file's name; one that is not JSON ends the program."""
-    records = {}
-    for path in sorted(folder.glob("*.json")):
-        try:
-            records[path.stem] = json.loads(path.read_text())
-        except ValueError as error:
-            sys.exit(f"{path.name} is not a record: {error}")
-    return records
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def write_page(
+    description: str | None, name: str, generate: Callable[[dict[str, dict[str, Any]]], str]
+) -> None:
+    """The program around a generated page: write it, or with `--check` only compare."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of JSON records")
-    parser.add_argument("--out", type=Path, default=PAGE, help="the page to write")
+    parser.add_argument("--out", type=Path, default=PAGES / name, help="the page to write")
     parser.add_argument("--check", action="store_true", help="only compare; exit 1 when it differs")
     arguments = parser.parse_args()
     records = read_records(arguments.results)
-    text = page(records)
+    text = generate(records)
     if arguments.check:
         if not arguments.out.exists() or arguments.out.read_text() != text:
             sys.exit(f"{arguments.out.name} is not what the records say: run it without --check")
@@ -262,4 +250,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    write_page(__doc__, "benchmarks.md", page)

@@ -2,25 +2,22 @@
 
     python benchmarks/scaling.py [--check]
 
-Reads benchmarks/results/*.json and the default preset; the arithmetic is in `scaling_model.py`,
-tables and text in `scaling_tables.py` and `scaling_page.py`. What was not measured stands in
-`scaling_assumptions.py`, and the page says so.
-`--check` writes nothing and fails when the page is not what records, preset and assumptions give.
+Reads benchmarks/results/*.json and the default preset; the arithmetic is in `scaling_model.py`, the
+page around its tables in `scaling_page.py`. What was not measured stands in `ASSUMED`, and the page
+says so. `--check` writes nothing and fails when the page is not what records, preset and
+assumptions give.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import scaling_assumptions as assumed
-from report import RESULTS, read_records
-from scaling_memory import Memory
+import scaling_page
+from records import Figures
+from report import write_page
 from scaling_model import (
     Costs,
     Fleet,
@@ -29,60 +26,42 @@ from scaling_model import (
     line_through,
     saturating_calls_per_s,
 )
-from scaling_page import page
-from scaling_tables import Mixed, Prediction, Workload
+from scaling_page import Prediction, Workload
 
 from qfleet.bench.part_benchmarks import resolved_preset
-from qfleet.common.config import Config
 from qfleet.common.types import EnvironmentSpec, transition_columns
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "scaling.md"
-NETWORKS = ("128-64", "512-512")
+NETWORK = "128-64"
+"""The default preset's, as `call_cost.py` names it."""
 FEWEST_STEPS = 3
-TREE_NODE_BYTES = 8
-MB = 1e6
-
-Records = Mapping[str, Mapping[str, Any]]
 
 
-class Figures:
-    """Rows of the records, each found by record and name.
+class Assumed(NamedTuple):
+    """What was not measured: change a figure, run it anew."""
 
-    Raises:
-        SystemExit: when one is missing, with the command that makes it.
-    """
-
-    def __init__(self, records: Records) -> None:
-        self._records = records
-
-    def record(self, benchmark: str) -> Mapping[str, Any]:
-        """A whole record."""
-        if benchmark not in self._records:
-            command = f"python benchmarks/{benchmark}.py"
-            sys.exit(f"no record: {command} --json benchmarks/results/{benchmark}.json")
-        return self._records[benchmark]
-
-    def rows(self, benchmark: str) -> list[Mapping[str, Any]]:
-        """All rows of a record."""
-        return list(self.record(benchmark)["results"])
-
-    def row(self, benchmark: str, name: str) -> Mapping[str, Any]:
-        """The row of that name."""
-        for row in self.rows(benchmark):
-            if row["name"] == name:
-                return row
-        sys.exit(f"{benchmark}.json has no row {name!r}: run benchmarks/{benchmark}.py again")
-
-    def median(self, benchmark: str, name: str) -> float:
-        """Its figure."""
-        return float(self.row(benchmark, name)["median"])
-
-    def detail(self, benchmark: str, name: str, key: str) -> float:
-        """A figure beside it."""
-        return float(self.row(benchmark, name)["detail"][key])
+    network_bytes_per_s: float = 1.25e9
+    """10 Gbit/s at the host with learner and shards."""
+    slow_env_steps_per_s: float = 1_000.0
+    """Of one actor with a slow environment, and a core of its own."""
+    slow_samples_per_insert: float = 1.0
+    frames_env_steps_per_s: float = 1_000.0
+    """Of one actor; EnvPool's published 79 to 139 µs a frame, four frames a step, without a
+    network, would be 1,800 to 3,200."""
+    frame_bytes: int = 84 * 84
+    stack: int = 4
+    frames_batch: int = 512
+    frames_updates_per_call: int = 10
+    frames_updates_per_s: float = 200.0
+    frames_publish_period: int = 400
+    frames_samples_per_insert: float = 0.8
+    """Ape-X: 19 updates/s of 512 for 12,500 transitions/s (Horgan et al. 2018)."""
+    bytes_per_core_s: float = 1e9
+    """What a core checks and copies of large messages, each side."""
 
 
-# Costs
+ASSUMED = Assumed()
+SCALAR_BYTES, KEY_BYTES = 12, 16
+"""Action, return and discount; key and probability of a draw."""
 
 
 def light_steps(figures: Figures, cell: str) -> list[Mapping[str, Any]]:
@@ -99,7 +78,7 @@ def light_steps(figures: Figures, cell: str) -> list[Mapping[str, Any]]:
     ]
     light = [detail for detail in found if detail["offered"] <= half]
     if len(light) < FEWEST_STEPS:
-        sys.exit(f"{cell}: {len(light)} steps up to half load, {FEWEST_STEPS} are needed")
+        raise SystemExit(f"{cell}: {len(light)} steps up to half load, {FEWEST_STEPS} are needed")
     return light
 
 
@@ -110,95 +89,44 @@ def cores_over_calls(steps: Sequence[Mapping[str, Any]], groups: Sequence[str]) 
     )
 
 
-def insert_lines(figures: Figures) -> tuple[Line, Line]:
-    """CPU seconds of a push over its rows, at the client and at a saturated shard."""
-    settings = figures.record("replay_saturation")["settings"]
-
-    def line(group: str) -> Line:
-        first, second = (
-            (
-                float(rows),
-                _cpu_s(figures, f"1 shard, chunk {rows}, CPU per call, saturating", group),
-            )
-            for rows in (settings["small_chunk"], settings["chunk"])
-        )
-        return line_through(first, second)
-
-    return line("clients"), line("shards")
-
-
-def sample_lines(figures: Figures) -> tuple[Line, Line]:
-    """CPU seconds of a sample over its draws, at the client and at the shard."""
-    settings = figures.record("replay_saturation")["settings"]
-    cell = f"1 shard, chunk {settings['chunk']}"
-    larger, smaller = sorted(settings["draws"], reverse=True)[:2]
-
-    def line(group: str) -> Line:
-        first, second = (
-            (float(draws), _cpu_s(figures, f"{cell}, CPU per sample of {draws}", group))
-            for draws in (smaller, larger)
-        )
-        return line_through(first, second)
-
-    return line("clients"), line("shards")
-
-
-def _cpu_s(figures: Figures, name: str, group: str) -> float:
-    """CPU seconds of one group of processes per call."""
-    return figures.detail("replay_saturation", name, group) / 1000
-
-
-def snapshot_s(figures: Figures, side: str, n_bytes: float) -> float:
-    """CPU seconds of one snapshot to one actor, by the line through both measured sizes."""
+def call_line(figures: Figures, group: str, names: Mapping[float, str]) -> Line:
+    """CPU seconds of a call at one group of processes, over its size."""
     small, large = (
-        (
-            figures.detail("call_cost", f"snapshot, MLP {network}, {side}", "bytes"),
-            figures.median("call_cost", f"snapshot, MLP {network}, {side}") / 1000,
-        )
-        for network in NETWORKS
-    )
-    return line_through(small, large).at(n_bytes)
-
-
-def measured_costs(figures: Figures, config: Config, snapshot_bytes: float) -> Costs:
-    """All costs of the default preset."""
-    insert_actor, insert_shard = insert_lines(figures)
-    sample_learner, sample_shard = sample_lines(figures)
-    thread = snapshot_s(figures, "thread", snapshot_bytes)
-    ping = {
-        side: figures.median("call_cost", f"ping, {side}") / 1000
-        for side in ("thread", "process", "receiver")
-    }
-    sub_envs = config.actors.envs_per_actor
-    return Costs(
-        env_steps_per_s=figures.median(
-            "actor_speed", f"actor, CartPole, {sub_envs} sub-environments"
-        ),
-        updates_per_s=figures.median("learner_speed", "cartpole, update_block, compiled"),
-        insert_actor=insert_actor,
-        insert_shard=insert_shard,
-        sample_learner=sample_learner,
-        sample_shard=sample_shard,
-        snapshot_learner=thread,
-        snapshot_beside=max(0.0, snapshot_s(figures, "process", snapshot_bytes) - thread),
-        snapshot_actor=snapshot_s(figures, "receiver", snapshot_bytes),
-        ping_driver=ping["thread"],
-        ping_beside=max(0.0, ping["process"] - ping["thread"]),
-        ping_role=ping["receiver"],
-    )
-
-
-# Workloads
-
-
-def chunk_line(figures: Figures) -> Line:
-    """Bytes of a chunk over its rows."""
-    settings = figures.record("replay_saturation")["settings"]
-    small, large = (
-        (float(rows), figures.median("replay_saturation", f"chunk of {rows}"))
-        for rows in (settings["small_chunk"], settings["chunk"])
+        (size, figures.detail("replay_saturation", name, group) / 1000)
+        for size, name in names.items()
     )
     return line_through(small, large)
+
+
+def measured_costs(figures: Figures, sub_envs: int) -> Costs:
+    """All costs of the default preset."""
+    settings = figures.record("replay_saturation")["settings"]
+    pushes = {
+        float(rows): f"1 shard, chunk {rows}, CPU per call, saturating"
+        for rows in (settings["small_chunk"], settings["chunk"])
+    }
+    samples = {
+        float(draws): f"1 shard, chunk {settings['chunk']}, CPU per sample of {draws}"
+        for draws in sorted(settings["draws"])
+    }
+
+    def call_s(name: str) -> float:
+        return figures.median("call_cost", name) / 1000
+
+    actor = f"actor, CartPole, {sub_envs} sub-environments"
+    return Costs(
+        env_steps_per_s=figures.median("actor_speed", actor),
+        updates_per_s=figures.median("learner_speed", "cartpole, update_block, compiled"),
+        insert_actor=call_line(figures, "clients", pushes),
+        insert_shard=call_line(figures, "shards", pushes),
+        sample_learner=call_line(figures, "clients", samples),
+        sample_shard=call_line(figures, "shards", samples),
+        publish_learner=call_s(f"snapshot, MLP {NETWORK}, thread"),
+        snapshot_shard=call_s(f"snapshot, MLP {NETWORK}, thread"),
+        snapshot_actor=call_s(f"snapshot, MLP {NETWORK}, receiver"),
+        ping_driver=call_s("ping, thread"),
+        ping_role=call_s("ping, receiver"),
+    )
 
 
 def row_bytes(spec: EnvironmentSpec) -> int:
@@ -207,188 +135,110 @@ def row_bytes(spec: EnvironmentSpec) -> int:
     return sum(math.prod(c.shape) * int(c.dtype[2:]) for c in columns)
 
 
-def preset_fleet(
-    config: Config, spec: EnvironmentSpec, chunk_bytes: Line, snapshot_bytes: float
-) -> Fleet:
-    """One actor and one shard with the settings of the default preset."""
-    chunk_rows, updates_per_call = config.actors.chunk_transitions, config.learner.updates_per_call
-    assert isinstance(chunk_rows, int), "resolved"
-    assert isinstance(updates_per_call, int), "resolved"
-    return Fleet(
+def workloads(figures: Figures) -> list[Workload]:
+    """The preset as it comes, without its limiter, with a slow environment; and frames."""
+    config, spec = resolved_preset("cartpole", {"actors.count": 1})
+    assert isinstance(config.actors.chunk_transitions, int), "resolved"
+    assert isinstance(config.learner.updates_per_call, int), "resolved"
+    costs = measured_costs(figures, int(config.actors.envs_per_actor))
+    chunk = config.actors.chunk_transitions
+    preset = Fleet(
         n_actors=1,
         n_shards=1,
-        chunk_rows=chunk_rows,
-        chunk_bytes=chunk_bytes.at(chunk_rows),
-        draw_bytes=row_bytes(spec) + assumed.KEY_BYTES + assumed.PROBABILITY_BYTES,
-        snapshot_bytes=snapshot_bytes,
-        snapshot_copies_per_host=False,
+        chunk_rows=chunk,
+        row_bytes=figures.median("replay_saturation", f"chunk of {chunk}") / chunk,
+        draw_bytes=row_bytes(spec) + KEY_BYTES,
         batch_size=config.learner.batch_size,
-        updates_per_call=updates_per_call,
+        updates_per_call=config.learner.updates_per_call,
         publish_period=config.learner.publish_period_learner_steps,
         samples_per_insert=config.replay.samples_per_insert,
     )
-
-
-def workloads(figures: Figures, config: Config, spec: EnvironmentSpec) -> list[Workload]:
-    """The preset as it comes, without its limiter, with a slow environment; and frames."""
-    snapshot_bytes = figures.detail("call_cost", f"snapshot, MLP {NETWORKS[0]}, thread", "bytes")
-    costs = measured_costs(figures, config, snapshot_bytes)
-    chunk_bytes = chunk_line(figures)
-    preset = preset_fleet(config, spec, chunk_bytes, snapshot_bytes)
-    large = figures.record("replay_saturation")["settings"]["chunk"]
-
-    def larger_chunk(fleet: Fleet) -> Fleet:
-        rows = max(large, fleet.chunk_rows)
-        return replace(fleet, chunk_rows=rows, chunk_bytes=chunk_bytes.at(rows))
-
-    free = replace(preset, samples_per_insert=None)
-    slow = replace(preset, samples_per_insert=assumed.SLOW_SAMPLES_PER_INSERT)
-    slow_costs = replace(costs, env_steps_per_s=assumed.SLOW_ENV_STEPS_PER_S)
-    frames, frame_costs = frames_workload(figures, costs)
+    slow = replace(preset, samples_per_insert=ASSUMED.slow_samples_per_insert)
     return [
-        Workload("preset", preset, larger_chunk(preset), costs),
-        Workload("free", free, larger_chunk(free), costs),
-        Workload("slow", slow, larger_chunk(slow), slow_costs),
-        Workload("frames", frames, frames, frame_costs, gpus=1),
+        Workload("preset", preset, costs),
+        Workload("free", replace(preset, samples_per_insert=None), costs),
+        Workload("slow", slow, replace(costs, env_steps_per_s=ASSUMED.slow_env_steps_per_s)),
+        frames(costs, chunk),
     ]
 
 
-def frames_workload(figures: Figures, costs: Costs) -> tuple[Fleet, Costs]:
+def frames(costs: Costs, chunk_rows: int) -> Workload:
     """84×84 frames, each stored and sent once: measured cost per call, assumed cost per byte."""
-    chunk_bytes = float(assumed.FRAMES_CHUNK * assumed.FRAMES_ROW_BYTES)
-    n_bytes = float(assumed.FRAMES_SNAPSHOT_BYTES)
-    per_byte_s = 1.0 / assumed.BYTES_PER_CORE_S
-    row_s, draw_s = assumed.FRAMES_ROW_BYTES * per_byte_s, assumed.FRAMES_DRAW_BYTES * per_byte_s
-    thread = snapshot_s(figures, "thread", n_bytes)
+    draw_bytes = (ASSUMED.stack + 1) * ASSUMED.frame_bytes + SCALAR_BYTES + KEY_BYTES
+    row = ASSUMED.frame_bytes + SCALAR_BYTES
     fleet = Fleet(
         n_actors=1,
         n_shards=1,
-        chunk_rows=assumed.FRAMES_CHUNK,
-        chunk_bytes=chunk_bytes,
-        draw_bytes=assumed.FRAMES_DRAW_BYTES,
-        snapshot_bytes=n_bytes,
-        snapshot_copies_per_host=True,
-        batch_size=assumed.FRAMES_BATCH,
-        updates_per_call=assumed.FRAMES_UPDATES_PER_CALL,
-        publish_period=assumed.FRAMES_PUBLISH_PERIOD,
-        samples_per_insert=assumed.FRAMES_SAMPLES_PER_INSERT,
-    )
-    return fleet, replace(
-        costs,
-        env_steps_per_s=assumed.FRAMES_ENV_STEPS_PER_S,
-        updates_per_s=assumed.FRAMES_UPDATES_PER_S,
-        insert_actor=Line(costs.insert_actor.fixed, row_s),
-        insert_shard=Line(costs.insert_shard.fixed, row_s),
-        sample_learner=Line(costs.sample_learner.fixed, draw_s),
-        sample_shard=Line(costs.sample_shard.fixed, draw_s),
-        snapshot_learner=thread,
-        snapshot_beside=max(0.0, snapshot_s(figures, "process", n_bytes) - thread),
-        snapshot_actor=snapshot_s(figures, "receiver", n_bytes),
+        chunk_rows=chunk_rows,
+        row_bytes=row,
+        draw_bytes=draw_bytes,
+        batch_size=ASSUMED.frames_batch,
+        updates_per_call=ASSUMED.frames_updates_per_call,
+        publish_period=ASSUMED.frames_publish_period,
+        samples_per_insert=ASSUMED.frames_samples_per_insert,
     )
 
+    def per_byte(line: Line, n_bytes: int) -> Line:
+        return Line(line.fixed, n_bytes / ASSUMED.bytes_per_core_s)
 
-# Prediction against measurement
+    return Workload(
+        "frames",
+        fleet,
+        replace(
+            costs,
+            env_steps_per_s=ASSUMED.frames_env_steps_per_s,
+            updates_per_s=ASSUMED.frames_updates_per_s,
+            insert_actor=per_byte(costs.insert_actor, row),
+            insert_shard=per_byte(costs.insert_shard, row),
+            sample_learner=per_byte(costs.sample_learner, draw_bytes),
+            sample_shard=per_byte(costs.sample_shard, draw_bytes),
+        ),
+    )
 
 
 def predictions(figures: Figures) -> list[Prediction]:
     """Saturation at each measured number of shards, from one shard's steps up to half load."""
     record = figures.record("replay_saturation")
     settings, usable = record["settings"], record["machine"]["usable_cpus"]
-    cell = f"1 shard, chunk {settings['chunk']}"
-    steps = light_steps(figures, cell)
+    steps = light_steps(figures, f"1 shard, chunk {settings['chunk']}")
     machine = cores_over_calls(steps, ["shards", "clients", "ray"])
     shard = cores_over_calls(steps, ["shards"])
-    half_s, saturated_s = (
-        figures.median("replay_saturation", f"{cell}, CPU per call, {load}") / 1000
-        for load in ("half load", "saturating")
-    )
     found = []
     for n_shards in settings["shards"]:
         plural = "shard" if n_shards == 1 else "shards"
         name = f"{n_shards} {plural}, chunk {settings['chunk']}, saturating calls"
         row = figures.row("replay_saturation", name)
-        elsewhere = float(row["detail"]["elsewhere cores"])
-        bounds = saturating_calls_per_s(usable - elsewhere, machine, n_shards, shard)
-        found.append(
-            Prediction(
-                n_shards=n_shards,
-                chunk_rows=settings["chunk"],
-                elsewhere=elsewhere,
-                measured=(row["median"], row["min"], row["max"]),
-                bounds=bounds,
-                by_division=(usable - elsewhere) / half_s,
-                from_saturated=(usable - elsewhere) / saturated_s,
-            )
-        )
+        cores = usable - float(row["detail"]["elsewhere cores"])
+        bounds = saturating_calls_per_s(cores, machine, n_shards, shard)
+        measured = (row["median"], row["min"], row["max"])
+        found.append(Prediction(n_shards, settings["chunk"], measured, bounds))
     return found
 
 
-def mixed_load(figures: Figures) -> list[Mixed]:
-    """Inserts beside samples, at the rates of another program, `replay_through_server.py`."""
-    record = figures.record("replay_through_server")
-    settings, usable = record["settings"], record["machine"]["usable_cpus"]
-    insert_client, insert_shard = insert_lines(figures)
-    sample_client, sample_shard = sample_lines(figures)
-    found = []
-    for n_shards in settings["shards"]:
-        name = "1 shard" if n_shards == 1 else f"{n_shards} shards"
-        inserted = figures.median("replay_through_server", f"{name}, insert, while sampling")
-        sampled = figures.median("replay_through_server", f"{name}, sample, while inserting")
-        chunk, draws = settings["chunk"], settings["draws"] / n_shards
-        pushes, samples = inserted / chunk, sampled / draws
-        shards = pushes * insert_shard.at(chunk) + samples * sample_shard.at(draws)
-        clients = pushes * insert_client.at(chunk) + samples * sample_client.at(draws)
-        found.append(Mixed(name, shards + clients, usable, shards / n_shards))
-    return found
+def memory(figures: Figures) -> list[tuple[str, float]]:
+    """Resident MB of each role's process, as measured."""
+    found = {
+        "actor": figures.median("memory", "actor, RSS"),
+        "replay shard, all but empty": figures.median("memory", "replay shard, RSS"),
+        "learner on a CPU": figures.median("memory", "learner, RSS"),
+        "Ray's own processes, on each host": figures.median(
+            "replay_saturation", "Ray's own processes, RSS"
+        ),
+    }
+    return list(found.items())
 
 
-# Memory
-
-
-def memory(figures: Figures, spec: EnvironmentSpec) -> Memory:
-    """Resident bytes of each role's process, and of a stored transition."""
-    capacity = assumed.STORED_TRANSITIONS
-    leaves = 1 << (capacity - 1).bit_length()
-    return Memory(
-        actor_rss=figures.median("memory", "actor, RSS") * MB,
-        actor_own=figures.median("memory", "actor, USS") * MB,
-        shard_rss=figures.median("memory", "replay shard, RSS") * MB,
-        learner_rss=figures.median("memory", "learner, RSS") * MB,
-        driver_rss=figures.median("call_cost", "process with Ray and torch, RSS") * MB,
-        ray_rss=figures.median("replay_saturation", "Ray's own processes, RSS") * MB,
-        state_row=row_bytes(spec) + assumed.TIME_BYTES,
-        tree_row=2 * TREE_NODE_BYTES * leaves / capacity,
-    )
-
-
-def generate(records: Records) -> str:
+def generate(records: Mapping[str, Mapping[str, Any]]) -> str:
     """The whole page."""
-    config, spec = resolved_preset("cartpole", {"actors.count": 1})
     figures = Figures(records)
-    return page(
-        workloads(figures, config, spec),
+    return scaling_page.page(
+        workloads(figures),
         predictions(figures),
-        mixed_load(figures),
-        memory(figures, spec),
-        config,
+        memory(figures),
+        ASSUMED._asdict(),
         figures.record("replay_saturation"),
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of JSON records")
-    parser.add_argument("--out", type=Path, default=PAGE, help="the page to write")
-    parser.add_argument("--check", action="store_true", help="only compare; exit 1 when it differs")
-    arguments = parser.parse_args()
-    text = generate(read_records(arguments.results))
-    if arguments.check:
-        if not arguments.out.exists() or arguments.out.read_text() != text:
-            sys.exit(f"{arguments.out.name} is not what the records say: run it without --check")
-        return
-    arguments.out.write_text(text)
-    print(f"wrote {arguments.out.name}")
-
-
 if __name__ == "__main__":
-    main()
+    write_page(__doc__, "scaling.md", generate)

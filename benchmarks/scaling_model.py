@@ -7,19 +7,14 @@ sizes are bytes. Nothing here measures or reads anything.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 POLLS_PER_S = 4.0
-"""The driver asks every role so often (`POLL_S` in src/qfleet/fleets/async_loop.py)."""
-FAN_OUT_SHARE = 0.1
-"""A publish period is long enough when sending takes at most so much of the learner's time."""
+"""The driver asks every role so often (`POLL_S` in src/qfleet/fleets/fleet.py)."""
 SHARD_LOAD = 0.7
 """A fleet has shards enough when they are at most so busy: above, latencies grow fast."""
-
-UPDATES, SAMPLES, SENDING = "updates", "taking samples", "sending snapshots"
 
 
 class Line(NamedTuple):
@@ -87,16 +82,14 @@ class Costs:
     """One sample, over draws: the learner's side."""
     sample_shard: Line
     """The same, the shard's side."""
-    snapshot_learner: float
-    """Sending one actor one snapshot: the learner's thread."""
-    snapshot_beside: float
-    """The same: Ray's threads in the learner's process."""
+    publish_learner: float
+    """One version to one shard: what the training thread becomes longer by."""
+    snapshot_shard: float
+    """Handing one actor one snapshot with an acknowledgement."""
     snapshot_actor: float
-    """Taking it: call, decoding, building the network."""
+    """Taking it: decoding, building the network."""
     ping_driver: float
     """Asking one role: the driver's thread."""
-    ping_beside: float
-    """The same: Ray's threads in the driver's process."""
     ping_role: float
     """Answering."""
 
@@ -108,12 +101,10 @@ class Fleet:
     n_actors: int
     n_shards: int
     chunk_rows: int
-    chunk_bytes: float
+    row_bytes: float
+    """One transition on its way to a shard."""
     draw_bytes: float
     """One drawn transition on its way to the learner."""
-    snapshot_bytes: float
-    snapshot_copies_per_host: bool
-    """Large snapshots go once to each host, small ones to each actor."""
     batch_size: int
     updates_per_call: int
     publish_period: int
@@ -130,44 +121,17 @@ def block_parts_s(fleet: Fleet, costs: Costs) -> dict[str, float]:
     """The learner's time for one block of updates, by what it is spent on."""
     publishes = fleet.updates_per_call / fleet.publish_period
     return {
-        UPDATES: fleet.updates_per_call / costs.updates_per_s,
-        SAMPLES: fleet.n_shards * costs.sample_learner.at(fleet.draws / fleet.n_shards),
-        SENDING: publishes * fleet.n_actors * costs.snapshot_learner,
+        "updates": fleet.updates_per_call / costs.updates_per_s,
+        "taking samples": fleet.n_shards * costs.sample_learner.at(fleet.draws / fleet.n_shards),
+        "publishing": publishes * fleet.n_shards * costs.publish_learner,
     }
 
 
-def block_s(fleet: Fleet, costs: Costs) -> float:
-    """The learner's time for one block of updates."""
-    return sum(block_parts_s(fleet, costs).values())
-
-
-def learner_updates_per_s(fleet: Fleet, costs: Costs) -> float:
-    """Updates per second when the learner never waits."""
-    return fleet.updates_per_call / block_s(fleet, costs)
-
-
-def actor_env_steps_per_s(fleet: Fleet, costs: Costs, updates_per_s: float) -> float:
-    """One actor that never waits: what snapshots and pings leave of its core goes into steps."""
-    taken = updates_per_s / fleet.publish_period * costs.snapshot_actor
-    taken += POLLS_PER_S * costs.ping_role
+def snapshots_per_push(fleet: Fleet, costs: Costs, updates_per_s: float) -> float:
+    """How many snapshots an actor takes with one acknowledgement: at most the newest, so one."""
     step_s = 1.0 / costs.env_steps_per_s
-    step_s += costs.insert_actor.at(fleet.chunk_rows) / fleet.chunk_rows
-    return max(0.0, 1.0 - taken) / step_s
-
-
-def shard_env_steps_per_s(fleet: Fleet, costs: Costs, updates_per_s: float) -> float:
-    """What all shards together can take in, with the samples that go with it.
-
-    With a ratio the samples follow the inserts; without one the learner asks as often as it can.
-    """
-    insert_s = costs.insert_shard.at(fleet.chunk_rows) / fleet.chunk_rows
-    sample_s = costs.sample_shard.at(fleet.draws / fleet.n_shards)
-    polls_s = POLLS_PER_S * costs.ping_role
-    if fleet.samples_per_insert is None:
-        left = 1.0 - polls_s - updates_per_s / fleet.updates_per_call * sample_s
-        return max(0.0, left) * fleet.n_shards / insert_s
-    per_step_s = insert_s / fleet.n_shards + fleet.samples_per_insert / fleet.draws * sample_s
-    return (1.0 - polls_s) / per_step_s
+    pushes_per_s = 1.0 / (fleet.chunk_rows * step_s + costs.insert_actor.at(fleet.chunk_rows))
+    return min(1.0, updates_per_s / fleet.publish_period / pushes_per_s)
 
 
 class Rates(NamedTuple):
@@ -177,64 +141,64 @@ class Rates(NamedTuple):
     updates: float
     bounds: dict[str, float]
     learner_shares: dict[str, float]
-    """Of the time of a block: `updates`, `taking samples`, `sending snapshots`."""
+    """Of the time of a block: `updates`, `taking samples`, `publishing`."""
     driver_load: float
     """Of one core: the driver's thread."""
+    busy_cores: float
+    """That all processes keep busy together."""
 
     @property
     def first_limit(self) -> str:
         """The part that carries least."""
         return min(self.bounds, key=self.bounds.__getitem__)
 
-    @property
-    def fan_out_share(self) -> float:
-        """Of the learner's time, what goes into sending snapshots."""
-        return self.learner_shares[SENDING]
-
-    @property
-    def learner_spends_most_on(self) -> str:
-        """The largest part of a block."""
-        return max(self.learner_shares, key=self.learner_shares.__getitem__)
-
 
 def rates(fleet: Fleet, costs: Costs, network_bytes_per_s: float) -> Rates:
     """The fleet at the pace of its slowest part."""
-    most = learner_updates_per_s(fleet, costs)
+    parts_s = block_parts_s(fleet, costs)
+    block_s = sum(parts_s.values())
+    most = fleet.updates_per_call / block_s
+    taken = snapshots_per_push(fleet, costs, most)
+    per_actor_step_s = 1.0 / costs.env_steps_per_s
+    push_s = costs.insert_actor.at(fleet.chunk_rows) + taken * costs.snapshot_actor
+    per_actor_step_s += push_s / fleet.chunk_rows
+    polls = POLLS_PER_S * costs.ping_role
+    insert_s = costs.insert_shard.at(fleet.chunk_rows) + taken * costs.snapshot_shard
+    insert_s /= fleet.chunk_rows
+    sample_s = costs.sample_shard.at(fleet.draws / fleet.n_shards)
+    ratio = fleet.samples_per_insert
     bounds = {
-        "actors": fleet.n_actors * actor_env_steps_per_s(fleet, costs, most),
-        "shards": shard_env_steps_per_s(fleet, costs, most),
-        "network": network_bytes_per_s / (fleet.chunk_bytes / fleet.chunk_rows),
+        "actors": fleet.n_actors * (1.0 - polls) / per_actor_step_s,
+        "network": network_bytes_per_s / fleet.row_bytes,
     }
-    updates = most
-    if fleet.samples_per_insert is not None:
-        bounds["learner"] = most * fleet.batch_size / fleet.samples_per_insert
-        updates = min(bounds.values()) * fleet.samples_per_insert / fleet.batch_size
-    whole_s = block_s(fleet, costs)
-    shares = {part: part_s / whole_s for part, part_s in block_parts_s(fleet, costs).items()}
+    if ratio is None:
+        left = 1.0 - polls - most / fleet.updates_per_call * sample_s
+        bounds["shards"] = max(0.0, left) * fleet.n_shards / insert_s
+        env_steps, updates = min(bounds.values()), most
+    else:
+        bounds["shards"] = (1.0 - polls) / (
+            insert_s / fleet.n_shards + ratio / fleet.draws * sample_s
+        )
+        bounds["learner"] = most * fleet.batch_size / ratio
+        env_steps = min(bounds.values())
+        updates = env_steps * ratio / fleet.batch_size
+    blocks = updates / fleet.updates_per_call
     polled = fleet.n_actors + fleet.n_shards + 1
     driver = POLLS_PER_S * polled * costs.ping_driver
-    return Rates(min(bounds.values()), updates, bounds, shares, driver)
+    busy = env_steps * (per_actor_step_s + insert_s) + driver + polled * polls
+    busy += blocks * (block_s + fleet.n_shards * sample_s)
+    shares = {part: part_s / block_s for part, part_s in parts_s.items()}
+    return Rates(env_steps, updates, bounds, shares, driver, busy)
 
 
-def publish_period(fleet: Fleet, costs: Costs) -> int:
-    """The shortest multiple of the fleet's period at which sending is a small share of all."""
-    parts_s = block_parts_s(fleet, costs)
-    rest_s = (parts_s[UPDATES] + parts_s[SAMPLES]) / fleet.updates_per_call
-    allowed_s = rest_s * FAN_OUT_SHARE / (1.0 - FAN_OUT_SHARE)
-    periods = fleet.n_actors * costs.snapshot_learner / allowed_s / fleet.publish_period
-    return max(1, math.ceil(periods)) * fleet.publish_period
+def with_shards_enough(fleet: Fleet, costs: Costs, network_bytes_per_s: float) -> Fleet:
+    """The fleet with the fewest shards that carry what the other parts do at `SHARD_LOAD`.
 
-
-def remedied(fleet: Fleet, costs: Costs, network_bytes_per_s: float) -> Fleet:
-    """The fleet with as long a publish period and as many shards as it needs.
-
-    Shards: the fewest that carry what the other parts can at `SHARD_LOAD`, at most one per actor;
-    when no number does, the one that carries most.
+    At most one per actor; when no number does, the one that carries most.
     """
     best, most_carried = fleet, -1.0
     for n_shards in range(1, fleet.n_actors + 1):
         tried = replace(fleet, n_shards=n_shards)
-        tried = replace(tried, publish_period=publish_period(tried, costs))
         found = rates(tried, costs, network_bytes_per_s)
         others = min(bound for part, bound in found.bounds.items() if part != "shards")
         if found.bounds["shards"] * SHARD_LOAD >= others:
@@ -242,92 +206,3 @@ def remedied(fleet: Fleet, costs: Costs, network_bytes_per_s: float) -> Fleet:
         if found.env_steps > most_carried:
             best, most_carried = tried, found.env_steps
     return best
-
-
-class Calls(NamedTuple):
-    """Calls per second of one process of each role."""
-
-    actor_makes: float
-    actor_answers: float
-    shard_answers: float
-    learner_answers: float
-    learner_makes: float
-    driver_makes: float
-
-
-def calls_per_s(fleet: Fleet, found: Rates) -> Calls:
-    """Pushes, samples, snapshots and the driver's polls."""
-    pushes = found.env_steps / fleet.chunk_rows
-    samples = found.updates / fleet.updates_per_call * fleet.n_shards
-    publishes = found.updates / fleet.publish_period
-    return Calls(
-        actor_makes=pushes / fleet.n_actors,
-        actor_answers=publishes + POLLS_PER_S,
-        shard_answers=(pushes + samples) / fleet.n_shards + POLLS_PER_S,
-        learner_answers=POLLS_PER_S,
-        learner_makes=samples + publishes * fleet.n_actors,
-        driver_makes=POLLS_PER_S * (fleet.n_actors + fleet.n_shards + 1),
-    )
-
-
-class Bytes(NamedTuple):
-    """Bytes per second out of and into one process of each role."""
-
-    actor_out: float
-    actor_in: float
-    shard_in: float
-    shard_out: float
-    learner_in: float
-    learner_out: float
-    driver_in: float
-
-
-def bytes_per_s(fleet: Fleet, found: Rates, poll_bytes: float, n_hosts: int) -> Bytes:
-    """Chunks, draws, snapshots and the driver's polls."""
-    pushed = found.env_steps / fleet.chunk_rows * fleet.chunk_bytes
-    drawn = found.updates * fleet.batch_size * fleet.draw_bytes
-    published = found.updates / fleet.publish_period * fleet.snapshot_bytes
-    copies = n_hosts if fleet.snapshot_copies_per_host else fleet.n_actors
-    polled = POLLS_PER_S * poll_bytes
-    return Bytes(
-        actor_out=pushed / fleet.n_actors + polled,
-        actor_in=published,
-        shard_in=pushed / fleet.n_shards,
-        shard_out=drawn / fleet.n_shards + polled,
-        learner_in=drawn,
-        learner_out=published * copies + polled,
-        driver_in=polled * (fleet.n_actors + fleet.n_shards + 1),
-    )
-
-
-class Cores(NamedTuple):
-    """Cores that the processes of each role keep busy together."""
-
-    actors: float
-    shards: float
-    learner: float
-    driver: float
-
-    @property
-    def busy(self) -> float:
-        """All of them."""
-        return sum(self)
-
-
-def cores(fleet: Fleet, costs: Costs, found: Rates) -> Cores:
-    """CPU seconds per second of each role."""
-    pushes = found.env_steps / fleet.chunk_rows
-    blocks = found.updates / fleet.updates_per_call
-    published = found.updates / fleet.publish_period * fleet.n_actors
-    polled = fleet.n_actors + fleet.n_shards + 1
-    return Cores(
-        actors=found.env_steps / costs.env_steps_per_s
-        + pushes * costs.insert_actor.at(fleet.chunk_rows)
-        + published * costs.snapshot_actor
-        + POLLS_PER_S * fleet.n_actors * costs.ping_role,
-        shards=pushes * costs.insert_shard.at(fleet.chunk_rows)
-        + blocks * fleet.n_shards * costs.sample_shard.at(fleet.draws / fleet.n_shards)
-        + POLLS_PER_S * fleet.n_shards * costs.ping_role,
-        learner=blocks * block_s(fleet, costs) + published * costs.snapshot_beside,
-        driver=POLLS_PER_S * polled * (costs.ping_driver + costs.ping_beside),
-    )

@@ -7,7 +7,7 @@ wants the answer, and puts them together. Called by the shells of the replay and
 
 Differs: from the advice to pass large values through the store. Two processes of one machine, an
 answer of 200 kB: 2.0 ms of CPU through the store, 0.7 ms in three pieces; at 800 kB 2.1 and 1.4 ms
-(`benchmarks/answer_cost.py`). Above `MAX_PIECES` the store is used.
+Above `MAX_PIECES` the store is used.
 """
 
 from __future__ import annotations

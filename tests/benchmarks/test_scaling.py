@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from qfleet.bench.part_benchmarks import resolved_preset
-from qfleet.common.config import Config
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -44,11 +43,10 @@ def make_costs(model: ModuleType) -> Any:
         insert_shard=model.Line(1e-3, 1e-6),
         sample_learner=model.Line(1e-3, 1e-6),
         sample_shard=model.Line(2e-3, 1e-6),
-        snapshot_learner=5e-4,
-        snapshot_beside=5e-4,
+        publish_learner=5e-4,
+        snapshot_shard=1e-3,
         snapshot_actor=1e-3,
         ping_driver=1e-4,
-        ping_beside=2e-4,
         ping_role=5e-4,
     )
 
@@ -58,10 +56,8 @@ def make_fleet(model: ModuleType, **changes: Any) -> Any:
         n_actors=10,
         n_shards=2,
         chunk_rows=100,
-        chunk_bytes=5_000.0,
+        row_bytes=50.0,
         draw_bytes=60.0,
-        snapshot_bytes=40_000.0,
-        snapshot_copies_per_host=False,
         batch_size=100,
         updates_per_call=10,
         publish_period=10,
@@ -103,36 +99,53 @@ def test_saturating_calls_by_what_is_used_up(model: ModuleType) -> None:
 # One fleet
 
 
-def test_block_is_updates_samples_and_sending(model: ModuleType) -> None:
-    parts = model.block_parts_s(make_fleet(model), make_costs(model))
+def test_block_is_updates_samples_and_publishing_whatever_the_number_of_actors(
+    model: ModuleType,
+) -> None:
+    # 10 updates of 1 ms; 2 samples of 1 ms + 500 draws; 1 announcement to 2 shards at 0.5 ms.
+    expected = {"updates": 0.010, "taking samples": 0.003, "publishing": 0.001}
 
-    # 10 updates of 1 ms; 2 samples of 1 ms + 500 draws; 1 publish to 10 actors at 0.5 ms.
-    assert parts == pytest.approx(
-        {"updates": 0.010, "taking samples": 0.003, "sending snapshots": 0.005}
-    )
+    for n_actors in (1, 10, 1_000):
+        fleet = make_fleet(model, n_actors=n_actors)
+        assert model.block_parts_s(fleet, make_costs(model)) == pytest.approx(expected)
+
+
+def test_actor_takes_at_most_one_snapshot_with_a_push(model: ModuleType) -> None:
+    fleet, costs = make_fleet(model), make_costs(model)
+
+    # 100 steps of 1 ms and a push of 1 ms: 1 / 0.101 s pushes, one publish in 10 updates.
+    assert model.snapshots_per_push(fleet, costs, 50.0) == pytest.approx(5 * 0.101)
+    assert model.snapshots_per_push(fleet, costs, 1_000.0) == 1.0
 
 
 def test_rates_with_a_ratio_follow_the_least_bound(model: ModuleType) -> None:
     found = model.rates(make_fleet(model), make_costs(model), network_bytes_per_s=1e6)
 
-    updates = 10 / 0.018
-    actor = (1 - updates / 10 * 1e-3 - 4 * 5e-4) / (1e-3 + 1e-3 / 100)
-    # A transition: (1 ms + 0.1 ms) / 100 over 2 shards, and 2 of 1000 draws that take 2.5 ms each.
-    shards = (1 - 4 * 5e-4) / (1.1e-5 / 2 + 2 / 1000 * 2.5e-3)
-    assert found.bounds == pytest.approx(
-        {
-            "actors": 10 * actor,
-            "shards": shards,
-            "network": 20_000.0,
-            "learner": updates * 100 / 2,
-        }
-    )
+    updates = 10 / 0.014
+    actor = (1 - 4 * 5e-4) / (1e-3 + (1e-3 + 1e-3) / 100)
+    # A transition: (1 ms + 0.1 ms + a snapshot) / 100 over 2 shards, and 2 of 1000 draws, 2.5 ms.
+    shards = (1 - 4 * 5e-4) / (2.1e-5 / 2 + 2 / 1000 * 2.5e-3)
+    bounds = {
+        "actors": 10 * actor,
+        "shards": shards,
+        "network": 20_000.0,
+        "learner": updates * 100 / 2,
+    }
+    assert found.bounds == pytest.approx(bounds)
     assert found.first_limit == "actors"
-    assert found.env_steps == pytest.approx(9_331.1, rel=1e-5)
-    assert found.updates == pytest.approx(186.62, rel=1e-4)
-    assert found.fan_out_share == pytest.approx(5 / 18)
-    assert found.learner_spends_most_on == "updates"
+    assert found.env_steps == pytest.approx(9_784.3, rel=1e-5)
+    assert found.updates == pytest.approx(195.686, rel=1e-5)
+    assert found.learner_shares["publishing"] == pytest.approx(1 / 14)
     assert found.driver_load == pytest.approx(4 * 13 * 1e-4)
+
+
+def test_busy_cores_are_those_of_all_roles(model: ModuleType) -> None:
+    found = model.rates(make_fleet(model), make_costs(model), network_bytes_per_s=1e6)
+
+    play, store = found.env_steps * 1.02e-3, found.env_steps * 2.1e-5
+    blocks = found.updates / 10 * (0.014 + 2 * 2.5e-3)
+    polls = 4 * 13 * (1e-4 + 5e-4)
+    assert found.busy_cores == pytest.approx(play + store + blocks + polls)
 
 
 def test_rates_without_a_ratio_have_no_learner_bound(model: ModuleType) -> None:
@@ -140,11 +153,11 @@ def test_rates_without_a_ratio_have_no_learner_bound(model: ModuleType) -> None:
 
     found = model.rates(fleet, make_costs(model), network_bytes_per_s=1e6)
 
-    assert found.updates == pytest.approx(10 / 0.018)
+    assert found.updates == pytest.approx(10 / 0.014)
     assert set(found.bounds) == {"actors", "shards", "network"}
-    # 55.6 blocks/s take 2.5 ms of each shard and polls 2 ms; an insert takes 11 µs per row.
-    left = 1 - 4 * 5e-4 - 1 / 0.018 * 2.5e-3
-    assert found.bounds["shards"] == pytest.approx(left * 2 / 1.1e-5)
+    # 71.4 blocks/s take 2.5 ms of each shard, polls 2 ms; a row 11 µs and 10 of its snapshot.
+    left = 1 - 4 * 5e-4 - 1 / 0.014 * 2.5e-3
+    assert found.bounds["shards"] == pytest.approx(left * 2 / 2.1e-5)
 
 
 def test_samples_that_take_a_whole_shard_leave_nothing_to_inserts(model: ModuleType) -> None:
@@ -154,25 +167,7 @@ def test_samples_that_take_a_whole_shard_leave_nothing_to_inserts(model: ModuleT
     assert model.rates(fleet, costs, 1e6).bounds["shards"] == 0.0
 
 
-@pytest.mark.parametrize("n_actors", [1, 10, 1000])
-def test_publish_period_is_the_shortest_with_little_sending(
-    model: ModuleType, n_actors: int
-) -> None:
-    fleet, costs = make_fleet(model, n_actors=n_actors), make_costs(model)
-
-    def share(period: int) -> float:
-        parts = model.block_parts_s(replace(fleet, publish_period=period), costs)
-        return float(parts["sending snapshots"] / sum(parts.values()))
-
-    period = model.publish_period(fleet, costs)
-
-    assert period % 10 == 0
-    assert share(period) <= model.FAN_OUT_SHARE
-    assert period == 10 or share(period - 10) > model.FAN_OUT_SHARE
-    assert {1: 10, 10: 40, 1000: 3470}[n_actors] == period
-
-
-def test_remedied_takes_the_fewest_shards_that_are_not_too_busy(model: ModuleType) -> None:
+def test_shards_enough_are_the_fewest_that_are_not_too_busy(model: ModuleType) -> None:
     free = model.Line(0.0, 0.0)
     costs = replace(
         make_costs(model),
@@ -180,94 +175,26 @@ def test_remedied_takes_the_fewest_shards_that_are_not_too_busy(model: ModuleTyp
         insert_actor=free,
         insert_shard=model.Line(1e-3, 0.0),
         sample_shard=free,
+        snapshot_shard=0.0,
         snapshot_actor=0.0,
         ping_role=0.0,
     )
     fleet = make_fleet(model, samples_per_insert=None, n_shards=1)
 
     # Actors play 500,000/s; a shard takes 100,000/s, 70,000/s of them at the wanted load.
-    assert model.remedied(fleet, costs, 1e12).n_shards == 8
+    assert model.with_shards_enough(fleet, costs, 1e12).n_shards == 8
 
 
-def test_remedied_without_any_that_suffices_carries_most(model: ModuleType) -> None:
+def test_shards_that_never_suffice_are_as_many_as_carry_most(model: ModuleType) -> None:
     costs = replace(
         make_costs(model), env_steps_per_s=1e6, insert_shard=model.Line(1.0, 0.0), ping_role=0.0
     )
     fleet = make_fleet(model, samples_per_insert=None, n_actors=3, n_shards=1)
 
-    assert model.remedied(fleet, costs, 1e12).n_shards == 3
-
-
-def fixed_rates(model: ModuleType) -> Any:
-    return model.Rates(10_000.0, 200.0, {"actors": 10_000.0}, {"updates": 1.0}, 0.0)
-
-
-def test_calls_of_each_role(model: ModuleType) -> None:
-    calls = model.calls_per_s(make_fleet(model), fixed_rates(model))
-
-    # 100 pushes, 20 blocks with a sample from each of 2 shards, 20 publishes to 10 actors.
-    assert calls._asdict() == pytest.approx(
-        {
-            "actor_makes": 10.0,
-            "actor_answers": 24.0,
-            "shard_answers": 74.0,
-            "learner_answers": 4.0,
-            "learner_makes": 240.0,
-            "driver_makes": 52.0,
-        }
-    )
-
-
-def test_bytes_of_each_role(model: ModuleType) -> None:
-    fleet = make_fleet(model)
-
-    moved = model.bytes_per_s(fleet, fixed_rates(model), 1_000.0, n_hosts=2)
-
-    assert moved._asdict() == pytest.approx(
-        {
-            "actor_out": 54_000.0,
-            "actor_in": 800_000.0,
-            "shard_in": 250_000.0,
-            "shard_out": 604_000.0,
-            "learner_in": 1_200_000.0,
-            "learner_out": 8_004_000.0,
-            "driver_in": 52_000.0,
-        }
-    )
-    by_host = replace(fleet, snapshot_copies_per_host=True)
-    moved = model.bytes_per_s(by_host, fixed_rates(model), 1_000.0, n_hosts=2)
-    assert moved.learner_out == pytest.approx(1_604_000.0)
-
-
-def test_cores_of_each_role(model: ModuleType) -> None:
-    used = model.cores(make_fleet(model), make_costs(model), fixed_rates(model))
-
-    assert used.actors == pytest.approx(10.0 + 0.1 + 0.2 + 0.02)
-    assert used.shards == pytest.approx(0.11 + 0.1 + 0.004)
-    assert used.learner == pytest.approx(20 * 0.018 + 200 * 5e-4)
-    assert used.driver == pytest.approx(52 * 3e-4)
-    assert used.busy == pytest.approx(sum(used))
+    assert model.with_shards_enough(fleet, costs, 1e12).n_shards == 3
 
 
 # Cells
-
-
-def test_need_pays_for_what_is_reserved_or_busy(load: Load, model: ModuleType) -> None:
-    tables, assumed = load("scaling_tables"), load("scaling_assumptions")
-    config = Config()
-
-    reserved = tables.need(make_fleet(model), make_costs(model), fixed_rates(model), config, 0)
-
-    assert reserved.reserved == 7.5  # learner 1, shards 2 · 0.5, evaluator 0.5, actors 10 · 0.5
-    assert reserved.busy == pytest.approx(11.0096)
-    assert (reserved.paid, reserved.hosts) == (12, 1)
-    assert reserved.usd_per_hour == pytest.approx(12 * assumed.USD_PER_CORE_HOUR)
-    many = make_fleet(model, n_actors=100)
-    paid = tables.need(many, make_costs(model), fixed_rates(model), config, 1)
-    assert (paid.reserved, paid.paid, paid.hosts) == (52.5, 53, 4)
-    assert paid.usd_per_hour == pytest.approx(
-        53 * assumed.USD_PER_CORE_HOUR + assumed.USD_PER_GPU_HOUR
-    )
 
 
 @pytest.mark.parametrize(
@@ -277,16 +204,15 @@ def test_need_pays_for_what_is_reserved_or_busy(load: Load, model: ModuleType) -
         ({"actors": 2.0, "learner": 1.0}, {"updates": 0.9}, 0.5, "learner"),
         (
             {"actors": 2.0, "learner": 1.0},
-            {"updates": 0.2, "sending snapshots": 0.8},
+            {"updates": 0.2, "taking samples": 0.8},
             0.5,
-            "learner, mostly sending snapshots",
+            "learner, mostly taking samples",
         ),
         (
             {"actors": 2.0, "shards": 1.0},
             {"updates": 0.2, "taking samples": 0.8},
             1.5,
-            "shards; few updates, the learner is mostly taking samples; "
-            "the driver's polls come late",
+            "shards; the driver's polls come late",
         ),
     ],
 )
@@ -298,22 +224,20 @@ def test_first_limit_names_the_least_bound(
     driver: float,
     text: str,
 ) -> None:
-    found = model.Rates(1.0, 1.0, bounds, shares, driver)
+    found = model.Rates(1.0, 1.0, bounds, shares, driver, 1.0)
 
-    assert load("scaling_tables").first_limit(found) == text
+    assert load("scaling_page").first_limit(found) == text
 
 
 def test_figures_as_text(load: Load) -> None:
-    tables = load("scaling_tables")
+    rate = load("scaling_page").rate
 
-    assert [tables.amount(n) for n in (12.0, 1_500.0, 7.08e9)] == ["12 B", "1.5 kB", "7.08 GB"]
-    assert [tables.rate(n) for n in (0.05498, 846.3, 30_298.0, 27_137_042.0)] == [
+    assert [rate(n) for n in (0.05498, 846.3, 30_298.0, 27_137_042.0)] == [
         "0.055",
         "846",
         "30,300",
         "27.1 M",
     ]
-    assert tables.error(110.0, 100.0) == "+10 %"
 
 
 def test_wrapped_fills_paragraphs_and_items(load: Load) -> None:
@@ -340,7 +264,7 @@ def test_line_is_fitted_to_steps_up_to_half_load(load: Load) -> None:
     scaling = load("scaling")
     rows = [step(x, x, 0.1 + 1e-3 * x) for x in (100.0, 200.0, 300.0)]
     rows += [step(301.0, 301.0, 9.0), {"name": "1 shard, chunk 8, saturating calls", "median": 600}]
-    figures = scaling.Figures({"replay_saturation": {"results": rows}})
+    figures = load("records").Figures({"replay_saturation": {"results": rows}})
 
     steps = scaling.light_steps(figures, "1 shard, chunk 8")
 
@@ -354,12 +278,12 @@ def test_too_few_light_steps_end_the_program(load: Load) -> None:
 
     with pytest.raises(SystemExit, match="1 steps up to half load, 3 are needed"):
         scaling.light_steps(
-            scaling.Figures({"replay_saturation": {"results": rows}}), "1 shard, chunk 8"
+            load("records").Figures({"replay_saturation": {"results": rows}}), "1 shard, chunk 8"
         )
 
 
 def test_missing_record_or_row_names_its_program(load: Load) -> None:
-    figures = load("scaling").Figures({"memory": {"results": []}})
+    figures = load("records").Figures({"memory": {"results": []}})
 
     with pytest.raises(SystemExit, match=r"python benchmarks/call_cost\.py --json"):
         figures.median("call_cost", "ping, thread")
@@ -375,7 +299,7 @@ def test_row_bytes_of_a_cartpole_transition(load: Load) -> None:
 
 def test_committed_page_is_what_the_records_give(load: Load) -> None:
     """After new records, another preset or other assumptions: python benchmarks/scaling.py."""
-    records = load("report").read_records(BENCHMARKS / "results")
+    records = load("records").read_records(BENCHMARKS / "results")
 
     assert (ROOT / "docs" / "scaling.md").read_text() == load("scaling").generate(records)
 
@@ -383,12 +307,15 @@ def test_committed_page_is_what_the_records_give(load: Load) -> None:
 def test_check_fails_when_the_page_differs(
     load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    scaling, out = load("scaling"), tmp_path / "scaling.md"
-    monkeypatch.setattr(sys, "argv", ["scaling.py", "--out", str(out)])
-    scaling.main()
-    monkeypatch.setattr(sys, "argv", ["scaling.py", "--check", "--out", str(out)])
-    scaling.main()
+    scaling, report, out = load("scaling"), load("report"), tmp_path / "scaling.md"
+
+    def run(*words: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["scaling.py", "--out", str(out), *words])
+        report.write_page(scaling.__doc__, "scaling.md", scaling.generate)
+
+    run()
+    run("--check")
     out.write_text(out.read_text() + "more\n")
 
     with pytest.raises(SystemExit, match="not what the records say"):
-        scaling.main()
+        run("--check")
