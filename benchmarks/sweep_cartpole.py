@@ -25,7 +25,7 @@ from qfleet.common.types import EnvironmentSpec
 from qfleet.fleets.fleet import Fleet
 from qfleet.fleets.local_fleet import LocalFleet
 from qfleet.fleets.round_loop import LearningDebt, run_rounds
-from qfleet.run.solve_tracker import SolveTracker
+from qfleet.session.solve_tracker import SolveTracker
 
 BEGINNING: dict[str, Any] = {
     "network.hidden_sizes": (128, 64),

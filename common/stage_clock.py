@@ -1,7 +1,7 @@
 """Where a role's time goes: seconds per stage, measured between laps.
 
-Used by the roles' cores and shells; `qfleet.run.bottleneck` compares the stages of all roles. It
-only counts: no decision of a core depends on it.
+Used by the roles' cores and shells; `qfleet.session.bottleneck` compares the stages of all roles.
+It only counts: no decision of a core depends on it.
 """
 
 from __future__ import annotations

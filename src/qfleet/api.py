@@ -15,9 +15,7 @@ from qfleet.common.errors import CheckpointError
 from qfleet.common.params import decode_safetensors
 from qfleet.common.q_functions import build_q_function
 from qfleet.common.types import Array, EnvironmentSpec
-from qfleet.run_files.checkpoint import read_checkpoint
-
-PARAMS_FILE = "params.safetensors"
+from qfleet.run_files.checkpoint import PARAMS_FILE, read_checkpoint
 
 
 class Policy:

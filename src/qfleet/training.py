@@ -29,7 +29,6 @@ from qfleet.run.finish import finish
 from qfleet.run.outcome import Outcome
 from qfleet.run.phases import process_started_s
 from qfleet.run.runtimes import run_session
-from qfleet.run.session import Session
 from qfleet.run.stop_signals import noticed
 from qfleet.run_files.metrics import MetricsWriter
 from qfleet.run_files.resume import (
@@ -43,6 +42,7 @@ from qfleet.run_files.resume import (
 )
 from qfleet.run_files.run_directory import RunDirectory
 from qfleet.run_files.summary import RunSummary, final_block, read_summary
+from qfleet.session.session import Session
 from qfleet.settings.config_checks import check_config, nvidia_gpus
 from qfleet.settings.config_loading import choice_note, dump_yaml, error_message
 
@@ -214,7 +214,7 @@ def _run(session: Session, outcome: Outcome) -> None:
     except Exception as error:
         outcome.crash, outcome.reason = error, f"{type(error).__name__}: {error}"
     if outcome.startup_s > 0.0 and outcome.train_s == 0.0:  # an error ended the loop
-        outcome.train_s = session.totals.wall_s + session.elapsed_s
+        outcome.train_s = session.counters.wall_s
 
 
 def header_lines(

@@ -41,9 +41,11 @@ def test_async_run_keeps_its_accounts_ratio_and_targets(
 
     # Every episode was told of once, none was lost between two answers.
     session = outcomes[0].session
-    assert session.totals.episodes == sum(stats.episodes for stats in session.report.shards)
+    assert session.counters.totals.episodes == sum(
+        stats.episodes for stats in session.report.shards
+    )
     monitor = (tmp_path / "run" / "monitor.csv").read_text().splitlines()
-    assert len(monitor) == 2 + session.totals.episodes
+    assert len(monitor) == 2 + session.counters.totals.episodes
 
     accounting = summary.accounting
     assert accounting.is_balanced

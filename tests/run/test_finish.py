@@ -19,10 +19,10 @@ from qfleet.common.types import EnvironmentSpec, EvaluationReport, LearnerStats,
 from qfleet.fleets.fleet import ActorReport, FleetReport
 from qfleet.run.finish import finish
 from qfleet.run.outcome import Outcome
-from qfleet.run.session import Session
 from qfleet.run.stop_signals import StopSignal
 from qfleet.run_files.run_directory import RunDirectory
 from qfleet.run_files.summary import Accounting, read_summary
+from qfleet.session.session import Session
 from qfleet.settings.config_loading import load_config
 
 SPEC = EnvironmentSpec("CartPole-v1", (4,), "<f4", 2, 475.0, 500)
@@ -70,7 +70,9 @@ def ended(**fields):
 
 
 def solved(session):
-    session.tracker.record(EvaluationReport(9, 500, 1600, 490.0, 5.0, 20, 480.5, 12.25, 100))
+    session.evaluations.tracker.record(
+        EvaluationReport(9, 500, 1600, 490.0, 5.0, 20, 480.5, 12.25, 100)
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,8 +116,10 @@ def test_finish_without_any_report_writes_a_whole_summary(session):
 
 
 def test_finish_takes_counters_and_times_from_the_run(session):
-    session.report = report([shard(600, 400, sampled=8000, env_steps=1100)], [actor(1000)], 250)
-    session.totals.eval_s = 1.5
+    session.counters.report = report(
+        [shard(600, 400, sampled=8000, env_steps=1100)], [actor(1000)], 250
+    )
+    session.counters.totals.eval_s = 1.5
     session.save_checkpoint({}, b"params", 150)
     outcome = ended(train_s=2.0, startup_s=0.5, params_sha256="ab")
     outcome.phases.enter("training")
@@ -141,7 +145,7 @@ def test_finish_reports_the_confirmation_not_the_selection(session):
 
 
 def test_finish_after_a_signal_reports_the_last_evaluation(session):
-    session.tracker.record(EvaluationReport(9, 500, 1600, 44.0, 5.0, 20, None, None, 0))
+    session.evaluations.tracker.record(EvaluationReport(9, 500, 1600, 44.0, 5.0, 20, None, None, 0))
     session.stop.note(SIGINT, None)
     summary = finish(session, ended())
     assert (summary.eval_return_mean, summary.eval_episodes) == (44.0, 20)

@@ -17,7 +17,7 @@ import pytest
 from qfleet.common.config import Config, EnvConfig, RunConfig
 from qfleet.common.errors import CheckpointError, ConfigError
 from qfleet.run_files import run_directory, run_lock
-from qfleet.run_files.checkpoint import MANIFEST, PARAMS, read_checkpoint
+from qfleet.run_files.checkpoint import MANIFEST, PARAMS_FILE, read_checkpoint
 from qfleet.run_files.run_directory import (
     RunDirectory,
     environment_report,
@@ -48,14 +48,14 @@ def make_run(where: str | None = None, **config: object) -> Path:
 
 
 def add_checkpoint(run: RunDirectory, step: int, generation: int, keep: int = 3) -> Path:
-    files = {PARAMS: f"params {step}".encode()}
+    files = {PARAMS_FILE: f"params {step}".encode()}
     return run.write_checkpoint(
         learner_step=step, generation=generation, files=files, manifest={}, keep=keep
     )
 
 
 def add_best(run: RunDirectory, step: int) -> Path:
-    files = {PARAMS: f"best {step}".encode()}
+    files = {PARAMS_FILE: f"best {step}".encode()}
     return run.write_best(learner_step=step, generation=1, files=files, manifest={"score": 1.5})
 
 
@@ -227,7 +227,7 @@ def test_checkpoints_move_latest_and_are_pruned() -> None:
             "ckpt-000000000003-3",
             "ckpt-000000000004-4",
         ]
-        assert read_checkpoint(run.latest_path).files == {PARAMS: b"params 4"}
+        assert read_checkpoint(run.latest_path).files == {PARAMS_FILE: b"params 4"}
 
 
 def test_best_is_replaced_whole_and_checked() -> None:
@@ -237,9 +237,9 @@ def test_best_is_replaced_whole_and_checked() -> None:
 
         loaded = read_checkpoint(run.best_path)
 
-        assert loaded.files == {PARAMS: b"best 2"}
+        assert loaded.files == {PARAMS_FILE: b"best 2"}
         assert (loaded.learner_step, loaded.manifest["score"]) == (2, 1.5)
-        assert sorted(os.listdir("out/best")) == [MANIFEST, PARAMS]
+        assert sorted(os.listdir("out/best")) == [MANIFEST, PARAMS_FILE]
         assert sorted(os.listdir("out")) == [".lock", "best"]
 
 
@@ -272,7 +272,7 @@ def test_best_killed_in_the_exchange_is_found_and_put_back(
 
     assert resolve_run("out").read_bytes() == b"best 1"
     with RunDirectory.open_for_resume("out") as run:
-        assert read_checkpoint(run.best_path).files == {PARAMS: b"best 1"}
+        assert read_checkpoint(run.best_path).files == {PARAMS_FILE: b"best 1"}
         assert sorted(os.listdir("out")) == [".lock", "best", "config.yaml"]
 
 
@@ -286,7 +286,7 @@ def test_best_full_disk_keeps_the_old_one(monkeypatch: pytest.MonkeyPatch) -> No
             patch.setattr(os, "fsync", full)
             with pytest.raises(CheckpointError, match="No space left"):
                 add_best(run, 2)
-        assert read_checkpoint(run.best_path).files == {PARAMS: b"best 1"}
+        assert read_checkpoint(run.best_path).files == {PARAMS_FILE: b"best 1"}
         assert sorted(os.listdir("out")) == [".lock", "best"]
 
 
@@ -318,7 +318,7 @@ def test_resolve_run_understands_every_form(tmp_path: Path) -> None:
         add_best(run, 1)
         kept = add_checkpoint(run, 2, 1)
         path = run.path
-    best = path / "best" / PARAMS
+    best = path / "best" / PARAMS_FILE
 
     assert resolve_run(None) == best
     assert resolve_run(path) == best
@@ -327,9 +327,9 @@ def test_resolve_run_understands_every_form(tmp_path: Path) -> None:
     assert resolve_run("runs/latest") == best
     assert resolve_run(path / "best") == best
     assert resolve_run(best) == best
-    assert resolve_run(path / "latest") == kept / PARAMS
-    assert resolve_run("runs/latest/latest") == kept / PARAMS
-    assert resolve_run(kept) == kept / PARAMS
+    assert resolve_run(path / "latest") == kept / PARAMS_FILE
+    assert resolve_run("runs/latest/latest") == kept / PARAMS_FILE
+    assert resolve_run(kept) == kept / PARAMS_FILE
 
 
 def test_find_run_from_inside_a_run_finds_it() -> None:
@@ -337,7 +337,7 @@ def test_find_run_from_inside_a_run_finds_it() -> None:
         run.write_config("")
         kept = add_checkpoint(run, 1, 1)
 
-    for argument in ("out", kept, kept / PARAMS, "out/latest", None):
+    for argument in ("out", kept, kept / PARAMS_FILE, "out/latest", None):
         assert find_run(argument) == Path("out")
     assert holds_run("out")
     assert not holds_run("out/checkpoints")

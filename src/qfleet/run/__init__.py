@@ -1,1 +1,1 @@
-"""One run in progress: budgets, evaluations, checkpoints, its end."""
+"""The course of a run: its runtimes, phases, restarts, signals and end."""

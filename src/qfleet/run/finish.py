@@ -12,9 +12,9 @@ from qfleet.common.errors import QfleetError
 from qfleet.common.seeding import seed_int
 from qfleet.run.outcome import Outcome
 from qfleet.run.phases import ARTIFACTS, FINAL_SCORE
-from qfleet.run.session import Session
 from qfleet.run_files.run_directory import environment_report
 from qfleet.run_files.summary import RunSummary, write_summary
+from qfleet.session.session import Session
 
 
 def finish(session: Session, outcome: Outcome) -> RunSummary:
@@ -34,7 +34,7 @@ def _score(session: Session, outcome: Outcome) -> tuple[float, float, int] | Non
     A solved run reports its confirmation. An unsolved one that ended by itself is scored now; after
     a signal or an error the best periodic evaluation stands, because nobody wants to wait.
     """
-    confirmed = session.tracker.confirmed
+    confirmed = session.evaluations.tracker.confirmed
     if confirmed is not None and confirmed.confirm_return_mean is not None:
         std = confirmed.confirm_return_std or 0.0
         return confirmed.confirm_return_mean, std, confirmed.confirm_episodes
@@ -53,7 +53,7 @@ def _score(session: Session, outcome: Outcome) -> tuple[float, float, int] | Non
             session.incident(f"the best parameters could not be scored: {error}")
             return None
         return float(returns.mean()), float(returns.std()), len(returns)
-    last = session.tracker.last
+    last = session.evaluations.tracker.last
     return None if last is None else (last.return_mean, last.return_std, last.episodes)
 
 
@@ -62,7 +62,7 @@ def _status(
 ) -> Literal["solved", "finished", "stopped", "failed"]:
     if outcome.error is not None or outcome.crash is not None:
         return "failed"
-    if session.tracker.confirmed is not None:
+    if session.evaluations.tracker.confirmed is not None:
         return "solved"
     return "stopped" if session.stop.name is not None else "finished"
 
@@ -82,18 +82,18 @@ def _summary(
     phases_s: dict[str, float],
 ) -> RunSummary:
     config, report = session.config, session.report
-    confirmed = session.tracker.confirmed
+    confirmed = session.evaluations.tracker.confirmed
     learner = None if report is None else report.learner
     train_s = max(outcome.train_s, 1e-9)
     resumable = any(session.directory.checkpoints_path.glob("ckpt-*"))
     counts: dict[str, Any] = {
-        "env_steps": session.env_steps,
+        "env_steps": session.counters.env_steps,
         "learner_steps": session.learner_steps,
         "target_syncs": 0 if learner is None else learner.target_syncs,
         "params_version": 0 if learner is None else learner.params_version,
-        "env_steps_per_s": session.env_steps / train_s,
+        "env_steps_per_s": session.counters.env_steps / train_s,
         "learner_steps_per_s": session.learner_steps / train_s,
-        "samples_per_insert": session.samples_per_insert,
+        "samples_per_insert": session.counters.samples_per_insert,
     }
     return RunSummary(
         status=_status(session, outcome),
@@ -113,11 +113,11 @@ def _summary(
         replay_shards=config.replay.shards,
         startup_s=outcome.startup_s,
         train_s=outcome.train_s,
-        eval_s=session.totals.eval_s,
+        eval_s=session.counters.totals.eval_s,
         wall_s=sum(phases_s.values()),
-        limited_by=session.bottleneck.verdict,
+        limited_by=session.progress.bottleneck.verdict,
         params_sha256=outcome.params_sha256,
-        accounting=session.accounting(),
+        accounting=session.counters.accounting(),
         device=outcome.device,
         learner_path="eager" if report is None else report.learner_path,
         versions=environment_report(),
@@ -126,7 +126,7 @@ def _summary(
         resume_kind=outcome.resume_kind,
         stop_reason=outcome.reason,
         role_restarts=outcome.role_restarts,
-        incidents=session.incidents,
+        incidents=session.progress.incidents,
         phases_s=phases_s,
         **counts,
     )

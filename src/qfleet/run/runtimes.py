@@ -15,10 +15,11 @@ from qfleet.common.config import Config
 from qfleet.common.errors import ConfigError, RoleLostError, WaitTimeoutError
 from qfleet.fleets.fleet import Fleet
 from qfleet.fleets.round_loop import LearningDebt, run_rounds
+from qfleet.run.milestones import loop_ended, training_begins, training_ended
 from qfleet.run.outcome import Outcome
 from qfleet.run.phases import CHECKPOINT, EVALUATION, RAY, ROLES, SHUTDOWN, PhaseClock
-from qfleet.run.session import Session
 from qfleet.run_files.resume import find_point
+from qfleet.session.session import Session
 
 INCARNATIONS_PER_PROCESS = 1 << 16
 """Each process of a run numbers its actors' incarnations from a multiple of this."""
@@ -182,7 +183,7 @@ def _run_lockstep(session: Session, fleet: Fleet, outcome: Outcome) -> None:
     session.round_state = lambda: asdict(debt)
     if outcome.point is not None:
         _restore_session(session, outcome)
-        session.totals.dropped += fleet.restore(outcome.point.role_files)
+        session.counters.totals.dropped += fleet.restore(outcome.point.role_files)
         debt = LearningDebt(**outcome.point.session["round"])
         session.rolled_back(fleet.report())
     else:
@@ -190,27 +191,27 @@ def _run_lockstep(session: Session, fleet: Fleet, outcome: Outcome) -> None:
             session.rolled_back(fleet.report())
         if outcome.init_params is not None:
             fleet.init_params(outcome.init_params)
-    outcome.training_begins(session)
+    training_begins(session, outcome)
     observer = LockstepObserver(session, outcome.phases)
     if session.stop_reason() is None:
         run_rounds(session.config, fleet, observer, debt)
     outcome.reason = session.stop_reason() or "stopped"
     outcome.phases.enter(CHECKPOINT)
-    outcome.loop_ended(session)
+    loop_ended(session, outcome)
     session.observe(fleet.report())
     outcome.params_sha256 = fleet.fingerprint()
     outcome.target_syncs = fleet.target_sync_log()
     observer.save(fleet)
-    outcome.training_ended(session)
+    training_ended(session)
 
 
 def _restore_session(session: Session, outcome: Outcome) -> None:
     """The session of the cut; after a restart in this process its time goes on running."""
     assert outcome.point is not None
-    wall_s = session.totals.wall_s
+    wall_s = session.counters.totals.wall_s
     session.restore(outcome.point.session)
     if outcome.role_restarts > 0:
-        session.totals.wall_s = wall_s
+        session.counters.totals.wall_s = wall_s
 
 
 class LockstepObserver:
@@ -227,7 +228,7 @@ class LockstepObserver:
             with self._phases.within(EVALUATION):
                 started_s = session.clock()
                 report = fleet.evaluate(session.evaluation_request())
-                session.totals.eval_s += session.clock() - started_s
+                session.counters.totals.eval_s += session.clock() - started_s
                 session.record_evaluation(report, fleet.params_bytes)
         if session.stop_reason() is not None:
             return False
@@ -270,16 +271,16 @@ def _run_ray_async(session: Session, outcome: Outcome) -> None:
                 session.rolled_back(loop.first_report())
             if outcome.init_params is not None:
                 loop.init_params(outcome.init_params)
-        loop.keep_versions_above(session.highest_params_version)
-        session.gone_produced = lambda: loop.gone_produced
-        outcome.training_begins(session)
+        loop.keep_versions_above(session.counters.highest_params_version)
+        session.counters.gone_produced = lambda: loop.gone_produced
+        training_begins(session, outcome)
         outcome.reason = session.stop_reason() or loop.run(session)
         outcome.phases.enter(CHECKPOINT)
-        outcome.loop_ended(session)
+        loop_ended(session, outcome)
         loop.checkpoint(session)
         outcome.params_sha256 = loop.fingerprint()
         outcome.target_syncs = loop.target_sync_log()
-        session.totals.eval_s += loop.eval_s
-        outcome.training_ended(session)
+        session.counters.totals.eval_s += loop.eval_s
+        training_ended(session)
     finally:
         loop.close()

@@ -30,7 +30,8 @@ from qfleet.common.errors import CheckpointError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-PARAMS = "params.safetensors"
+PARAMS_FILE = "params.safetensors"
+SESSION_FILE = "session.json"
 TEMPORARY_PREFIX = ".tmp-"
 
 _GENERATION_FILE = "generation.json"

@@ -22,7 +22,7 @@ from typing import Any
 from qfleet.common.config import Config
 from qfleet.common.errors import CheckpointError, ConfigError
 from qfleet.run_files import checkpoint
-from qfleet.run_files.checkpoint import PARAMS, TEMPORARY_PREFIX
+from qfleet.run_files.checkpoint import PARAMS_FILE, TEMPORARY_PREFIX
 from qfleet.run_files.run_lock import LOCK_FILE, RunLock
 
 RUNS = Path("runs")
@@ -226,15 +226,15 @@ def resolve_run(argument: str | Path | None) -> Path:
         for candidate in (path, RUNS / path):
             if candidate.is_file():
                 return candidate
-            if (candidate / PARAMS).is_file():
-                return shorten((candidate / PARAMS).resolve())
+            if (candidate / PARAMS_FILE).is_file():
+                return shorten((candidate / PARAMS_FILE).resolve())
     run = find_run(argument)
     for name in (_BEST, _OLD_BEST):
-        if (run / name / PARAMS).is_file():
-            return run / name / PARAMS
+        if (run / name / PARAMS_FILE).is_file():
+            return run / name / PARAMS_FILE
     remedy = (
         f"use {run / _LATEST} for its last checkpoint"
-        if (run / _LATEST / PARAMS).is_file()
+        if (run / _LATEST / PARAMS_FILE).is_file()
         else "it has no checkpoint either: let it train longer"
     )
     raise ConfigError(f"{run} has no {_BEST}/: nothing was evaluated yet; {remedy}")

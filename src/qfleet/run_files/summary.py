@@ -14,7 +14,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qfleet.common.errors import ConfigError
-from qfleet.run.bottleneck import ACTOR_STAGES
 from qfleet.run.phases import EVALUATION, TRAINING
 from qfleet.run_files.run_directory import (
     CONFIG_FILE,
@@ -24,6 +23,7 @@ from qfleet.run_files.run_directory import (
     replace_file,
     shorten,
 )
+from qfleet.session.bottleneck import ACTOR_STAGES
 
 _LISTED_FILES = (
     "config.yaml",

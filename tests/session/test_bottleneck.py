@@ -6,7 +6,7 @@ import pytest
 
 from qfleet.common.types import LearnerStats
 from qfleet.fleets.fleet import ActorReport, FleetReport
-from qfleet.run.bottleneck import WINDOW_S, Bottleneck
+from qfleet.session.bottleneck import WINDOW_S, Bottleneck
 
 
 def report(learner=None, actors=({},), shards=({},), one_process=False):

@@ -17,10 +17,10 @@ from qfleet.common.types import (
     ReplayStats,
 )
 from qfleet.fleets.fleet import ActorReport, FleetReport
-from qfleet.run.session import Session
 from qfleet.run.stop_signals import StopSignal
 from qfleet.run_files.checkpoint import read_checkpoint
 from qfleet.run_files.run_directory import RunDirectory
+from qfleet.session.session import Session
 from qfleet.settings.config_loading import load_config
 
 SPEC = EnvironmentSpec("CartPole-v1", (4,), "<f4", 2, 475.0, 500)
@@ -147,7 +147,7 @@ def test_stop_reason_names_the_first_of_several(make_session):
 def test_stop_reason_of_a_solved_run_that_shall_go_on_is_none(make_session):
     session = make_session(eval__stop_when_solved=False)
     session.record_evaluation(evaluation(480.0, confirm=475.0), lambda: b"params")
-    assert session.tracker.confirmed is not None
+    assert session.evaluations.tracker.confirmed is not None
     assert session.stop_reason() is None
 
 
@@ -162,10 +162,10 @@ def test_blocks_left_is_the_rest_of_the_update_budget(make_session):
 def test_budget_fraction_is_the_one_nearest_to_its_end(make_session):
     session = make_session(run__max_env_steps=1000, run__max_learner_steps=100)
     session.observe(report(stats(env_steps=900), learner_steps=20))
-    assert session.budget_fraction() == 0.9
+    assert session.budgets.fraction() == 0.9
     session.observe(report(stats(env_steps=900), learner_steps=95))
-    assert session.budget_fraction() == 0.95
-    assert make_session(run__max_learner_steps=None).budget_fraction() is None
+    assert session.budgets.fraction() == 0.95
+    assert make_session(run__max_learner_steps=None).budgets.fraction() is None
 
 
 # Evaluations
@@ -189,7 +189,7 @@ def test_evaluation_due_once_per_period(make_session):
 def test_record_evaluation_keeps_only_the_best_as_best(make_session):
     session = make_session()
     told = []
-    session.on_evaluation = told.append
+    session.evaluations.on_evaluation = told.append
     seen = [evaluation(10.0), evaluation(5.0, step=1000), evaluation(490.0, 480.0, step=1500)]
     for number, found in enumerate(seen):
         session.evaluation_request()
@@ -262,7 +262,9 @@ def test_first_evaluation_prepares_what_it_gives_to_film(make_session):
     session = make_session()
     prepared_with = []
     best = session.directory.best_path
-    session.artifacts = SimpleNamespace(prepare=lambda: prepared_with.append(best.is_dir()))
+    session.evaluations.artifacts = SimpleNamespace(
+        prepare=lambda: prepared_with.append(best.is_dir())
+    )
     session.observe(report(learner_steps=500))
     assert prepared_with == []
     session.record_evaluation(evaluation(100.0), lambda: b"params")
@@ -291,14 +293,14 @@ def test_observe_prints_a_line_per_episode_only_in_the_courses_schedule(
     session.observe(report(stats(env_steps=50), learner_steps=2000, episodes=[episode(20.0)]))
     seen = [(e.episode, e.episode_return, e.learner_steps) for e in session.console.episodes]
     assert seen == [(1, 30.0, 1000), (2, 20.0, 2000)][:lines]
-    assert session.totals.episodes == 2
+    assert session.counters.totals.episodes == 2
 
 
 def test_rollout_means_are_over_the_last_hundred_episodes(make_session):
     session = make_session()
     session.observe(report(episodes=[episode(1000.0)] * 50 + [episode(7.0)] * 100))
     assert session.status().rollout_return_mean == 7.0
-    assert session.totals.episodes == 150
+    assert session.counters.totals.episodes == 150
 
 
 def test_incident_is_shown_once(make_session):
@@ -307,7 +309,7 @@ def test_incident_is_shown_once(make_session):
     session.incident("a chunk was refused")
     session.incident("another")
     assert session.console.messages == ["a chunk was refused", "another"]
-    assert session.incidents == ["a chunk was refused", "another"]
+    assert session.progress.incidents == ["a chunk was refused", "another"]
 
 
 # Checkpoints
@@ -350,7 +352,7 @@ def test_save_checkpoint_that_fails_is_counted_and_the_next_one_works(make_sessi
     with monkeypatch.context() as patch:
         patch.setattr(session.directory, "write_checkpoint", full_disk)
         session.save_checkpoint({}, b"params", 150)
-    assert session.checkpoint_failures == 1
+    assert session.checkpoints.failures == 1
     [message] = session.console.messages
     assert "no space left" in message
     assert "training goes on" in message
@@ -363,7 +365,11 @@ def test_capture_round_trip_through_json_is_exact(make_session):
     session.observe(report(stats(env_steps=10), learner_steps=600, episodes=[episode()] * 3))
     session.evaluation_request()
     session.record_evaluation(evaluation(480.0, confirm=476.0), lambda: b"params")
-    session.totals.eval_s, session.totals.dropped, session.totals.produced_base = 1.5, 4, 123
+    (
+        session.counters.totals.eval_s,
+        session.counters.totals.dropped,
+        session.counters.totals.produced_base,
+    ) = 1.5, 4, 123
     session.clock.now_s += 7.25
     state = json.loads(json.dumps(session.capture()))
     assert (state["run_id"], state["episodes"], state["wall_s"]) == ("r1", 3, 7.25)
@@ -373,7 +379,7 @@ def test_capture_round_trip_through_json_is_exact(make_session):
     assert resumed.capture() == session.capture()
     resumed.observe(report(learner_steps=700))
     assert resumed.evaluation_due() is False
-    assert resumed.tracker == session.tracker
+    assert resumed.evaluations.tracker == session.evaluations.tracker
     resumed.clock.now_s += 1.0
     assert resumed.capture()["wall_s"] == 8.25
 
@@ -412,10 +418,10 @@ def actor(produced, unsent=0, slot=0):
 )
 def test_accounting_balances(make_session, shards, actors, base, gone, expected):
     session = make_session()
-    session.report = report(*shards, actors=actors)
-    session.totals.produced_base = base
-    session.gone_produced = lambda: gone
-    found = session.accounting()
+    session.counters.report = report(*shards, actors=actors)
+    session.counters.totals.produced_base = base
+    session.counters.gone_produced = lambda: gone
+    found = session.counters.accounting()
     assert found.is_balanced
     assert {name: getattr(found, name) for name in expected} == expected
 
@@ -423,17 +429,17 @@ def test_accounting_balances(make_session, shards, actors, base, gone, expected)
 def test_accounting_of_a_transition_that_vanished_does_not_balance(make_session):
     # No actor died, so nothing may be missing: the books must not hide it.
     session = make_session()
-    session.report = report(shard(99), actors=[actor(100)])
-    assert not session.accounting().is_balanced
+    session.counters.report = report(shard(99), actors=[actor(100)])
+    assert not session.counters.accounting().is_balanced
 
 
 def test_rolled_back_in_a_new_process_makes_up_for_what_no_actor_counts(make_session):
     session = make_session()
-    session.totals.lost = 7
+    session.counters.totals.lost = 7
     # 500 stored and 20 refused so far; the living actor says 300, of which 10 are still with it.
     session.rolled_back(report(shard(400, 100, 20), actors=[actor(300, 10)]))
-    assert session.totals.produced_base == 520 + 7 - 290
-    found = session.accounting()
+    assert session.counters.totals.produced_base == 520 + 7 - 290
+    found = session.counters.accounting()
     assert found.is_balanced
     assert (found.produced, found.lost, found.in_flight) == (537, 7, 10)
 
@@ -442,28 +448,28 @@ def test_rolled_back_in_the_same_process_counts_what_came_after_the_cut_as_lost(
     session = make_session()
     session.observe(report(shard(900), actors=[actor(1000, 100)]))
     session.rolled_back(report(shard(700)))
-    found = session.accounting()
+    found = session.counters.accounting()
     assert (found.produced, found.resident, found.lost) == (1000, 700, 300)
     # The actors number from zero again and get further.
     session.observe(report(shard(1200), actors=[actor(520, 20)]))
-    found = session.accounting()
+    found = session.counters.accounting()
     assert found.is_balanced
     assert (found.produced, found.lost, found.in_flight) == (1520, 300, 20)
     # A second roll-back to the same cut.
     session.rolled_back(report(shard(700)))
-    found = session.accounting()
+    found = session.counters.accounting()
     assert found.is_balanced
     assert (found.produced, found.resident, found.lost) == (1520, 700, 820)
 
 
 def test_highest_params_version_never_goes_back(make_session):
     session = make_session()
-    assert session.highest_params_version == 0
+    assert session.counters.highest_params_version == 0
     for version, highest in ((3, 3), (9, 9), (4, 9)):
         seen = report()
         learner = seen.learner._replace(params_version=version)
         session.observe(FleetReport(seen.shards, learner, []))
-        assert session.highest_params_version == highest
+        assert session.counters.highest_params_version == highest
     # An evaluation may tell of a version before the learner's own counters do.
     session.record_evaluation(evaluation(20.0)._replace(params_version=12), lambda: b"")
-    assert session.highest_params_version == 12
+    assert session.counters.highest_params_version == 12

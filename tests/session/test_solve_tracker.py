@@ -8,7 +8,7 @@ import pytest
 
 from qfleet.common.config import Config, EvalConfig
 from qfleet.common.types import EnvironmentSpec, EvaluationReport
-from qfleet.run.solve_tracker import SolveTracker, Verdict
+from qfleet.session.solve_tracker import SolveTracker, Verdict
 
 
 def spec(threshold=475.0):

@@ -1,0 +1,1 @@
+"""The bookkeeping of one run: counters, budgets, evaluations, checkpoints, what is shown."""

@@ -1,0 +1,62 @@
+"""When a checkpoint is due, and how one is committed; called by the session."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from qfleet.common.config import Config
+from qfleet.common.errors import CheckpointError
+from qfleet.run_files.checkpoint import PARAMS_FILE, SESSION_FILE, next_generation
+from qfleet.run_files.run_directory import RunDirectory
+from qfleet.session.counters import Counters
+
+
+@dataclass
+class Checkpoints:
+    """The checkpoints of a run: their period, their numbers, their failures."""
+
+    config: Config
+    directory: RunDirectory
+    counters: Counters
+    run_id: str
+    session_state: Callable[[], dict[str, Any]]
+    """The session's own state, for the cut."""
+    incident: Callable[[str], None]
+    failures: int = 0
+
+    def __post_init__(self) -> None:
+        self._last_s = self.counters.clock()
+        self._generation = next_generation(self.directory.checkpoints_path)
+
+    def begin(self) -> None:
+        """Training starts now: the period counts from here."""
+        self._last_s = self.counters.clock()
+
+    def due(self) -> bool:
+        """Whether the checkpoint period has passed."""
+        return self.counters.clock() - self._last_s >= self.config.run.checkpoint_period_s
+
+    def save(self, files: dict[str, bytes], params: bytes, learner_step: int) -> None:
+        """Commit one cut of all roles; a failure is counted and shown, training goes on."""
+        self._last_s = self.counters.clock()
+        state = json.dumps(self.session_state()).encode()
+        try:
+            self.directory.write_checkpoint(
+                learner_step=learner_step,
+                generation=self._generation,
+                files={**files, PARAMS_FILE: params, SESSION_FILE: state},
+                manifest={
+                    "run_id": self.run_id,
+                    "env_steps": self.counters.env_steps,
+                    "schedule": self.config.effective_schedule,
+                    "replay": self.config.run.checkpoint_replay,
+                },
+                keep=self.config.run.keep_checkpoints,
+            )
+        except (CheckpointError, OSError) as error:
+            self.failures += 1
+            self.incident(f"checkpoint not written, training goes on: {error}")
+        self._generation += 1

@@ -1,0 +1,169 @@
+"""The bookkeeping of one run: counters, budgets, evaluations, checkpoints and what is shown.
+
+Owned by the driver; both loops call it after every round or tick. It decides when something is
+due and writes everything that a run leaves behind; it computes nothing of the training. Each part
+has a file of its own; here they are put together and asked in the right order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import InitVar, dataclass
+from typing import Any
+
+from qfleet.command_line.console import Console, RunStatus
+from qfleet.common.config import Config
+from qfleet.common.types import EnvironmentSpec, EvaluationReport, EvaluationRequest
+from qfleet.fleets.fleet import FleetReport
+from qfleet.pictures.artifacts import Artifacts
+from qfleet.run.stop_signals import StopSignal
+from qfleet.run_files.metrics import MetricsWriter
+from qfleet.run_files.run_directory import RunDirectory
+from qfleet.session.budgets import Budgets
+from qfleet.session.checkpoints import Checkpoints
+from qfleet.session.counters import Counters
+from qfleet.session.evaluations import Evaluations
+from qfleet.session.progress import Progress
+
+
+@dataclass
+class Session:
+    """One run in progress; `observe` first, then the questions about what is due."""
+
+    config: Config
+    spec: EnvironmentSpec
+    directory: RunDirectory
+    writer: MetricsWriter
+    console: Console
+    run_id: str
+    stop: StopSignal
+    on_evaluation: InitVar[Callable[[EvaluationReport], None] | None] = None
+    artifacts: Artifacts | None = None
+    clock: Callable[[], float] = time.monotonic
+    round_state: Callable[[], dict[str, Any]] = dict
+    """The round loop's own state, for the checkpoint."""
+
+    def __post_init__(self, on_evaluation: Callable[[EvaluationReport], None] | None) -> None:
+        self.counters = Counters(self.clock)
+        self.budgets = Budgets(self.config.run, self.counters)
+        self.evaluations = Evaluations(
+            self.config,
+            self.spec,
+            self.directory,
+            self.writer,
+            self.counters,
+            self.run_id,
+            on_evaluation,
+            self.artifacts,
+        )
+        self.progress = Progress(
+            self.config,
+            self.counters,
+            self.budgets,
+            self.evaluations.tracker,
+            self.writer,
+            self.console,
+        )
+        self.checkpoints = Checkpoints(
+            self.config,
+            self.directory,
+            self.counters,
+            self.run_id,
+            self.capture,
+            self.progress.incident,
+        )
+        self._next_update: tuple[int, Callable[[], None]] | None = None
+
+    def begin(self) -> None:
+        """Training starts now: budgets of time and speeds count from here."""
+        self.counters.begin()
+        self.progress.begin()
+        self.checkpoints.begin()
+
+    def on_next_update(self, call: Callable[[], None]) -> None:
+        """Call `call` once, when the learner is seen to have done another update."""
+        self._next_update = (self.learner_steps, call)
+
+    @property
+    def report(self) -> FleetReport | None:
+        """The newest counters of all roles."""
+        return self.counters.report
+
+    @property
+    def learner_steps(self) -> int:
+        """Updates so far."""
+        return self.counters.learner_steps
+
+    def observe(self, report: FleetReport) -> None:
+        """Take in the roles' counters and new episodes; write and show what is due."""
+        self.counters.observe(report)
+        if self._next_update is not None and self.learner_steps > self._next_update[0]:
+            call, self._next_update = self._next_update[1], None
+            call()
+        self.progress.observe()
+
+    def rolled_back(self, report: FleetReport) -> None:
+        """The roles went on from a cut: what was stored after it is lost."""
+        self.counters.rolled_back(report)
+        self.evaluations.rolled_back()
+        self.progress.rolled_back()
+
+    def stop_reason(self) -> str | None:
+        """Why to stop now: a signal, `solved`, or the name of a spent budget."""
+        if self.stop.name is not None:
+            return self.stop.name
+        confirmed = self.evaluations.tracker.confirmed
+        if confirmed is not None and self.config.eval.stop_when_solved:
+            return "solved"
+        return self.budgets.spent()
+
+    def blocks_left(self, updates_per_block: int) -> int | None:
+        """Blocks until the update budget; None without one."""
+        return self.budgets.blocks_left(updates_per_block)
+
+    def evaluation_due(self) -> bool:
+        """Whether an evaluation period has ended since the last evaluation."""
+        return self.evaluations.due()
+
+    def evaluation_request(self) -> EvaluationRequest:
+        """The next evaluation, on seeds of its own."""
+        return self.evaluations.request()
+
+    def record_evaluation(self, report: EvaluationReport, params: Callable[[], bytes]) -> None:
+        """Take in an evaluation; keep its parameters as `best/` when they are."""
+        self.evaluations.record(report, params)
+
+    def checkpoint_due(self) -> bool:
+        """Whether the checkpoint period has passed."""
+        return self.checkpoints.due()
+
+    def save_checkpoint(self, files: dict[str, bytes], params: bytes, learner_step: int) -> None:
+        """Commit one cut of all roles; a failure is counted and shown, training goes on."""
+        self.checkpoints.save(files, params, learner_step)
+
+    def incident(self, text: str) -> None:
+        """Something that a user should see: shown once and kept for the summary."""
+        self.progress.incident(text)
+
+    def write_row(self) -> None:
+        """One row of metrics.jsonl and TensorBoard."""
+        self.progress.write_row()
+
+    def status(self) -> RunStatus:
+        """This moment for the console."""
+        return self.progress.status()
+
+    def capture(self) -> dict[str, Any]:
+        """What a resumed run needs of this bookkeeping."""
+        return {
+            "run_id": self.run_id,
+            **self.counters.capture(),
+            **self.evaluations.capture(),
+            "round": self.round_state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `capture`."""
+        self.counters.restore(state)
+        self.evaluations.restore(state)
