@@ -62,6 +62,70 @@ def test_evaluation_points_skip_rows_without_one_and_rows_undone_by_a_resume(
     assert [a.tolist() for a in evaluation_points(tmp_path)] == [[40, 50, 90], [25, 26, 40]]
 
 
+def test_evaluation_point_stays_when_the_last_row_of_a_lockstep_run_is_at_its_env_step(
+    tmp_path: Path,
+) -> None:
+    writer = MetricsWriter(tmp_path, env_id="x", t_start_s=0.0, tensorboard=False)
+    for env_steps, learner_steps, row in (
+        (20, 10, {"eval/return_mean": 9.0}),
+        (20, 10, {}),  # the metrics period passes in the same round
+        (40, 20, {}),
+        (40, 20, {"eval/return_mean": 500.0}),  # solved: the loop ends in this round
+        (40, 20, {}),  # written when the training has ended
+    ):
+        writer.write(row, env_steps=env_steps, learner_steps=learner_steps, wall_s=0.0)
+    writer.close()
+
+    assert [a.tolist() for a in evaluation_points(tmp_path)] == [[20, 40], [9, 500]]
+
+
+def test_evaluation_points_of_an_async_run_stay_beside_rows_written_before_they_ended(
+    tmp_path: Path,
+) -> None:
+    """A limiter holds the actors: two evaluations of different parameters at one env step."""
+    writer = MetricsWriter(tmp_path, env_id="x", t_start_s=0.0, tensorboard=False)
+    for env_steps, learner_steps, row in (
+        (20, 10, {"eval/return_mean": 9.0}),
+        (90, 50, {}),
+        (60, 30, {"eval/return_mean": 10.0}),  # began before the row above it was written
+        (60, 40, {"eval/return_mean": 11.0}),
+        (95, 55, {}),
+    ):
+        writer.write(row, env_steps=env_steps, learner_steps=learner_steps, wall_s=0.0)
+    writer.close()
+
+    assert [a.tolist() for a in evaluation_points(tmp_path)] == [[20, 60, 60], [9, 10, 11]]
+
+
+def test_evaluation_repeated_after_a_resume_from_the_cut_behind_it_counts_once(
+    tmp_path: Path,
+) -> None:
+    writer = MetricsWriter(tmp_path, env_id="x", t_start_s=0.0, tensorboard=False)
+    for value in (25.0, 26.0):
+        row = {"eval/return_mean": value}
+        writer.write(row, env_steps=40, learner_steps=20, wall_s=0.0)
+    writer.close()
+
+    assert [a.tolist() for a in evaluation_points(tmp_path)] == [[40], [26]]
+
+
+def test_training_points_leave_out_episodes_undone_by_a_resume(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, env_id="x", t_start_s=0.0, tensorboard=False)
+    for episode_return, length, wall_s in (
+        (1.0, 10, 0.5),
+        (2.0, 20, 1.5),
+        (3.0, 30, 2.5),  # undone: the cut was taken at 1.5 s
+        (4.0, 40, 1.75),
+        (5.0, 50, 1.75),
+    ):
+        writer.write_episode(episode_return, length, wall_s)
+    writer.close()
+
+    steps, returns = training_points(tmp_path)
+
+    assert (steps.tolist(), returns.tolist()) == ([10, 30, 70, 120], [1, 2, 4, 5])
+
+
 @pytest.mark.parametrize("window", [1, 3, 50])
 def test_rolling_mean_equals_the_naive_one(window: int) -> None:
     values = np.random.default_rng(0).normal(size=20)

@@ -62,27 +62,37 @@ def training_points(run_dir: Path) -> tuple[Array, Array]:
     """`(env_steps, returns)` of all training episodes, float64 [n] each.
 
     An episode's place is the sum of the lengths up to it: episodes still running are not counted,
-    so it lags the fleet's count by less than one episode per sub-environment.
+    so it lags the fleet's count by less than one episode per sub-environment. Episodes that a
+    resume from an older checkpoint has undone are left out.
     """
-    episodes = read_monitor(run_dir)
-    lengths = np.array([length for _, length, _ in episodes], dtype=np.float64)
-    returns = np.array([value for value, _, _ in episodes], dtype=np.float64)
-    return np.cumsum(lengths), returns
+    episodes = np.array(read_monitor(run_dir), dtype=np.float64).reshape(-1, 3)
+    episodes = episodes[_not_undone(episodes[:, 2])]
+    return np.cumsum(episodes[:, 1]), episodes[:, 0]
 
 
 def evaluation_points(run_dir: Path) -> tuple[Array, Array]:
     """`(env_steps, mean returns)` of the evaluations, float64 [n] each.
 
-    Rows that a resume from an older checkpoint has undone are left out.
+    Rows that a resume from an older checkpoint has undone are left out. A row at the env step of
+    an evaluation undoes nothing: where rounds are played in lockstep, the last one always has it.
     """
-    points: list[tuple[float, float]] = []
-    for row in read_metrics(run_dir):
-        points = [point for point in points if point[0] < row["env_steps"]]
+    rows = read_metrics(run_dir)
+    steps = np.array([row["env_steps"] for row in rows], dtype=np.float64)
+    points: dict[tuple[int, int], tuple[float, float]] = {}
+    for row, is_kept in zip(rows, _not_undone(steps), strict=True):
         value = row.get(EVAL_RETURN_MEAN)
-        if value is not None:
-            points.append((float(row["env_steps"]), float(value)))
-    array = np.array(points, dtype=np.float64).reshape(-1, 2)
+        if is_kept and value is not None:
+            # Evaluated again after a resume from the cut right behind it: the newer one counts.
+            place = (row["env_steps"], row["learner_steps"])
+            points[place] = (float(row["env_steps"]), float(value))
+    array = np.array(list(points.values()), dtype=np.float64).reshape(-1, 2)
     return array[:, 0], array[:, 1]
+
+
+def _not_undone(places: Array) -> Array:
+    """bool [n]: no later row stands at a smaller place, as after a resume from an older cut."""
+    later = np.append(places[1:], np.inf)
+    return np.asarray(places <= np.minimum.accumulate(later[::-1])[::-1], dtype=np.bool_)
 
 
 def rolling_mean(values: Array, window: int) -> Array:
