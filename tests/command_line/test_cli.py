@@ -46,7 +46,7 @@ def commands(monkeypatch):
     """Modules of the small commands that only note their arguments."""
     calls = {}
     for name in ("eval", "play", "status", "bench", "doctor"):
-        module = ModuleType(f"qfleet.commands_{name}")
+        module = ModuleType(f"qfleet.commands.{name}")
         module.main = lambda args, name=name: calls.setdefault(name, vars(args)) and 0
         monkeypatch.setitem(sys.modules, module.__name__, module)
     return calls

@@ -6,15 +6,19 @@ import pytest
 
 from qfleet.command_line.foreign_names import (
     COMMANDS,
+    SWITCHES,
     Scales,
     closest,
     did_you_mean,
     explain,
     names,
+    switch,
 )
 from qfleet.settings import config_reference
 
 SCALES = Scales(batch_size=64, samples_per_insert=16, max_env_steps=500_000)
+
+LINEAR = "--actors.epsilon_schedule linear"
 
 
 def flags(name, value, scales=SCALES):
@@ -31,12 +35,25 @@ def flags(name, value, scales=SCALES):
         ("memory_size", 10_000, "use --replay.capacity 10000"),
         ("batch_size", 32, "use --learner.batch_size 32"),
         ("learning_starts", 1000, "use --replay.min_size_to_sample 1000"),
-        ("exploration_final_eps", 0.1, "use --actors.epsilon_end 0.1 (with epsilon_sch"),
-        ("exploration_initial_eps", 1.0, "use --actors.epsilon_start 1 (with epsilon_sch"),
-        ("start_e", 1, "use --actors.epsilon_start 1 (with"),
-        ("end_e", 0.05, "use --actors.epsilon_end 0.05 (with"),
+        (
+            "exploration_final_eps",
+            0.1,
+            "use --actors.epsilon_schedule linear --actors.epsilon_end 0.1",
+        ),
+        (
+            "exploration_initial_eps",
+            1.0,
+            "use --actors.epsilon_schedule linear --actors.epsilon_start 1",
+        ),
+        ("start_e", 1, "use --actors.epsilon_schedule linear --actors.epsilon_start 1"),
+        ("end_e", 0.05, "use --actors.epsilon_schedule linear --actors.epsilon_end 0.05"),
         ("n_timesteps", "1e5", "use --run.max_env_steps 1e5"),
-        ("steps_per_episode", 1000, "use --learner.updates_per_episode 1000 (updates after"),
+        (
+            "steps_per_episode",
+            1000,
+            "use --learner.updates_per_episode 1000 --replay.samples_per_insert null "
+            "--actors.count 1 --actors.envs_per_actor 1 (updates after",
+        ),
         ("n_envs", 4, "use --actors.envs_per_actor 4 (for each actor"),
         ("num_envs", 4, "use --actors.envs_per_actor 4 (for each actor"),
         ("eps", 0.1, "use --actors.epsilon_schedule constant --actors.epsilon_end 0.1"),
@@ -45,7 +62,7 @@ def flags(name, value, scales=SCALES):
         ("policy_kwargs", "dict(net_arch=[256, 256])", "use --network.hidden_sizes [256,256]"),
         ("prioritized_replay", True, "use --replay.sampling prioritized"),
         ("prioritized_replay", False, "use --replay.sampling uniform"),
-        ("cuda", True, "use --learner.device cuda (left out"),
+        ("cuda", True, "use --learner.device auto (left out"),
         ("cuda", False, "use --learner.device cpu (left out"),
         ("torch_deterministic", True, "use --run.schedule lockstep (same seed, same bits"),
         ("capture_video", True, "use `qfleet play RUN --video FILE.mp4` after the run"),
@@ -72,6 +89,48 @@ def test_explain_eval_period_is_converted_to_learner_steps():
     assert flags("eval_freq", 10_000).startswith("use --eval.period_learner_steps 2500 (")
 
 
+@pytest.mark.parametrize(
+    ("others", "env_steps", "learner_steps"),
+    [
+        ({"train_frequency": 10}, 500, "50 (500 env steps there; here learner steps = env steps x"),
+        ({"train_freq": 256, "gradient_steps": 128}, 10, "5 (10 env steps"),
+        ({"train_freq": 4, "n_envs": 8}, 320, "10 (320 env steps"),
+        ({"gradient_steps": -1}, 70, "70 (70 env steps"),
+        ({"train_freq": 0}, 500, "LEARNER_STEPS ("),
+        ({"tau": 1.0}, 500, "125 (500 env steps"),  # no schedule of theirs: the ratio in force
+    ],
+)
+def test_explain_target_period_follows_the_schedule_given_beside_it(
+    others, env_steps, learner_steps
+):
+    scales = Scales(batch_size=64, samples_per_insert=16, others=others)
+
+    assert flags("target_update_interval", env_steps, scales).startswith(
+        f"use --learner.target_update_period_learner_steps {learner_steps}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("bare", "expected"),
+    [
+        ("track", ("track", True)),
+        ("dueling", ("dueling", True)),
+        ("network.dueling", ("dueling", True)),
+        ("capture_video", ("capture_video", True)),
+        ("no_cuda", ("cuda", False)),
+        ("gamma", None),
+        ("no_gamma", None),
+        ("seed", None),
+    ],
+)
+def test_switch_is_a_foreign_name_that_stands_alone(bare, expected):
+    assert switch(bare) == expected
+
+
+def test_every_switch_is_a_foreign_name():
+    assert set(names()) >= SWITCHES
+
+
 def test_explain_period_without_a_ratio_leaves_a_placeholder():
     free_running = Scales(batch_size=64, samples_per_insert=None)
 
@@ -89,6 +148,7 @@ def test_explain_period_without_a_ratio_leaves_a_placeholder():
         ({"train_frequency": 10}, "6.4"),
         ({"gradient_steps": 8, "train_freq": 16}, "32"),
         ({"train_freq": 4, "n_envs": 8}, "2"),
+        ({"gradient_steps": -1, "train_freq": 8}, "64"),  # as many updates as env steps
     ],
 )
 def test_explain_train_frequency_becomes_samples_per_insert(others, expected):
@@ -100,10 +160,10 @@ def test_explain_train_frequency_becomes_samples_per_insert(others, expected):
     )
 
 
-def test_explain_negative_gradient_steps_names_the_key_only():
-    scales = Scales(others={"gradient_steps": -1})
+def test_explain_impossible_gradient_steps_names_the_key_only():
+    scales = Scales(others={"gradient_steps": 0})
 
-    assert flags("gradient_steps", -1, scales).startswith("use --replay.samples_per_insert:")
+    assert flags("gradient_steps", 0, scales).startswith("use --replay.samples_per_insert:")
 
 
 @pytest.mark.parametrize(
@@ -112,6 +172,7 @@ def test_explain_negative_gradient_steps_names_the_key_only():
         (SCALES, "50000"),
         (Scales(max_env_steps=500_000, others={"n_timesteps": "1e5"}), "10000"),
         (Scales(max_env_steps=None), "ENV_STEPS"),
+        (Scales(others={"timesteps": "2M"}), "200000"),
     ],
 )
 def test_explain_exploration_fraction_is_of_the_budget(scales, steps):

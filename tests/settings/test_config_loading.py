@@ -24,7 +24,8 @@ def error_lines(*words):
     with pytest.raises(ConfigError) as caught:
         load(*words)
     assert caught.value.exit_code == 2
-    heading, *lines = str(caught.value).splitlines()
+    text = str(caught.value).partition("\nTogether, to paste:")[0]
+    heading, *lines = text.splitlines()
     settings = "1 setting" if len(lines) == 1 else f"{len(lines)} settings"
     assert heading == f"{settings} cannot be used, so nothing was started:"
     return [line.removeprefix("  ") for line in lines]

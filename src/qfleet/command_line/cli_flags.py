@@ -10,6 +10,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from qfleet.command_line import foreign_names
+from qfleet.command_line.foreign_conversions import Scales
 from qfleet.settings.config_checks import Problem
 from qfleet.settings.yaml_settings import Setting, parse_value
 
@@ -51,7 +53,7 @@ def parse_train_arguments(argv: Sequence[str]) -> TrainArguments:
         name, equals, value = word.partition("=")
         if not equals:
             if position >= len(argv) or _is_flag(argv[position]):
-                arguments.problems.append(_without_value(name))
+                _take_bare(name, arguments)
                 continue
             value = argv[position]
             position += 1
@@ -102,8 +104,19 @@ def _origin(name: str, path: tuple[str, ...]) -> str:
     return name if name.startswith("--") else f"--{'.'.join(path)}, {name}"
 
 
-def _without_value(name: str) -> Problem:
+def _take_bare(name: str, arguments: TrainArguments) -> None:
+    """A flag without a value: a switch of another program, or a mistake."""
     bare = name.lstrip("-").replace("-", "_")
+    foreign = foreign_names.switch(bare)
+    if foreign is not None:
+        path = (*bare.split(".")[:-1], foreign[0])
+        text = "true" if foreign[1] else "false"
+        arguments.settings.append(Setting(path, foreign[1], name, text))
+    else:
+        arguments.problems.append(_without_value(name, bare))
+
+
+def _without_value(name: str, bare: str) -> Problem:
     if bare in ("h", "help", "help_all"):
         return Problem(name, "", "must stand alone", f"qfleet train {name}")
     if bare.startswith("no_") or ".no_" in bare:
@@ -111,4 +124,7 @@ def _without_value(name: str) -> Problem:
         return Problem(name, "", "is not a flag", f"write {positive} false")
     if bare.rsplit(".", 1)[-1] in _FLAGS:
         return Problem(name, "", "needs a value", f"write {name} true or {name} false")
+    foreign = foreign_names.explain(bare, "VALUE", Scales(), as_flags=True)
+    if foreign is not None:
+        return Problem(name, "", "is not a qfleet key", foreign)
     return Problem(name, "", "needs a value", f"write {name} VALUE")

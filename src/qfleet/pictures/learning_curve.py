@@ -90,7 +90,7 @@ def evaluation_points(run_dir: Path) -> tuple[Array, Array]:
 
 
 def _not_undone(places: Array) -> Array:
-    """bool [n]: no later row stands at a smaller place, as after a resume from an older cut."""
+    """Mask, bool [n]: no later row stands at a smaller place, as after a resume does."""
     later = np.append(places[1:], np.inf)
     return np.asarray(places <= np.minimum.accumulate(later[::-1])[::-1], dtype=np.bool_)
 

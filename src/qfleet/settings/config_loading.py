@@ -15,7 +15,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from qfleet.command_line.foreign_names import Scales, closest, did_you_mean, explain
+from qfleet.command_line.foreign_conversions import Scales, number_in
+from qfleet.command_line.foreign_line import Asked, foreign_line
+from qfleet.command_line.foreign_names import closest, did_you_mean, explain
 from qfleet.command_line.target import check_env_id, choose
 from qfleet.common import config as models
 from qfleet.common.errors import ConfigError
@@ -67,13 +69,15 @@ def load_config(
     found += choice.problems
     known = [*_preset_settings(choice.preset), *known, *choice.settings]
     scales = _scales(known, given)
-    found += [_unknown_key(s, scales) for s in given if not _is_key(s.path)]
+    unknown = [setting for setting in given if not _is_key(setting.path)]
+    found += [_unknown_key(setting, scales) for setting in unknown]
     config, wrong = _validate(known)
     found += wrong
     found += _rules_between_keys(config, known, {problem.key for problem in found})
     found += check_env_id(config, known, skip=bool(choice.problems))
     if found:
-        raise ConfigError(error_message(found))
+        asked = Asked(target, [str(name) for name in files], given)
+        raise ConfigError(error_message(found) + foreign_line(asked, unknown, scales, config))
     return config
 
 
@@ -192,9 +196,8 @@ def _scales(known: Iterable[Setting], given: Iterable[Setting]) -> Scales:
         value = models.parse_count(value) if not isinstance(value, bool) else None
         return float(value) if isinstance(value, int | float) and value > 0 else None
 
-    batch_size = models.parse_count(others.get("batch_size", number("learner", "batch_size")))
     return Scales(
-        batch_size=float(batch_size) if isinstance(batch_size, int | float) else 64.0,
+        batch_size=number_in(others.get("batch_size")) or number("learner", "batch_size") or 64.0,
         samples_per_insert=number("replay", "samples_per_insert"),
         max_env_steps=number("run", "max_env_steps"),
         others=others,
