@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from qfleet.bench import part_benchmarks
+from qfleet.bench import part_benchmarks, timing
 from qfleet.bench.bench_record import Measurement, make_report, number, table
-from qfleet.bench.part_benchmarks import Effort, limiting_role, rates_per_s, resolved_preset
+from qfleet.bench.part_benchmarks import limiting_role, resolved_preset
+from qfleet.bench.timing import Effort, rates_per_s
 from qfleet.command_line import cli
 from qfleet.commands import bench as commands_bench
 from qfleet.commands.bench import main, parts_of, report_text, run_parts
@@ -39,7 +40,7 @@ def program(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_parts_of_all_is_every_part() -> None:
-    assert parts_of("all") == ["learner", "actor", "replay", "snapshot"]
+    assert parts_of("all") == ["learner", "actor", "replay", "snapshot", "frames"]
 
 
 def test_parts_of_one_is_itself() -> None:
@@ -50,7 +51,7 @@ def test_parts_of_unknown_name_lists_all_and_suggests() -> None:
     with pytest.raises(ConfigError) as caught:
         parts_of("lerner")
     message = str(caught.value)
-    assert "learner, actor, replay, snapshot, all" in message
+    assert "learner, actor, replay, snapshot, frames, all" in message
     assert "did you mean learner?" in message
 
 
@@ -87,7 +88,7 @@ class FakeClock:
 
 def test_rates_per_s_counts_whole_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = FakeClock()
-    monkeypatch.setattr(part_benchmarks.time, "perf_counter", clock.perf_counter)
+    monkeypatch.setattr(timing.time, "perf_counter", clock.perf_counter)
 
     rates = rates_per_s(clock.call, 10, Effort(repeats=2, repeat_s=0.25))
 
@@ -97,7 +98,7 @@ def test_rates_per_s_counts_whole_calls(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_rates_per_s_calls_at_least_once_per_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = FakeClock()
-    monkeypatch.setattr(part_benchmarks.time, "perf_counter", clock.perf_counter)
+    monkeypatch.setattr(timing.time, "perf_counter", clock.perf_counter)
 
     assert rates_per_s(clock.call, 1, Effort(1, 0.0)) == pytest.approx([10.0])
 
@@ -132,6 +133,11 @@ def test_rates_per_s_calls_at_least_once_per_repeat(monkeypatch: pytest.MonkeyPa
                 "snapshot, tutorial-state, encode + decode + build",
             ],
             "ms",
+        ),
+        (
+            "frames",
+            ["frames, CartPole, rgb_array + gray + resize", "frames, CartPole, fast renderer"],
+            "frames/s",
         ),
     ],
 )
@@ -260,7 +266,7 @@ def test_main_text_ends_with_machine_and_versions(
         for name, row in zip(("learner", "actor"), _rows(1_000.0, 9_000.0), strict=True)
     }
     empty: list[Measurement] = []
-    found |= {"replay": lambda effort: empty, "snapshot": lambda effort: empty}
+    found |= dict.fromkeys(("replay", "snapshot", "frames"), lambda effort: empty)
     monkeypatch.setattr(commands_bench, "PARTS", found)
 
     assert main(argparse.Namespace(name="all", json=False), TINY) == 0

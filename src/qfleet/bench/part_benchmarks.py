@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import statistics
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from qfleet.bench.bench_record import Measurement, number
+from qfleet.bench.frame_benchmarks import measure_frames
+from qfleet.bench.timing import Effort, rates_per_s
 from qfleet.common.config import Config
 from qfleet.common.types import (
     ACTION,
@@ -39,27 +39,6 @@ CHUNK_TRANSITIONS = 512
 REPLAY_ROWS = 100_000
 REPLAY_BATCH, BATCHES_PER_CALL = 64, 8
 SEED = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Effort:
-    """How long to measure: `repeats` runs of `repeat_s` seconds each, after one call to warm up."""
-
-    repeats: int = 5
-    repeat_s: float = 0.25
-
-
-def rates_per_s(call: Callable[[], object], items_per_call: float, effort: Effort) -> list[float]:
-    """Items per second of wall time, one figure per repeat."""
-    call()
-    rates = []
-    for _ in range(effort.repeats):
-        calls, started_s = 0, time.perf_counter()
-        while (elapsed_s := time.perf_counter() - started_s) < effort.repeat_s or not calls:
-            call()
-            calls += 1
-        rates.append(calls * items_per_call / elapsed_s)
-    return rates
 
 
 # Inputs
@@ -298,6 +277,7 @@ PARTS: dict[str, Callable[[Effort], list[Measurement]]] = {
     "actor": measure_actor,
     "replay": measure_replay,
     "snapshot": measure_snapshot,
+    "frames": measure_frames,
 }
 """Everything that can be measured, by the name that `qfleet bench` takes."""
 

@@ -12,7 +12,8 @@ from dataclasses import asdict
 from typing import Any
 
 from qfleet.bench.bench_record import Measurement, make_report, table
-from qfleet.bench.part_benchmarks import PARTS, Effort, limiting_role, resolved_preset
+from qfleet.bench.part_benchmarks import PARTS, limiting_role, resolved_preset
+from qfleet.bench.timing import Effort
 from qfleet.command_line.foreign_names import did_you_mean
 from qfleet.common.errors import ConfigError
 
