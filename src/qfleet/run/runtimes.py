@@ -268,7 +268,7 @@ def _run_ray_async(session: Session, outcome: Outcome) -> None:
             session.rolled_back(loop.restore(outcome.point.role_files))
         else:
             if outcome.role_restarts > 0:
-                session.rolled_back(loop.first_report())
+                session.rolled_back(loop.report(with_actors=False))
             if outcome.init_params is not None:
                 loop.init_params(outcome.init_params)
         loop.keep_versions_above(session.counters.highest_params_version)

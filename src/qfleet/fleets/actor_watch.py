@@ -1,0 +1,111 @@
+"""The actors of an asynchronous run: their loops, their counters, their replacements.
+
+Called by the asynchronous loop once per tick; the rules are the supervisor's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from qfleet.cluster.polled_call import PolledCall
+from qfleet.cluster.ray_cluster import import_ray
+from qfleet.cluster.roles import START_TIMEOUT_S, Roles, answer, first_line
+from qfleet.common.errors import RoleLostError, WaitTimeoutError
+from qfleet.fleets.fleet import ActorReport
+from qfleet.fleets.role_reports import make_actor_report
+from qfleet.fleets.supervisor import ActorSupervisor
+
+Incident = Callable[[str], None]
+
+
+class ActorWatch:
+    """Every actor slot from its first incarnation to its last."""
+
+    def __init__(self, roles: Roles, min_count: int, incarnation: int) -> None:
+        self._roles = roles
+        self._supervisor = ActorSupervisor(min_count)
+        self.runs: dict[Any, int] = {}
+        """The calls of `run` under way, each with its slot."""
+        self._pings: dict[int, PolledCall] = {}
+        self._reports: dict[int, ActorReport] = {}
+        self.gone_produced = 0
+        """Transitions numbered by actors that died, as far as they told before."""
+        for slot in roles.actors:
+            self._supervisor.add(slot, incarnation)
+
+    @property
+    def reports(self) -> list[ActorReport]:
+        """The newest counters of every living actor, by slot."""
+        return [self._reports[slot] for slot in sorted(self._reports)]
+
+    def start(self) -> None:
+        """Let every actor play."""
+        answer(
+            self._roles.learner.set_actors.remote(self._roles.actors),
+            "driver",
+            "the learner",
+            START_TIMEOUT_S,
+        )
+        for slot in self._roles.actors:
+            self._start_actor(slot)
+
+    def _start_actor(self, slot: int) -> None:
+        actor = self._roles.actors[slot]
+        self.runs[actor.run.remote(self._roles.shard_of(slot))] = slot
+        self._pings[slot] = PolledCall(actor.ping.remote, f"actor {slot}")
+
+    def poll(self, now_s: float) -> None:
+        """Take counters that have come; an actor that says nothing is ended."""
+        for slot, ping in list(self._pings.items()):
+            try:
+                result = ping.poll(now_s)
+            except RoleLostError:
+                continue  # its `run` ends with the same news, and that is where it is buried
+            except WaitTimeoutError:
+                import_ray().kill(self._roles.actors[slot], no_restart=True)
+                del self._pings[slot]
+                continue
+            if result is not None:
+                self.take(result)
+
+    def take(self, counters: dict[str, Any]) -> None:
+        """Keep an actor's newest counters."""
+        self._reports[counters["slot"]] = make_actor_report(counters)
+
+    def bury(self, ref: Any, incident: Incident, now_s: float) -> None:
+        """An actor's loop ended by itself: note why, fence the slot and plan its replacement."""
+        slot = self.runs.pop(ref)
+        ray = import_ray()
+        try:
+            ray.get(ref, timeout=1.0)
+            reason = "it was refused by the replay server"
+        except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
+            reason = first_line(error)
+        self._pings.pop(slot, None)
+        last = self._reports.pop(slot, None)
+        if last is not None:
+            self.gone_produced += last.produced
+        ray.kill(self._roles.actors[slot], no_restart=True)
+        incident(self._supervisor.died(slot, reason, last.env_steps if last else 0, now_s))
+
+    def fill_slots(self, incident: Incident, now_s: float) -> None:
+        """New actors where the supervisor says it is time."""
+        due = self._supervisor.due(now_s)
+        if not due:
+            return
+        for slot, incarnation in due.items():
+            fence = self._roles.shard_of(slot).fence.remote(slot, incarnation)
+            answer(fence, "driver", f"the replay shard to fence actor {slot}")
+            self._roles.create_actor(slot, incarnation)
+        living = {
+            slot: actor
+            for slot, actor in self._roles.actors.items()
+            if slot in due or slot in self.runs.values()
+        }
+        answer(
+            self._roles.learner.set_actors.remote(living), "driver", "the learner", START_TIMEOUT_S
+        )
+        for slot, incarnation in due.items():
+            self._start_actor(slot)
+            incident(f"actor {slot} plays again (incarnation {incarnation})")

@@ -1,0 +1,90 @@
+"""All roles of a run on Ray, started and ready, and what both schedules ask of them.
+
+Base of the lockstep fleet and of the asynchronous loop; the driver is the only owner.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+from qfleet.cluster.roles import Roles, Waiting, answer
+from qfleet.common.config import Config
+from qfleet.common.types import EnvironmentSpec
+from qfleet.fleets.cuts import capture_learner_and_replay
+from qfleet.fleets.fleet import FleetReport
+from qfleet.fleets.role_reports import make_report
+
+
+class StartedRoles:
+    """Owned by the driver's main thread; `close` ends every role."""
+
+    def __init__(
+        self,
+        config: Config,
+        spec: EnvironmentSpec,
+        *,
+        run_id: str,
+        incarnation: int,
+        device: str,
+        waiting: Waiting = nullcontext,
+    ) -> None:
+        """Create every role and wait until learner and shards can answer.
+
+        Args:
+            config: With every `auto` resolved.
+            spec: Of the environment.
+            run_id: Part of every role's name and of every chunk's id.
+            incarnation: Of all actors at first.
+            device: The learner's.
+            waiting: Around the wait for the roles.
+
+        Raises:
+            ResourcesError: when the cluster does not place them in time.
+        """
+        self._config, self._spec = config, spec
+        self.roles = Roles(config, spec, run_id=run_id, device=device)
+        with self.roles.ended_on_error():
+            self._start(incarnation, waiting)
+
+    def _start(self, incarnation: int, waiting: Waiting) -> None:
+        assert isinstance(self._config.actors.count, int)
+        for slot in range(self._config.actors.count):
+            self.roles.create_actor(slot, incarnation)
+        with waiting():
+            self.roles.wait_until_ready()
+        shards = self.roles.learner.set_shards.remote(self.roles.shards)
+        answer(shards, "driver", "the learner")
+
+    def report(self, with_actors: bool = True) -> FleetReport:
+        """Counters of all roles, and the episodes since the previous report.
+
+        Without actors nobody waits for theirs to start.
+        """
+        shards = [shard.report.remote() for shard in self.roles.shards]
+        actors = self.roles.actors.values() if with_actors else ()
+        pings = [actor.ping.remote() for actor in actors]
+        status = answer(self.roles.learner.status.remote(), "driver", "the learner's status")
+        return make_report(
+            status,
+            [answer(ref, "driver", "replay counters") for ref in shards],
+            [answer(ref, "driver", "an actor's counters") for ref in pings],
+        )
+
+    def fingerprint(self) -> str:
+        """`params_sha256` of the online network."""
+        ref = self.roles.learner.fingerprint.remote()
+        return str(answer(ref, "driver", "the parameters' fingerprint"))
+
+    def target_sync_log(self) -> dict[str, Any]:
+        """Hard syncs as done by the learner, and as acknowledged per actor slot."""
+        ref = self.roles.learner.target_sync_log.remote()
+        return dict(answer(ref, "driver", "the log of target syncs"))
+
+    def capture(self, replay_contents: bool) -> dict[str, bytes]:
+        """The state of learner and shards by file name, as one consistent cut."""
+        return capture_learner_and_replay(self.roles, replay_contents)
+
+    def close(self) -> None:
+        """End every role."""
+        self.roles.kill_all()
