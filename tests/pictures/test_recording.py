@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 from typing import Any
 
+import cv2
+import gymnasium
 import numpy as np
 import pytest
 
@@ -64,7 +67,8 @@ def test_record_writes_every_frame_in_every_format(tmp_path: Path, suffix: str) 
     made = record(tmp_path / "new" / f"play{suffix}", env, episodes=2, seed=5)
 
     frames = read_frames(made.path)
-    assert made == PlayRecording(tmp_path / "new" / f"play{suffix}", (6.0, 6.0), 10)
+    assert (made.path, made.returns) == (tmp_path / "new" / f"play{suffix}", (6.0, 6.0))
+    assert made.frames == 10
     assert len(frames) == 10  # per episode the start and one after each of four steps
     brightness = [int(frame[:200].mean()) for frame in frames]
     np.testing.assert_allclose(brightness, [0, 40, 80, 120, 160] * 2, atol=6)
@@ -199,3 +203,72 @@ def test_record_unwritable_place_is_a_config_error(
     monkeypatch.setattr(recording, "_write_video", full)
     with pytest.raises(ConfigError, match="No space left on device"):
         record(tmp_path / "x.mp4")
+
+
+def test_gif_of_cartpole_has_the_colours_of_the_lossless_animation(tmp_path: Path) -> None:
+    """No rounding is carried along the rows, where it made edges yellow."""
+    environments = [gymnasium.make("CartPole-v1", render_mode="rgb_array") for _ in range(2)]
+    paths = [tmp_path / "play.gif", tmp_path / "play.webp"]
+    for env, path in zip(environments, paths, strict=True):
+        record_play(lambda _: 1, env, path, episodes=1, seed=3)
+        env.close()
+
+    gif, exact = ([f.astype(int) for f in read_frames(path)] for path in paths)
+
+    assert len(gif) == len(exact) > 4
+    for ours, wanted in zip(gif, exact, strict=True):
+        assert np.abs(ours - wanted).max() <= 20
+        assert ours[:100].min() >= 254  # the empty part of the picture stays white
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif", ".webp"])
+def test_recording_prints_no_library_warnings(
+    tmp_path: Path, suffix: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """FFmpeg and OpenCV write to the file descriptor, past `sys.stderr`."""
+    record(tmp_path / f"play{suffix}")
+
+    assert capfd.readouterr() == ("", "")
+
+
+def test_standard_error_works_after_a_recording(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    record(tmp_path / "play.mp4")
+
+    os.write(2, b"still there\n")
+
+    assert capfd.readouterr().err == "still there\n"
+
+
+@pytest.mark.parametrize(
+    ("codecs", "name", "remark"),
+    [
+        (("none", "mp4v"), "FMP4", recording.NO_H264),  # the first is not in any build
+        (("mp4v", "vp09"), "FMP4", ""),
+    ],
+)
+def test_mp4_takes_the_first_codec_of_the_build_and_says_when_it_is_not_the_best(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    codecs: tuple[str, ...],
+    name: str,
+    remark: str,
+) -> None:
+    monkeypatch.setitem(recording.VIDEO_CODECS, ".mp4", codecs)
+
+    made = record(tmp_path / "play.mp4")
+
+    assert made.remark == remark
+    assert codec_of(made.path) == name
+
+
+def test_mp4_is_h264_where_the_build_has_it_else_vp9_with_a_remark(tmp_path: Path) -> None:
+    made = record(tmp_path / "play.mp4")
+
+    assert (codec_of(made.path), made.remark) in [("h264", ""), ("VP90", recording.NO_H264)]
+
+
+def codec_of(path: Path) -> str:
+    code = int(cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FOURCC))
+    return code.to_bytes(4, "little").decode()

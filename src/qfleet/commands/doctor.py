@@ -43,6 +43,7 @@ PACKAGES: dict[str, tuple[str, str]] = {
     "safetensors": ("safetensors", "0.5"),
     "tensorboard": ("tensorboard", "2.21"),
     "matplotlib": ("matplotlib", "3.9"),
+    "pillow": ("PIL", "11"),
     "threadpoolctl": ("threadpoolctl", "3.5"),
     "psutil": ("psutil", "5.9"),
 }

@@ -72,6 +72,8 @@ def _record(run_dir: Path, params_path: Path, video: Path, episodes: int, seed: 
     for episode, episode_return in enumerate(recording.returns, start=1):
         print(f"episode {episode}: return {episode_return:g}")
     print(f"{shorten(recording.path)} ({recording.frames} frames)")
+    if recording.remark:
+        print(recording.remark)
     return 0
 
 

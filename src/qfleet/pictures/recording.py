@@ -1,12 +1,15 @@
 """Plays a policy and records it as a video or an animated picture, with a caption on each frame.
 
-Called by `qfleet play` and at the end of `train`. OpenCV writes everything: VP9 for .mp4 and .webm
-(browsers play it, and OpenCV's wheels hold no H.264 encoder), and animations for .gif and .webp.
+Called by `qfleet play` and at the end of `train`. OpenCV writes H.264 for .mp4 where its build
+has an encoder (its Linux wheels have none), else VP9; VP9 for .webm; .webp. Pillow writes .gif, for
+OpenCV's palette is fixed, and its rounding is carried along the rows until edges turn yellow.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +21,9 @@ from qfleet.common.errors import ConfigError
 from qfleet.common.types import Array
 from qfleet.run_files.checkpoint import TEMPORARY_PREFIX
 
-VIDEO_CODECS = {".mp4": "vp09", ".webm": "VP90"}
+VIDEO_CODECS = {".mp4": ("avc1", "vp09"), ".webm": ("VP90",)}
+"""Codes by suffix, the best first: the first that opens is taken. Everything plays H.264 (`avc1`);
+QuickTime and older Safari do not play VP9."""
 ANIMATIONS = (".gif", ".webp")
 MIN_WIDTH_PIXELS = 320
 """Narrower frames are enlarged in whole steps: a caption needs the room."""
@@ -30,6 +35,10 @@ WEBP_LOSSLESS = 101
 """A quality that OpenCV takes for lossless. Of drawn pictures it is both smaller and written half
 again as fast as its default of 75."""
 CAPTION_HEIGHT_PIXELS = 28
+NO_H264 = (
+    "this OpenCV has no H.264 encoder, so it is VP9: browsers and VLC play it, QuickTime does not; "
+    ".gif plays everywhere"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +49,8 @@ class PlayRecording:
     returns: tuple[float, ...]
     """Undiscounted return of each episode."""
     frames: int
+    remark: str = ""
+    """What a viewer should know of the format; empty when there is nothing."""
 
 
 def check_video_path(path: Path) -> None:
@@ -87,10 +98,10 @@ def record_play(
     frames = _play(policy_act, env, _Plan(episodes, seed, caption, stride), returns)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        written = (
+        written, remark = (
             _write_video(temporary, frames, fps / stride)
             if path.suffix.lower() in VIDEO_CODECS
-            else _write_animation(temporary, frames, fps / stride)
+            else (_write_animation(temporary, frames, fps / stride), "")
         )
         _check_readable(temporary)
         temporary.replace(path)
@@ -99,7 +110,7 @@ def record_play(
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-    return PlayRecording(path, tuple(returns), written)
+    return PlayRecording(path, tuple(returns), written, remark)
 
 
 class _Plan(NamedTuple):
@@ -160,40 +171,82 @@ def add_caption(frame: Array, text: str) -> Array:
     return np.concatenate([frame, bar])
 
 
-def _write_video(path: Path, frames: Iterator[Array], fps: float) -> int:
+def _write_video(path: Path, frames: Iterator[Array], fps: float) -> tuple[int, str]:
+    """The number of frames written, and a remark where the best codec was not to be had."""
     import cv2
 
-    writer, written, size = None, 0, (0, 0)
+    writer, written, size, remark = None, 0, (0, 0), ""
     try:
         for frame in frames:
-            even = _pad_to_even(frame)  # VP9 halves the colour planes
+            even = _pad_to_even(frame)  # both codecs halve the colour planes
             if writer is None:
                 size = (even.shape[1], even.shape[0])
-                code = cv2.VideoWriter.fourcc(*VIDEO_CODECS[path.suffix.lower()])
-                writer = cv2.VideoWriter(str(path), code, fps, size)
-                if not writer.isOpened():
-                    raise ConfigError(f"{path} cannot be written by this OpenCV: try .gif or .webp")
+                writer, remark = _open_writer(path, fps, size)
             if (even.shape[1], even.shape[0]) != size:
                 raise ConfigError(f"frames change their size from {size} to {even.shape[1::-1]}")
             writer.write(cv2.cvtColor(even, cv2.COLOR_RGB2BGR))
             written += 1
     finally:
         if writer is not None:
-            writer.release()
-    return written
+            with _quiet():
+                writer.release()
+    return written, remark
+
+
+def _open_writer(path: Path, fps: float, size: tuple[int, int]) -> tuple[Any, str]:
+    import cv2
+
+    best, *others = VIDEO_CODECS[path.suffix.lower()]
+    for codec in (best, *others):
+        with _quiet():
+            writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), fps, size)
+        if writer.isOpened():
+            return writer, "" if codec == best else NO_H264
+    raise ConfigError(f"{path} cannot be written by this OpenCV: try .gif or .webp")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What FFmpeg and OpenCV write to the standard error themselves goes nowhere.
+
+    They complain of a codec that is only tried, and of a tag that is right; both write past Python
+    and past OpenCV's own log level.
+    """
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _write_animation(path: Path, frames: Iterator[Array], fps: float) -> int:
+    kept = [_shrink(frame) for frame in frames]
+    write = _write_gif if path.suffix.lower() == ".gif" else _write_webp
+    write(path, kept, round(1000 / fps))
+    return len(kept)
+
+
+def _write_gif(path: Path, frames: list[Array], duration_ms: int) -> None:
+    from PIL import Image
+
+    method, plain = Image.Quantize.FASTOCTREE, Image.Dither.NONE
+    # A palette for each picture; of Pillow's methods this one is the nearest and the fastest.
+    first, *others = (Image.fromarray(f).quantize(256, method, dither=plain) for f in frames)
+    first.save(path, save_all=True, append_images=others, duration=duration_ms, loop=0)
+
+
+def _write_webp(path: Path, frames: list[Array], duration_ms: int) -> None:
     import cv2
 
-    kept = [cv2.cvtColor(_shrink(frame), cv2.COLOR_RGB2BGR) for frame in frames]
     animation = cv2.Animation()
-    animation.frames = kept
-    animation.durations = [round(1000 / fps)] * len(kept)
-    options = [cv2.IMWRITE_WEBP_QUALITY, WEBP_LOSSLESS] if path.suffix.lower() == ".webp" else []
-    if not cv2.imwriteanimation(str(path), animation, options):
+    animation.frames = [cv2.cvtColor(frame, cv2.COLOR_RGB2BGR) for frame in frames]
+    animation.durations = [duration_ms] * len(frames)
+    if not cv2.imwriteanimation(str(path), animation, [cv2.IMWRITE_WEBP_QUALITY, WEBP_LOSSLESS]):
         raise ConfigError(f"{path} cannot be written by this OpenCV: try .mp4")
-    return len(kept)
 
 
 def _shrink(frame: Array) -> Array:
