@@ -18,7 +18,7 @@ from qfleet.commands.status import run_status, status_text
 from qfleet.common.config import Config
 from qfleet.common.errors import ConfigError
 from qfleet.pictures.recording import read_frames
-from qfleet.run_files.checkpoint import PARAMS
+from qfleet.run_files.checkpoint import PARAMS_FILE
 from qfleet.run_files.metrics import MetricsWriter
 from qfleet.run_files.run_directory import RunDirectory
 from qfleet.run_files.summary import Accounting, RunSummary, write_summary
@@ -42,7 +42,7 @@ def fill(run: RunDirectory) -> None:
     writer.write({"rollout/return_mean": 22.5}, env_steps=1234, learner_steps=99, wall_s=65.0)
     writer.close()
     checkpoint = run.write_checkpoint(
-        learner_step=90, generation=2, files={PARAMS: b"x"}, manifest={}, keep=3
+        learner_step=90, generation=2, files={PARAMS_FILE: b"x"}, manifest={}, keep=3
     )
     os.utime(checkpoint, (1000, 1000))
     os.utime(run.path / "metrics.jsonl", (1030, 1030))
@@ -177,7 +177,7 @@ class _Policy:
 def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A run with a best checkpoint, and what `play` asked the Python interface for."""
     with start_run() as run:
-        run.write_best(learner_step=1, generation=1, files={PARAMS: b"x"}, manifest={})
+        run.write_best(learner_step=1, generation=1, files={PARAMS_FILE: b"x"}, manifest={})
     asked: dict[str, Any] = {"env": _Env()}
 
     def make_env(run_dir: Path, render_mode: str) -> _Env:
@@ -206,7 +206,7 @@ def test_play_without_display_records_into_the_run(
     assert commands_play.main(play_arguments()) == 0
 
     assert (made["run_dir"], made["render_mode"]) == (Path("out"), "rgb_array")
-    assert made["params"] == Path("out/best") / PARAMS
+    assert made["params"] == Path("out/best") / PARAMS_FILE
     assert made["env"].closed
     assert len(read_frames(Path("out/videos/play-best.mp4"))) == 8
     assert capsys.readouterr().out == (
