@@ -272,6 +272,8 @@ class RayConfig(Section):
     """How long to wait for the cluster to have the resources asked for."""
     ship: Annotated[tuple[str, ...], BeforeValidator(parse_list)] = ()
     """Python files or folders sent to every role, for custom environments and networks."""
+    lean: bool | None = None
+    """Our own Ray starts sooner, without dashboard and monitors; null: on the command line only."""
 
 
 class MetricsConfig(Section):

@@ -9,10 +9,13 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from qfleet import training
+from qfleet.common.config import Config, RayConfig
 from qfleet.common.errors import CheckpointError, ConfigError
 from qfleet.run_files.checkpoint import list_checkpoints, read_checkpoint
 from qfleet.run_files.run_directory import RunDirectory
@@ -428,3 +431,22 @@ def test_header_names_the_learners_path_on_its_device(mode, device, num_gpus, sa
     with RunDirectory.create(wanted, tmp_path / "run") as directory:
         lines = header_lines(wanted.model_copy(update={"learner": learner}), directory, None, None)
     assert said in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("asked", "by_command", "by_program"), [(None, True, False), (True, True, True), (False,) * 3]
+)
+def test_ray_lean_is_on_for_the_command_line_and_off_for_a_program(
+    monkeypatch, asked, by_command, by_program
+):
+    seen = []
+
+    def noting(config, *_):
+        seen.append(config.ray.lean)
+        return SimpleNamespace(exit_code=0)
+
+    monkeypatch.setattr(training, "_train", noting)
+    config = Config(ray=RayConfig(lean=asked))
+    training.run_train(config)
+    training.train(config)
+    assert seen == [by_command, by_program]

@@ -64,6 +64,7 @@ def run_train(
     init_from: str | None = None,
 ) -> int:
     """`train` for the command line: prints the last block and returns the exit code."""
+    config = _with_lean(config, True)
     return _train(config, None, resume, run_dir, init_from, process_started_s()).exit_code
 
 
@@ -90,7 +91,18 @@ def train(
         ConfigError, ResourcesError, CheckpointError: before anything was started.
         Exception: a bug, after the summary was written.
     """
+    config = _with_lean(config, False)
     return _train(config, on_evaluation, resume, run_dir, init_from, time.monotonic())
+
+
+def _with_lean(config: Config, default: bool) -> Config:
+    """`ray.lean` as asked for, else what suits the caller.
+
+    A program may use Ray's own tools beside the run; who types a command waits for its start.
+    """
+    if config.ray.lean is not None:
+        return config
+    return config.model_copy(update={"ray": config.ray.model_copy(update={"lean": default})})
 
 
 def _train(

@@ -157,7 +157,8 @@ def test_main_healthy_machine_exits_0(
     assert content["able_to_train"] is True
     names = [check["name"] for check in content["checks"]]
     assert names == [
-        *("numpy", "python", "cores", "memory", "shared memory", "device", "display"),
+        *("numpy", "python", "cores", "memory", "shared memory", "ray.lean", "device"),
+        "display",
         "run directory",
     ]
     assert list(tmp_path.iterdir()) == []  # looking leaves nothing behind
@@ -190,3 +191,17 @@ def test_report_aligns_and_puts_remedies_below() -> None:
         "\n"
         "ready: try `qfleet train`"
     )
+
+
+@pytest.mark.parametrize(
+    ("version", "state", "words"),
+    [
+        ("2.60.0", "ok", "without dashboard, autoscaler and log monitor"),
+        ("2.61.0", "warn", "Ray 2.61.0 starts in full"),
+    ],
+)
+def test_check_lean_start_says_what_the_installed_ray_does(monkeypatch, version, state, words):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+    check = commands_doctor.check_lean_start()
+    assert (check.name, check.state) == ("ray.lean", state)
+    assert words in check.found

@@ -63,7 +63,7 @@ def ray_started():
     os.environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, [str(SOURCE), os.environ.get("PYTHONPATH")])
     )
-    roomy = resolve_config(small_config(actors__count=12), None, cpus=2, gpus=0)
+    roomy = resolve_config(small_config(actors__count=12, ray__lean=True), None, cpus=2, gpus=0)
     cluster = connect(roomy)
     yield ray
     assert ray.is_initialized(), "train must leave a Ray that it joined"

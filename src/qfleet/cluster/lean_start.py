@@ -1,12 +1,12 @@
 """Starts a private Ray with the processes that a run needs, and without the others.
 
-Called when qfleet starts a Ray of its own. Besides what carries actors and objects, `ray.init`
-starts a dashboard (also with `include_dashboard=False`), an autoscaler and a log monitor, waits for
-the first, and looks for the new node once a second. On a cluster of one host that nobody else can
-join nobody asks anything of them, and on two cores they cost half of the start and a second of the
-end. Ray has no option for it (github.com/ray-project/ray/issues/46732), so their start is skipped
-by name while `ray.init` runs: only for releases of Ray with which that was tried, and only where
-every name is there; any other Ray starts in full, just later.
+Called when qfleet starts a Ray of its own and `ray.lean` is true. Besides what carries actors and
+objects, `ray.init` starts a dashboard (also with `include_dashboard=False`), an autoscaler and a
+log monitor, waits for the first, and looks for the new node once a second. On a cluster of one host
+that nobody else can join nobody asks anything of them, and on two cores they cost half of the start
+and a second of the end. Ray has no option for it (github.com/ray-project/ray/issues/46732), so
+their start is skipped by name while `ray.init` runs: only for releases of Ray with which that was
+tried, and only where every name is there; any other Ray starts in full, just later.
 """
 
 from __future__ import annotations
@@ -45,9 +45,14 @@ def lean_start(ray: Any) -> Iterator[bool]:
         yield bool(replacements)
 
 
+def was_tried(version: str) -> bool:
+    """Whether this release of Ray is one that starts without its helpers."""
+    return version.rpartition(".")[0] in TRIED_RELEASES
+
+
 def _replacements(ray: Any) -> list[_Replacement]:
     """What is replaced in this release of Ray; nothing when it was not tried or has changed."""
-    if ray.__version__.rpartition(".")[0] not in TRIED_RELEASES:
+    if not was_tried(ray.__version__):
         return []
     services, utils, node = (
         importlib.import_module(f"ray._private.{name}") for name in ("services", "utils", "node")

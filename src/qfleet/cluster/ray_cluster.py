@@ -25,6 +25,7 @@ from qfleet.common.errors import ConfigError, ResourcesError
 EVALUATOR_CPUS = 0.5
 SHARD_CPUS = 0.5
 _KILL_TIMEOUT_S = 5.0
+SMALLER = "add nodes, or lower actors.count, actors.num_cpus or learner.num_gpus"
 _METRICS_COLLECTION = "RAY_enable_metrics_collection"
 _OBJECT_STORE_BYTES = 512 * 2**20
 _INIT_OPTIONS: dict[str, Any] = {
@@ -56,6 +57,17 @@ def wanted_resources(config: Config) -> dict[str, float]:
     return {"CPU": cpus, "GPU": float(config.learner.num_gpus)}
 
 
+def resource_table(config: Config) -> str:
+    """What all roles ask for beside what the cluster has and what of it is free, one row each."""
+    ray = import_ray()
+    present, free = ray.cluster_resources(), ray.available_resources()
+    return "\n".join(
+        f"  {name}: wanted {amount:g}, the cluster has {present.get(name, 0.0):g}, "
+        f"of which {free.get(name, 0.0):g} are free"
+        for name, amount in wanted_resources(config).items()
+    )
+
+
 def import_ray() -> Any:
     """The `ray` module; sets what must be in the environment before its import.
 
@@ -83,7 +95,8 @@ def connect(config: Config) -> Cluster:
         SystemExit: a signal came meanwhile; what was started is ended.
     """
     address = config.ray.address or os.environ.get("RAY_ADDRESS")
-    if address in (None, "local"):
+    is_lean = _is_lean(config)
+    if address in (None, "local") and is_lean:
         # Metrics agents cost two seconds of start-up and nobody reads them on a private cluster.
         os.environ.setdefault(_METRICS_COLLECTION, "0")
     ray = import_ray()
@@ -99,7 +112,7 @@ def connect(config: Config) -> Cluster:
         common["runtime_env"] = {"py_modules": list(config.ray.ship)}
     if address in (None, "local"):
         wanted = wanted_resources(config)
-        lean = lean_start(ray) if _wants_no_helpers(config) else nullcontext()
+        lean = lean_start(ray) if is_lean else nullcontext()
         with _nothing_left_on_error(), lean:
             ray.init(
                 address="local",
@@ -130,12 +143,12 @@ def _nothing_left_on_error() -> Iterator[None]:
         raise
 
 
-def _wants_no_helpers(config: Config) -> bool:
+def _is_lean(config: Config) -> bool:
     """Whether only what carries actors and objects is to be started.
 
-    Who asks for metrics or ships files wants the agents whole.
+    Shipped files are unpacked by an agent that a lean start leaves out.
     """
-    return os.environ.get(_METRICS_COLLECTION) in ("0", "false") and not config.ray.ship
+    return bool(config.ray.lean) and not config.ray.ship
 
 
 def cluster_size(config: Config) -> tuple[int, int] | None:
@@ -206,13 +219,8 @@ def _wait_for_resources(ray: Any, config: Config) -> None:
         if not missing:
             return
         if time.monotonic() >= deadline:
-            rows = "\n".join(
-                f"  {k}: wanted {v:g}, the cluster has {present.get(k, 0.0):g}"
-                for k, v in wanted.items()
-            )
             raise ResourcesError(
                 f"the cluster is too small after {config.ray.wait_for_resources_s:.0f} s "
-                f"(ray.wait_for_resources_s):\n{rows}\n"
-                "add nodes, or lower actors.count, actors.num_cpus or learner.num_gpus"
+                f"(ray.wait_for_resources_s):\n{resource_table(config)}\n{SMALLER}"
             )
         time.sleep(0.5)

@@ -12,7 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from qfleet.cluster.ray_cluster import EVALUATOR_CPUS, SHARD_CPUS, import_ray
+from qfleet.cluster.ray_cluster import (
+    EVALUATOR_CPUS,
+    SHARD_CPUS,
+    SMALLER,
+    import_ray,
+    resource_table,
+)
 from qfleet.common.config import Config
 from qfleet.common.errors import QfleetError, ResourcesError, RoleLostError, WaitTimeoutError
 from qfleet.common.types import EnvironmentSpec
@@ -192,7 +198,7 @@ class Roles:
             )
         except WaitTimeoutError as error:
             raise ResourcesError(
-                f"{error}: the cluster did not place it; `ray status` shows what is taken"
+                f"{error}: the cluster did not place it\n{resource_table(self.config)}\n{SMALLER}"
             ) from error
         return pids
 

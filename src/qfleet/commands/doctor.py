@@ -83,6 +83,7 @@ def run_checks() -> list[Check]:
         check_cores,
         check_memory,
         check_shared_memory,
+        check_lean_start,
         check_device,
         check_display,
         check_run_directory,
@@ -188,6 +189,21 @@ def check_shared_memory() -> Check:
         return Check("shared memory", "ok", found)
     remedy = "Ray falls back to the disk, slowly; in Docker add --shm-size=2gb"
     return Check("shared memory", "warn", found, remedy)
+
+
+def check_lean_start() -> Check:
+    """Whether `ray.lean` works with the release of Ray that is installed."""
+    from qfleet.cluster.lean_start import TRIED_RELEASES, was_tried
+
+    try:
+        version = importlib.metadata.version("ray")
+    except importlib.metadata.PackageNotFoundError:
+        return Check("ray.lean", "ok", "without Ray: no effect")
+    if was_tried(version):
+        found = "`qfleet train` starts its own Ray without dashboard, autoscaler and log monitor"
+        return Check("ray.lean", "ok", found)
+    remedy = f"the lean start was tried with Ray {' and '.join(TRIED_RELEASES)}"
+    return Check("ray.lean", "warn", f"Ray {version} starts in full, which takes longer", remedy)
 
 
 def check_device() -> Check:
