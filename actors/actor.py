@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from qfleet.actors.frame_trail import FrameTrail
 from qfleet.actors.n_step import NStepAccumulator
 from qfleet.actors.nested_captures import (
     capture_snapshot,
@@ -25,6 +26,7 @@ from qfleet.actors.policy import Exploration, QFunction, select_actions
 from qfleet.common import seeding
 from qfleet.common.config import Config
 from qfleet.common.errors import CheckpointError, InvariantError, NonFiniteError, QfleetError
+from qfleet.common.pixels.stored_columns import stored_columns
 from qfleet.common.stage_clock import ACTING, ENCODING, ENVIRONMENT, StageClock
 from qfleet.common.td import td_errors_by_networks
 from qfleet.common.types import (
@@ -39,7 +41,6 @@ from qfleet.common.types import (
     TargetSyncEvent,
     TransitionChunk,
     check_columns,
-    transition_columns,
 )
 from qfleet.common.vector_envs import StepResult, VectorEnvAdapter
 
@@ -100,7 +101,11 @@ class Actor:
         """Snapshots ignored because a newer one was held."""
         self.clock = StageClock()
         """Where its own time went."""
-        env.reset(seeding.seed_int(seed, "actor.env", slot, incarnation))
+        first = env.reset(seeding.seed_int(seed, "actor.env", slot, incarnation))
+        self._trail: FrameTrail | None = None
+        if spec.frame_stack is not None:
+            self._trail = FrameTrail(n_envs, spec.frame_stack, config.actors.n_step)
+            self._trail.start(first)
 
     @property
     def n_envs(self) -> int:
@@ -183,12 +188,19 @@ class Actor:
         result = self._env.step(actions)
         self.clock.lap(ENVIRONMENT)
         self._acted_version = self._online.snapshot.version
-        columns = self._accumulator.push(observations, actions, result)
+        columns = self._completed(observations, actions, result)
         if columns is not None:
             self._pending.append(columns)
             self._pending_rows += len(columns[ACTION])
         self._count(result, epsilons)
         self.clock.lap(ENCODING)
+
+    def _completed(self, observations: Array, actions: Array, result: StepResult) -> Columns | None:
+        """The transitions that this step completes, frames by number."""
+        if self._trail is None:
+            return self._accumulator.push(observations, actions, result)
+        numbers = self._trail.numbers
+        return self._accumulator.push(numbers, actions, self._trail.follow(result))
 
     def act_steps(self, n: int) -> int:
         """Vector steps until at least `n` real env steps were taken; how many were taken."""
@@ -222,6 +234,7 @@ class Actor:
             self._acted_version,
             env_steps,
             tuple(self._pending_episodes),
+            None if self._trail is None else self._trail.take_run(),
         )
         self._seq += 1
         self._env_steps_at_chunk = self.env_steps
@@ -265,7 +278,7 @@ class Actor:
         if not self._pending:
             return {
                 column.name: np.empty((0, *column.shape), dtype=column.dtype)
-                for column in transition_columns(self._spec)
+                for column in stored_columns(self._spec)
             }
         return {
             name: np.concatenate([part[name] for part in self._pending])
@@ -282,6 +295,8 @@ class Actor:
         # Polyak averaging announces no target; the online network then serves, as without one.
         has_target = learner.target_network and learner.target_tau is None
         target = self._target.q_function if has_target and self._target is not None else online
+        if self._trail is not None:
+            columns = self._trail.unfold(columns)
         errors = td_errors_by_networks(
             columns, online.q_values, target.q_values, double_q=learner.double_q
         )
@@ -316,6 +331,8 @@ class Actor:
         )
         put_part(capture, "pending", Capture({}, self._pending_columns()))
         put_part(capture, "n_step", self._accumulator.capture())
+        if self._trail is not None:
+            put_part(capture, "trail", self._trail.capture())
         if self._env.supports_capture:
             put_part(capture, "env", self._env.capture())
         for name, held in (("online", self._online), ("target", self._target)):
@@ -348,6 +365,10 @@ class Actor:
         self._pending = [columns] if self._pending_rows else []
         self._episode_returns = capture.arrays["episode_returns"].copy()
         self._episode_lengths = capture.arrays["episode_lengths"].copy()
+        if self._trail is not None:
+            self._trail.restore(get_part(capture, "trail"))
+            if meta["incarnation"] != self._incarnation:
+                self._trail.send_again()
         self._restore_params(capture)
         self._env_steps_at_params = meta["env_steps_at_params"]
         self._restore_env(capture)
@@ -363,9 +384,11 @@ class Actor:
             self._env.restore(get_part(capture, "env"))
             return
         # The step count in the seed keeps a repeated incarnation from replaying its first episodes.
-        self._env.reset(
+        first = self._env.reset(
             seeding.seed_int(self._seed, "actor.env", self._slot, self._incarnation, self.env_steps)
         )
+        if self._trail is not None:
+            self._trail.start(first)
         self._accumulator.drop_pending()
         self._episode_returns[:] = 0.0
         self._episode_lengths[:] = 0
@@ -374,7 +397,9 @@ class Actor:
         """Raise `InvariantError` when counters, windows or columns contradict one another."""
         self._accumulator.check_valid()
         self._env.check_valid()
-        check_columns(self._pending_columns(), transition_columns(self._spec), self._pending_rows)
+        check_columns(self._pending_columns(), stored_columns(self._spec), self._pending_rows)
+        if self._trail is not None:
+            self._trail.check_valid()
         if self.env_steps != self._accumulator.opened:
             raise InvariantError(
                 f"{self.env_steps} env steps, but {self._accumulator.opened} windows were opened"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from qfleet.common.errors import CheckpointError, InvariantError
+from qfleet.common.pixels.stored_columns import stored_columns
 from qfleet.common.types import (
     ACTION,
     BOOTSTRAP_DISCOUNT,
@@ -46,8 +47,9 @@ class NStepAccumulator:
         self._ages = np.arange(n_step - 1, -1, -1)[:, None]  # [n, 1]
         self._discount_powers = discount ** (self._ages[:, 0] + 1.0)  # [n]
         self._all_envs = np.arange(n_envs)
-        dtype = np.dtype(spec.observation_dtype)
-        self._observations = np.zeros((n_step, n_envs, *spec.observation_shape), dtype=dtype)
+        observation = stored_columns(spec)[0]
+        shape = (n_step, n_envs, *observation.shape)
+        self._observations = np.zeros(shape, dtype=observation.dtype)
         self._actions = np.zeros((n_step, n_envs), dtype=np.int32)
         self._rewards = np.zeros((n_step, n_envs), dtype=np.float64)
         self._position = np.zeros(n_envs, dtype=np.int64)
@@ -74,7 +76,7 @@ class NStepAccumulator:
         steps do nothing. None when nothing completes.
 
         Args:
-            observations: float [E, *O] that the actions were chosen from.
+            observations: `[E, ...]` that the actions were chosen from, or their frame numbers.
             actions: int [E].
             result: what the environment made of them.
         """

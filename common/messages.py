@@ -13,6 +13,8 @@ import numpy as np
 
 from qfleet.common import wire
 from qfleet.common.errors import WireFormatError
+from qfleet.common.pixels.frame_run import FrameRun
+from qfleet.common.pixels.stored_columns import frame_shape, stored_columns
 from qfleet.common.types import (
     ACTION,
     Array,
@@ -30,6 +32,9 @@ from qfleet.common.types import (
 
 PRIORITIES = "priorities"
 EPISODES = "episodes"
+FRAMES = "frames"
+FRAME_RUN = "frame_run"
+"""int64 [2]: `first` and `keep_from` of a `FrameRun`."""
 _EPISODE_FIELDS = 6
 _CHUNK_META: dict[str, type] = {
     "run_id": str,
@@ -66,6 +71,9 @@ def encode_chunk(chunk: TransitionChunk) -> bytes:
     columns = dict(chunk.columns)
     if chunk.priorities is not None:
         columns[PRIORITIES] = chunk.priorities
+    if chunk.frames is not None:
+        columns[FRAMES] = chunk.frames.frames
+        columns[FRAME_RUN] = np.array([chunk.frames.first, chunk.frames.keep_from])
     columns[EPISODES] = np.array(
         [
             (e.actor_slot, e.sub_env, e.episode_return, e.length_env_steps, e.epsilon, e.terminated)
@@ -86,6 +94,7 @@ def decode_chunk(data: bytes | memoryview, spec: EnvironmentSpec) -> TransitionC
     _check_meta("chunk", meta, _CHUNK_META)
     episodes = columns.pop(EPISODES, None)
     priorities = columns.pop(PRIORITIES, None)
+    frames = None if spec.frame_stack is None else _take_frames(columns, spec)
     summaries = _read_episodes(episodes)
     rows = _check_transitions(columns, spec)
     if priorities is not None:
@@ -97,6 +106,7 @@ def decode_chunk(data: bytes | memoryview, spec: EnvironmentSpec) -> TransitionC
         meta["params_version"],
         meta["env_steps"],
         summaries,
+        frames,
     )
 
 
@@ -131,8 +141,18 @@ def _take_vector(kind: str, columns: Columns, name: str, dtype: str) -> Array:
     return array
 
 
+def _take_frames(columns: Columns, spec: EnvironmentSpec) -> FrameRun:
+    frames = columns.pop(FRAMES, None)
+    if frames is None or frames.dtype != np.uint8 or frames.shape[1:] != frame_shape(spec):
+        raise WireFormatError(f"a chunk must hold frames as uint8 {['F', *frame_shape(spec)]}")
+    numbers = _take_vector("chunk", columns, FRAME_RUN, "<i8")
+    if len(numbers) != 2 or not 0 <= numbers[1] <= numbers[0] + len(frames) or numbers[0] < 0:
+        raise WireFormatError(f"a chunk's frame numbers {numbers.tolist()} are not [first, kept]")
+    return FrameRun(int(numbers[0]), int(numbers[1]), frames)
+
+
 def _check_transitions(columns: Columns, spec: EnvironmentSpec) -> int:
-    specs = transition_columns(spec)
+    specs = stored_columns(spec)
     if list(columns) != [column.name for column in specs]:
         raise WireFormatError(f"columns {list(columns)} are not a transition's")
     rows = columns[ACTION].shape[0] if columns[ACTION].ndim else -1

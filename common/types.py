@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qfleet.common.errors import InvariantError
+from qfleet.common.pixels.frame_run import FrameRun
 
 Array = NDArray[Any]
 Columns = dict[str, Array]
@@ -52,11 +53,13 @@ class EnvironmentSpec:
     reward_threshold: float | None
     """The registered threshold that counts as solved; None when the id registers none."""
     max_episode_steps: int | None
+    frame_stack: int | None = None
+    """K where an observation is K frames, uint8 [K, H, W]; each frame is stored once."""
 
     @property
     def n_inputs(self) -> int:
-        """Length of a flat observation."""
-        return int(np.prod(self.observation_shape))
+        """Length of a flat observation, or the number of stacked frames."""
+        return self.frame_stack or int(np.prod(self.observation_shape))
 
     def to_json(self) -> str:
         """As text, for another process or a file's metadata."""
@@ -128,7 +131,7 @@ class TransitionChunk:
 
     chunk_id: ChunkId
     columns: Columns
-    """`transition_columns`, each `[rows, ...]`."""
+    """`stored_columns`, each `[rows, ...]`."""
     priorities: Array | None
     """float64 [rows] |TD error| by the actor's own networks; None when sampling is uniform."""
     params_version: int
@@ -137,6 +140,8 @@ class TransitionChunk:
     """Environment steps taken since the previous chunk of this incarnation."""
     episodes: tuple[EpisodeSummary, ...] = ()
     """Episodes that ended since the previous chunk."""
+    frames: FrameRun | None = None
+    """New frames since the previous chunk, where the columns hold frame numbers."""
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))

@@ -14,9 +14,13 @@ import numpy as np
 
 from qfleet.common.config import ReplayConfig
 from qfleet.common.errors import CheckpointError, ConfigError, InvariantError, ReplayNotReadyError
+from qfleet.common.pixels.stored_columns import stored_columns
 from qfleet.common.seeding import generator
 from qfleet.common.types import (
+    ACTION,
+    Array,
     Capture,
+    Columns,
     EnvironmentSpec,
     InsertAck,
     PriorityUpdate,
@@ -24,9 +28,9 @@ from qfleet.common.types import (
     ShardSample,
     TransitionChunk,
     check_columns,
-    transition_columns,
 )
 from qfleet.replay_server.chunk_ledger import ACCEPTED, DUPLICATE, ChunkLedger
+from qfleet.replay_server.framed_rows import FramedRows
 from qfleet.replay_server.rate_limiter import RatioLimiter
 from qfleet.replay_server.samplers import check_td_errors, make_sampler
 from qfleet.replay_server.storage import RingStorage
@@ -90,7 +94,8 @@ class ReplayShard:
                 f"got {limiter.min_size} (replay.min_size_to_sample, replay.capacity)"
             )
         self._limiter = limiter
-        self._storage = RingStorage(transition_columns(spec), self.capacity)
+        self._storage = RingStorage(stored_columns(spec), self.capacity)
+        self._framed = None if spec.frame_stack is None else FramedRows(spec, self._storage)
         self._sampler = make_sampler(config, self.capacity, generator(seed, "replay.sample", shard))
         self._ledger = ChunkLedger(run_id)
         self._counters = _Counters()
@@ -143,6 +148,8 @@ class ReplayShard:
 
     def _check_chunk(self, chunk: TransitionChunk) -> None:
         check_columns(chunk.columns, self._storage.specs, len(chunk))
+        if self._framed is not None:
+            self._framed.check(chunk)
         if chunk.priorities is not None:
             if chunk.priorities.shape != (len(chunk),):
                 raise ValueError(f"priorities must be float64 [{len(chunk)}], one per transition")
@@ -150,11 +157,16 @@ class ReplayShard:
 
     def _store(self, chunk: TransitionChunk, now_s: float) -> None:
         counters, slot = self._counters, chunk.chunk_id.actor_slot
+        columns, errors = chunk.columns, chunk.priorities
+        if self._framed is not None:
+            columns, is_kept = self._framed.take_in(chunk)
+            errors = None if errors is None else errors[is_kept]
+            counters.rejected_transitions += len(chunk) - len(columns[ACTION])
         # Of a chunk larger than the ring only the last rows are there to be drawn.
-        keys = self._storage.append(chunk.columns, now_s)[-self.capacity :]
-        errors = None if chunk.priorities is None else chunk.priorities[-self.capacity :]
+        keys = self._storage.append(columns, now_s)[-self.capacity :]
+        errors = None if errors is None else errors[-self.capacity :]
         self._sampler.on_insert(keys % self.capacity, errors)
-        counters.inserted += len(chunk)
+        counters.inserted += len(columns[ACTION])
         steps, episodes = counters.env_steps_by_slot, counters.episodes_by_slot
         steps[slot] = steps.get(slot, 0) + chunk.env_steps
         episodes[slot] = episodes.get(slot, 0) + len(chunk.episodes)
@@ -193,12 +205,16 @@ class ReplayShard:
         inserted_at_s = float(self._storage.inserted_at_s.take(slots).sum()) / max(1, n)
         return ShardSample(
             shard=self.shard,
-            columns=self._storage.gather(slots),
+            columns=self._gather(slots),
             item_keys=self._storage.keys_at(slots),
             probabilities=probabilities,
             stats=self.stats(),
             mean_age_s=now_s - inserted_at_s if n else 0.0,
         )
+
+    def _gather(self, slots: Array) -> Columns:
+        columns = self._storage.gather(slots)
+        return columns if self._framed is None else self._framed.unfold(columns)
 
     def update_priorities(self, update: PriorityUpdate) -> int:
         """Apply new |TD errors| and return how many; items overwritten since are only counted.
@@ -290,6 +306,8 @@ class ReplayShard:
     def check_valid(self) -> None:
         """Raise `InvariantError` unless all parts are valid and agree with one another."""
         self._storage.check_valid()
+        if self._framed is not None:
+            self._framed.check_valid()
         self._sampler.check_valid(self.size)
         self._ledger.check_valid()
         counters = self._counters

@@ -91,6 +91,16 @@ class RingStorage:
         self._size = min(self.capacity, self._size + n)
         return keys
 
+    def slots_overwritten_by(self, n: int) -> Array:
+        """Slots of the rows that appending n rows would overwrite, int64 [≤ capacity]."""
+        first = self._appended + max(0, n - self.capacity)
+        slots = np.arange(first, self._appended + n) % self.capacity
+        return slots[slots < self._size]
+
+    def column(self, name: str) -> Array:
+        """A whole column `[capacity, ...]` as a view; rows from `size` on mean nothing."""
+        return self._columns[name]
+
     def keys_at(self, slots: Array) -> Array:
         """Item keys of the rows at `slots`, int64 [n]; the slots must be below `size`."""
         head = self._appended % self.capacity

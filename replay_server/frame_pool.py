@@ -1,0 +1,228 @@
+"""Frames of one shard, each held once for as long as a row or a writer's next chunk may name it.
+
+Owned by a replay shard whose observations are stacks. Rows hold the *places* of their frames; how
+many rows do is counted per frame, so that episodes of any length, many writers and a ring that
+overwrites them in its own order need no agreement about which frame is the oldest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qfleet.common.errors import InvariantError
+from qfleet.common.pixels.frame_run import FrameRun
+from qfleet.common.types import Array
+
+UNKNOWN = -1
+"""Stands for a frame that this shard never got, or that its writer had given up."""
+_SPARE_FRAMES = 1024
+_GROWTH = 1.5
+
+
+@dataclass(slots=True)
+class _Writer:
+    """The frames that an actor slot may still name, numbered from `first` on."""
+
+    incarnation: int
+    first: int
+    places: Array
+    """int64 [n], `UNKNOWN` where a lost chunk had carried them."""
+
+    @property
+    def end(self) -> int:
+        return self.first + len(self.places)
+
+
+class FramePool:
+    """Not thread-safe. `uses` of a frame: rows that name it (as often as they do), plus its writer.
+
+    Memory is asked for in one piece that the operating system fills page by page, and the lowest
+    free places are given first, so that what is resident follows what is needed.
+    """
+
+    def __init__(self, shape: tuple[int, ...], capacity_frames: int) -> None:
+        self._shape = shape
+        self._frames = np.empty((capacity_frames + _SPARE_FRAMES, *shape), dtype=np.uint8)
+        self._uses = np.zeros(len(self._frames), dtype=np.int32)
+        self._free = np.arange(len(self._frames) - 1, -1, -1)
+        """Free places as a stack whose top is its end, below `_n_free`."""
+        self._n_free = len(self._free)
+        self._touched = 0
+        """Places below this have held a frame."""
+        self._writers: dict[int, _Writer] = {}
+        self._held_back: list[Array] | None = None
+        """Places that became free while a cut is read: they are given again only after it."""
+
+    @property
+    def size(self) -> int:
+        """Frames held."""
+        return len(self._frames) - self._n_free - sum(map(len, self._held_back or []))
+
+    @property
+    def touched(self) -> int:
+        """Places that have ever held a frame: what is resident, and what a cut consists of."""
+        return self._touched
+
+    def check_run(self, run: FrameRun, slot: int, incarnation: int) -> None:
+        """Raise `InvariantError` unless `admit` can take it.
+
+        Raises:
+            InvariantError: when frames are of another shape, or numbers were given before.
+        """
+        if run.frames.dtype != np.uint8 or run.frames.shape[1:] != self._shape:
+            raise InvariantError(
+                f"frames are {run.frames.dtype}{list(run.frames.shape)}, "
+                f"must be uint8 [F, {', '.join(map(str, self._shape))}]"
+            )
+        writer = self._writers.get(slot)
+        known = writer.end if writer is not None and writer.incarnation == incarnation else 0
+        if run.first < known or not 0 <= run.keep_from <= run.end:
+            raise InvariantError(
+                f"frames {run.first}…{run.end - 1}, kept from {run.keep_from}, "
+                f"do not follow frame {known - 1} (actor {slot})"
+            )
+
+    def admit(self, run: FrameRun, slot: int, incarnation: int) -> None:
+        """Hold the frames of a chunk for its writer; call `keep` once its rows are in."""
+        writer = self._writers.get(slot)
+        if writer is None or writer.incarnation != incarnation:
+            if writer is not None:
+                self._unuse(writer.places)
+            writer = _Writer(incarnation, run.first, np.empty(0, dtype=np.int64))
+            self._writers[slot] = writer
+        lost = np.full(run.first - writer.end, UNKNOWN)
+        places = self._taken(len(run.frames))
+        self._frames[places] = run.frames
+        self._uses[places] = 1
+        writer.places = np.concatenate([writer.places, lost, places])
+
+    def keep(self, slot: int, keep_from: int) -> None:
+        """The slot's writer will not name frames below `keep_from` any more."""
+        writer = self._writers[slot]
+        n = min(max(0, keep_from - writer.first), len(writer.places))
+        self._unuse(writer.places[:n])
+        writer.places, writer.first = writer.places[n:].copy(), writer.first + n
+
+    def places(self, slot: int, numbers: Array) -> Array:
+        """Where the slot's frames of `numbers` lie, same shape; `UNKNOWN` where they do not."""
+        writer = self._writers[slot]
+        indices = numbers - writer.first
+        is_known = (indices >= 0) & (indices < len(writer.places))
+        if not len(writer.places):
+            return np.full(numbers.shape, UNKNOWN)
+        return np.where(is_known, writer.places.take(indices, mode="clip"), UNKNOWN)
+
+    def use(self, places: Array) -> None:
+        """Rows that name `places` were stored."""
+        np.add.at(self._uses, places.reshape(-1), 1)
+
+    def unuse(self, places: Array) -> None:
+        """Rows that named `places` were overwritten."""
+        self._unuse(places.reshape(-1))
+
+    def stacks(self, places: Array) -> Array:
+        """uint8 [n, K, H, W] for `places` [n, K]."""
+        flat = self._frames.reshape(len(self._frames), -1)
+        taken = flat.take(places.reshape(-1), axis=0, mode="clip")
+        return taken.reshape(*places.shape, *self._shape)
+
+    def clear(self) -> None:
+        """Forget the frames of all rows; writers keep theirs."""
+        held = [w.places[w.places != UNKNOWN] for w in self._writers.values()]
+        self._uses[:] = 0
+        for places in held:
+            self._uses[places] = 1
+        self._collect_free()
+
+    def _taken(self, n: int) -> Array:
+        if n > self._n_free:
+            self._grow(n)
+        self._n_free -= n
+        places = self._free[self._n_free : self._n_free + n][::-1].copy()
+        self._touched = max(self._touched, int(places.max(initial=-1)) + 1)
+        return places
+
+    def _unuse(self, places: Array) -> None:
+        places = places[places != UNKNOWN]
+        np.subtract.at(self._uses, places, 1)
+        freed = np.unique(places[self._uses[places] == 0])
+        if self._held_back is not None:
+            self._held_back.append(freed)
+        else:
+            self._give_back(freed)
+
+    def _give_back(self, freed: Array) -> None:
+        self._free[self._n_free : self._n_free + len(freed)] = freed[::-1]
+        self._n_free += len(freed)
+
+    def _grow(self, n: int) -> None:
+        """Rare: very many writers, or episodes of one step, need more frames than rows."""
+        old = len(self._frames)
+        new = max(int(old * _GROWTH), old + n)
+        frames = np.empty((new, *self._shape), dtype=np.uint8)
+        frames[: self._touched] = self._frames[: self._touched]
+        self._frames = frames
+        self._uses = np.concatenate([self._uses, np.zeros(new - old, dtype=np.int32)])
+        free = np.concatenate([np.arange(new - 1, old - 1, -1), self._free[: self._n_free]])
+        self._free, self._n_free = np.resize(free, new), len(free)
+
+    def _collect_free(self) -> None:
+        free = np.flatnonzero(self._uses == 0)[::-1]
+        self._free, self._n_free = np.resize(free, len(self._frames)), len(free)
+
+    # Cuts
+
+    def freeze(self) -> dict[str, Any]:
+        """Counters for a cut; until `thaw` no frame held now is overwritten."""
+        self._held_back = [] if self._held_back is None else self._held_back
+        return self.meta()
+
+    def meta(self) -> dict[str, Any]:
+        """What a cut tells beside the frames."""
+        writers = [
+            [slot, writer.incarnation, writer.first, writer.places.tolist()]
+            for slot, writer in sorted(self._writers.items())
+        ]
+        return {"touched": self._touched, "shape": list(self._shape), "writers": writers}
+
+    def thaw(self) -> None:
+        """The cut was read, or given up."""
+        held_back, self._held_back = self._held_back or [], None
+        for freed in held_back:
+            self._give_back(freed)
+
+    def frames(self, first: int, end: int) -> Array:
+        """uint8 [n, H, W] of the places `first`…`end` − 1, as a view."""
+        return self._frames[first:end]
+
+    def begin_restore(self, meta: dict[str, Any]) -> Array:
+        """Become empty; the places to write the captured frames into before `end_restore`."""
+        touched = meta["touched"]
+        if touched > len(self._frames):
+            self._frames = np.empty((touched + _SPARE_FRAMES, *self._shape), dtype=np.uint8)
+        self._uses = np.zeros(len(self._frames), dtype=np.int32)
+        self._touched, self._writers, self._held_back = touched, {}, None
+        return self._frames[:touched]
+
+    def end_restore(self, meta: dict[str, Any], rows: list[Array]) -> None:
+        """Count what the restored `rows` and writers name."""
+        for slot, incarnation, first, places in meta["writers"]:
+            self._writers[slot] = _Writer(incarnation, first, np.array(places, dtype=np.int64))
+        self.clear()
+        for places in rows:
+            self.use(places)
+        self._collect_free()
+
+    def check_valid(self, rows: list[Array]) -> None:
+        """Raise `InvariantError` unless every frame is counted as often as it is named."""
+        wanted = np.zeros_like(self._uses)
+        for places in (*rows, *(w.places[w.places != UNKNOWN] for w in self._writers.values())):
+            np.add.at(wanted, places.reshape(-1), 1)
+        if not np.array_equal(wanted, self._uses):
+            raise InvariantError("a frame is counted more or less often than it is named")
+        free = self._free[: self._n_free]
+        if np.count_nonzero(wanted) != self.size or wanted[free].any():
+            raise InvariantError("a frame in use is free, or a free one is lost")

@@ -1,0 +1,75 @@
+"""Between a shard's rows and its frames: numbers become places, and places whole stacks.
+
+Owned by a replay shard whose observations are stacks of frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from qfleet.common.errors import InvariantError
+from qfleet.common.pixels.stored_columns import frame_shape
+from qfleet.common.types import (
+    ACTION,
+    NEXT_OBSERVATION,
+    OBSERVATION,
+    Array,
+    Columns,
+    EnvironmentSpec,
+    TransitionChunk,
+)
+from qfleet.replay_server.frame_pool import UNKNOWN, FramePool
+from qfleet.replay_server.storage import RingStorage
+
+STACKS = (OBSERVATION, NEXT_OBSERVATION)
+FRAMES_PER_ROW = 1.25
+"""Room asked for at the start: one frame per step and one per episode, and what is on its way."""
+
+
+class FramedRows:
+    """Keeps the pool's counts in step with the rows of `storage`; not thread-safe."""
+
+    def __init__(self, spec: EnvironmentSpec, storage: RingStorage) -> None:
+        self._storage = storage
+        self.pool = FramePool(frame_shape(spec), int(FRAMES_PER_ROW * storage.capacity))
+
+    def check(self, chunk: TransitionChunk) -> None:
+        """Raise `InvariantError` unless `take_in` can take the chunk."""
+        if chunk.frames is None:
+            raise InvariantError("a chunk of stacked observations came without its frames")
+        self.pool.check_run(chunk.frames, chunk.chunk_id.actor_slot, chunk.chunk_id.incarnation)
+
+    def take_in(self, chunk: TransitionChunk) -> tuple[Columns, Array]:
+        """The chunk's rows as they are appended next, and bool [rows] which of them that are.
+
+        Rows are left out whose frames came in a chunk that this shard never got.
+        """
+        run, slot = chunk.frames, chunk.chunk_id.actor_slot
+        assert run is not None, "check() saw to it"
+        self.pool.admit(run, slot, chunk.chunk_id.incarnation)
+        placed = {name: self.pool.places(slot, chunk.columns[name]) for name in STACKS}
+        is_kept = np.logical_and.reduce([(places != UNKNOWN).all(1) for places in placed.values()])
+        columns = {n: array[is_kept] for n, array in {**chunk.columns, **placed}.items()}
+        overwritten = self._storage.slots_overwritten_by(len(columns[ACTION]))
+        for name in STACKS:
+            self.pool.use(columns[name][-self._storage.capacity :])
+            self.pool.unuse(self._storage.column(name)[overwritten])
+        self.pool.keep(slot, run.keep_from)
+        return columns, is_kept
+
+    def unfold(self, columns: Mapping[str, Array]) -> Columns:
+        """Rows as the learner wants them, uint8 [n, K, H, W] in place of places."""
+        return {
+            name: self.pool.stacks(column) if name in STACKS else column
+            for name, column in columns.items()
+        }
+
+    def places_named(self) -> list[Array]:
+        """The places that rows name, each column as held."""
+        return [self._storage.column(name)[: self._storage.size] for name in STACKS]
+
+    def check_valid(self) -> None:
+        """Raise `InvariantError` unless the pool counts what the rows name."""
+        self.pool.check_valid(self.places_named())
