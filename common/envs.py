@@ -12,17 +12,17 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.wrappers import TransformAction, TransformObservation
 
 from qfleet.common.config import EnvConfig
-from qfleet.common.errors import ConfigError
-from qfleet.common.types import Array, EnvironmentSpec
+from qfleet.common.environment_checks import CheckedEnvironment, ObservationForm, probe
+from qfleet.common.errors import ConfigError, EnvironmentFailedError
+from qfleet.common.types import EnvironmentSpec
+from qfleet.common.user_errors import is_from_signal, user_error
 
 Environment = gymnasium.Env[Any, Any]
 
@@ -33,11 +33,14 @@ _EXTRA_OF_PACKAGE = {"box2d": "box2d", "swig": "box2d"}
 """Words in gymnasium's complaint about a missing package, and our extra that installs it."""
 
 
-def make_env(config: EnvConfig, render_mode: str | None = None) -> Environment:
+def make_env(
+    config: EnvConfig, render_mode: str | None = None, *, place: str = "", keeps_info: bool = True
+) -> CheckedEnvironment:
     """The environment with our preprocessing: `float32 [O]` observations, `Discrete(A)` actions.
 
     Each observation is a fresh array, so an environment that reuses its buffer is safe to store.
-    The working directory is importable, for `module:Id` and for factories.
+    The working directory is importable, for `module:Id` and for factories. What the environment
+    does wrong is an `EnvironmentFailedError` that names `place`.
 
     Raises:
         ConfigError: when the environment cannot be made or its spaces are not supported.
@@ -49,17 +52,18 @@ def make_env(config: EnvConfig, render_mode: str | None = None) -> Environment:
         if config.factory is None
         else _make_from_factory(config.factory, config, render_mode)
     )
-    return _with_flat_observation(_with_actions_from_zero(env, config), config)
+    return _checked(env, config, place, keeps_info)
 
 
 def describe_environment(config: EnvConfig) -> EnvironmentSpec:
-    """What the other roles must know; makes one environment and closes it.
+    """What the other roles must know; makes one environment, tries it and closes it.
 
     Raises:
-        ConfigError: as `make_env`.
+        ConfigError: as `make_env`, and when a first few steps show that it does not work.
     """
-    env = make_env(config)
+    env = make_env(config, place="the trial before the start")
     try:
+        probe(env)
         registered = env.unwrapped.spec if env.spec is None else env.spec
         observation_space, action_space = env.observation_space, env.action_space
         assert isinstance(action_space, spaces.Discrete), "make_env returned another action space"
@@ -72,6 +76,8 @@ def describe_environment(config: EnvConfig) -> EnvironmentSpec:
             reward_threshold=None if threshold is None else float(threshold),
             max_episode_steps=registered.max_episode_steps if registered is not None else None,
         )
+    except EnvironmentFailedError as error:
+        raise ConfigError(str(error)) from error
     finally:
         env.close()
 
@@ -121,13 +127,15 @@ def _make_registered(config: EnvConfig, render_mode: str | None) -> Environment:
         ) from error
     except gymnasium.error.DependencyNotInstalled as error:
         raise ConfigError(_missing_package(config, error)) from error
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise ConfigError(
-            f"{_key(config)} needs a module that cannot be imported: {error} Install it, or start "
+            f"{_key(config)} needs a module that cannot be imported: {error}. Install it, or start "
             "qfleet in the folder that holds it (ray.ship sends it to other hosts)."
         ) from error
-    except TypeError as error:
-        raise _refused_kwargs(config, error) from error
+    except (Exception, SystemExit) as error:
+        if is_from_signal(error):
+            raise
+        raise _not_made(config, error) from error
 
 
 def _missing_package(config: EnvConfig, error: Exception) -> str:
@@ -138,19 +146,27 @@ def _missing_package(config: EnvConfig, error: Exception) -> str:
     return f"{_key(config)} needs an optional package: {complaint}"
 
 
-def _refused_kwargs(config: EnvConfig, error: TypeError) -> Exception:
-    """A ConfigError when the keywords are at fault, else the environment's own error."""
-    if "keyword argument" in str(error) or "positional argument" in str(error):
+def _not_made(config: EnvConfig, error: BaseException) -> ConfigError:
+    """What to say of an environment whose constructor or factory raised."""
+    words = str(error)
+    if isinstance(error, TypeError) and (
+        "keyword argument" in words or "positional argument" in words
+    ):
         return ConfigError(f"env.kwargs={config.kwargs} do not fit {_key(config)}: {error}")
-    return error
+    return ConfigError(
+        f"{_key(config)} could not be made: it raised {user_error(error)}; the error is the "
+        "environment's own"
+    )
 
 
 def _make_from_factory(path: str, config: EnvConfig, render_mode: str | None) -> Environment:
     function = _import_factory(path)
     try:
         env = function(**{**config.kwargs, "render_mode": render_mode})
-    except TypeError as error:
-        raise _refused_kwargs(config, error) from error
+    except (Exception, SystemExit) as error:
+        if is_from_signal(error):
+            raise
+        raise _not_made(config, error) from error
     if not isinstance(env, gymnasium.Env):
         raise ConfigError(f"{_key(config)} must return a gymnasium.Env, got {type(env).__name__}")
     return env
@@ -159,40 +175,37 @@ def _make_from_factory(path: str, config: EnvConfig, render_mode: str | None) ->
 def _import_factory(path: str) -> Callable[..., Any]:
     module_name, _, function_name = path.partition(":")
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except ModuleNotFoundError as error:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        if is_from_signal(error):
+            raise
         raise ConfigError(
-            f"env.factory={path!r}: {error}. Start qfleet in the folder that holds the module, or "
-            "install it (ray.ship sends it to other hosts)."
+            f"env.factory={path!r} cannot be imported: {user_error(error)}. Start qfleet in the "
+            "folder that holds the module, or install it (ray.ship sends it to other hosts)."
         ) from error
-    except AttributeError as error:
+    function = getattr(module, function_name, None)
+    if function is None:
         raise ConfigError(
             f"env.factory={path!r}: module {module_name} has no function {function_name}"
-        ) from error
+        )
     if not callable(function):
         raise ConfigError(f"env.factory={path!r} names a {type(function).__name__}, not a function")
     return function  # type: ignore[no-any-return]  # any callable a user's module holds
 
 
-def _with_actions_from_zero(env: Environment, config: EnvConfig) -> Environment:
-    space = env.action_space
-    if not isinstance(space, spaces.Discrete):
+def _checked(
+    env: Environment, config: EnvConfig, place: str, keeps_info: bool
+) -> CheckedEnvironment:
+    if not isinstance(env.action_space, spaces.Discrete):
         raise ConfigError(
-            f"{_key(config)} has the action space {space}; Q-learning needs Discrete actions: "
-            "choose a discrete variant, or discretize it in a wrapper given by env.factory"
+            f"{_key(config)} has the action space {env.action_space}; Q-learning needs Discrete "
+            "actions: choose a discrete variant, or discretize it in a wrapper given by env.factory"
         )
-    if space.start == 0:
-        return env
-    shift = partial(_add, int(space.start))
-    return TransformAction(env, shift, spaces.Discrete(int(space.n)))
+    form = _observation_form(env.observation_space, config)
+    return CheckedEnvironment(env, _key(config), form, place=place, keeps_info=keeps_info)
 
 
-def _add(start: int, action: Any) -> int:
-    return int(action) + start
-
-
-def _with_flat_observation(env: Environment, config: EnvConfig) -> Environment:
-    space = env.observation_space
+def _observation_form(space: spaces.Space[Any], config: EnvConfig) -> ObservationForm:
     if _holds_image(space):
         raise ConfigError(
             f"{_key(config)} observes images ({space}); pixels are not supported yet: choose an "
@@ -208,10 +221,7 @@ def _with_flat_observation(env: Environment, config: EnvConfig) -> Environment:
             f"{_key(config)} has the observation space {space}, which has no flat form of fixed "
             "length: convert it in a wrapper given by env.factory"
         )
-    with np.errstate(over="ignore"):  # float64 bounds such as 1.8e308 become infinite
-        low, high = flat.low.astype(np.float32), flat.high.astype(np.float32)
-    func = _flat_box if isinstance(space, spaces.Box) else partial(_flat_any, space)
-    return TransformObservation(env, func, spaces.Box(low, high, dtype=np.float32))
+    return ObservationForm(space, flat)
 
 
 def _holds_image(space: spaces.Space[Any]) -> bool:
@@ -222,12 +232,3 @@ def _holds_image(space: spaces.Space[Any]) -> bool:
     if not isinstance(space, spaces.Box) or space.dtype != np.uint8:
         return False
     return sum(extent > _LARGEST_NON_IMAGE_EXTENT for extent in space.shape) >= 2
-
-
-def _flat_box(observation: Any) -> Array:
-    # np.array copies: the environment may go on writing to the array that it returned.
-    return np.array(observation, dtype=np.float32).reshape(-1)
-
-
-def _flat_any(space: spaces.Space[Any], observation: Any) -> Array:
-    return np.array(spaces.utils.flatten(space, observation), dtype=np.float32).reshape(-1)

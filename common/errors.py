@@ -49,6 +49,12 @@ class WaitTimeoutError(QfleetError):
     exit_code = 5
 
 
+class EnvironmentFailedError(QfleetError):
+    """An environment raised, or answered with what no environment may; its author can mend it."""
+
+    exit_code = 5
+
+
 class WireFormatError(QfleetError, ValueError):
     """A message's bytes are not what the wire format allows; nothing of it was used."""
 

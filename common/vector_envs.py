@@ -194,21 +194,30 @@ def has_native_vector(config: EnvConfig) -> bool:
 
 
 def make_vector_env(
-    config: EnvConfig, n_envs: int, *, asynchronous: bool = False
+    config: EnvConfig, n_envs: int, *, asynchronous: bool = False, place: str = ""
 ) -> VectorEnvAdapter:
     """E sub-environments: vectorized arithmetic for CartPole, a loop of `make_env` for the rest.
 
-    `asynchronous` plays each sub-environment in a process of its own.
+    `asynchronous` plays each sub-environment in a process of its own; errors name `place`.
 
     Raises:
-        ConfigError: as `make_env`.
+        ConfigError: as `make_env`, and when the sub-environments are not alike.
     """
     if has_native_vector(config) and not asynchronous:
         return VectorEnvAdapter(gymnasium.make_vec(config.id, num_envs=n_envs))
-    makers: list[Callable[[], Environment]] = [partial(make_env, config)] * n_envs
+    makers: list[Callable[[], Environment]] = [
+        partial(
+            make_env, config, place=f"{place}, sub-environment {i}".lstrip(", "), keeps_info=False
+        )
+        for i in range(n_envs)
+    ]
     # The adapter copies, so the environment need not.
     vector = AsyncVectorEnv if asynchronous else SyncVectorEnv
-    return VectorEnvAdapter(vector(makers, copy=False, autoreset_mode=AutoresetMode.SAME_STEP))
+    try:
+        env = vector(makers, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+    except RuntimeError as error:  # the spaces of two sub-environments differ
+        raise ConfigError(f"the environments made of one configuration differ: {error}") from error
+    return VectorEnvAdapter(env)
 
 
 def _copy_observations(raw: Any) -> Array:

@@ -224,12 +224,49 @@ def test_make_env_factory_refusing_kwargs_names_the_key(monkeypatch):
         envs.make_env(_of_factory(monkeypatch, CountingEnv, wrong_name=1))
 
 
-def test_make_env_type_error_inside_an_environment_is_passed_on(monkeypatch):
+def test_make_env_error_inside_a_factory_is_told_with_its_line(monkeypatch):
     def broken(render_mode):
         return 1 + "a"
 
-    with pytest.raises(TypeError, match="unsupported operand"):
+    line = broken.__code__.co_firstlineno + 1
+    with pytest.raises(
+        ConfigError,
+        match=rf"env\.factory=.*could not be made: it raised TypeError: unsupported operand.*"
+        rf"test_envs\.py, line {line}, in broken.*the environment's own",
+    ):
         envs.make_env(_of_factory(monkeypatch, broken))
+
+
+def test_make_env_exit_inside_a_factory_is_an_error(monkeypatch):
+    with pytest.raises(ConfigError, match="it raised SystemExit: 3"):
+        envs.make_env(_of_factory(monkeypatch, lambda render_mode: sys.exit(3)))
+
+
+def test_make_env_module_missing_in_another_way_is_a_config_error():
+    with pytest.raises(ConfigError, match=r"GymV21Environment-v0.*needs a module"):
+        envs.make_env(EnvConfig(id="GymV21Environment-v0", kwargs={"env_id": "x"}))
+
+
+def test_make_env_error_at_import_of_a_factorys_module_is_told(monkeypatch, tmp_path):
+    (tmp_path / "qfleet_broken_env.py").write_text("price = {}['table']\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with pytest.raises(
+        ConfigError, match=r"cannot be imported: KeyError: 'table' .*qfleet_broken_env\.py, line 1"
+    ):
+        envs.make_env(EnvConfig(factory="qfleet_broken_env:make"))
+
+
+@pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.Discrete(3, start=5)])
+def test_make_env_actions_are_those_of_gymnasiums_sampling(monkeypatch, space):
+    inner, env = _make(monkeypatch, spaces.Discrete(2), 0, space)
+
+    env.reset(seed=0)
+    for action in (0, np.int32(1), np.int64(2)):
+        env.step(action)
+
+    assert {type(action) for action in inner.received} == {type(space.sample())} == {np.int64}
+    assert inner.received == [space.start, space.start + 1, space.start + 2]
 
 
 def test_make_env_imports_modules_of_the_working_directory(monkeypatch, tmp_path):
