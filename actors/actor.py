@@ -25,7 +25,13 @@ from qfleet.actors.nested_captures import (
 from qfleet.actors.policy import Exploration, QFunction, select_actions
 from qfleet.common import seeding
 from qfleet.common.config import Config
-from qfleet.common.errors import CheckpointError, InvariantError, NonFiniteError, QfleetError
+from qfleet.common.errors import (
+    CheckpointError,
+    EnvironmentFailedError,
+    InvariantError,
+    NonFiniteError,
+    QfleetError,
+)
 from qfleet.common.pixels.stored_columns import stored_columns
 from qfleet.common.stage_clock import ACTING, ENCODING, ENVIRONMENT, StageClock
 from qfleet.common.td import td_errors_by_networks
@@ -219,6 +225,7 @@ class Actor:
         """Everything completed since the last chunk; None when nothing at all happened.
 
         Raises:
+            EnvironmentFailedError: when a value is NaN or infinite.
             NonFiniteError: when a priority is NaN or infinite.
         """
         env_steps = self.env_steps - self._env_steps_at_chunk
@@ -226,6 +233,7 @@ class Actor:
             return None
         self.clock.start()
         columns = self._pending_columns()
+        self._check_finite(columns)
         prioritized = self._config.replay.sampling == "prioritized"
         chunk = TransitionChunk(
             ChunkId(self._run_id, self._slot, self._incarnation, self._seq),
@@ -284,6 +292,20 @@ class Actor:
             name: np.concatenate([part[name] for part in self._pending])
             for name in self._pending[0]
         }
+
+    def _check_finite(self, columns: Columns) -> None:
+        """What enters the replay is finite.
+
+        Each value was looked at where the environment returned it; their discounted sum in float32
+        may still be more than that can hold.
+        """
+        for name, column in columns.items():
+            if column.dtype.kind == "f" and not np.isfinite(column).all():
+                raise EnvironmentFailedError(
+                    f"{self._spec.env_id} failed in actor {self._slot} before env step "
+                    f"{self.env_steps}: {name} of a transition is NaN or beyond float32; scale the "
+                    "rewards and observations in a wrapper given by env.factory"
+                )
 
     def _priorities(self, columns: Columns) -> Array:
         """float64 [rows] |δ| by the networks held now; the learner revises it after sampling."""

@@ -27,7 +27,7 @@ def build_actor(
         n_actors=count,
         config=config,
         spec=spec,
-        env=make_vector_env(config.env, n_envs),
+        env=make_vector_env(config.env, n_envs, place=f"actor {slot}"),
         build_q_function=build,
         seed=config.seed,
     )

@@ -110,7 +110,7 @@ class Evaluator:
     ) -> EpisodeStatistics:
         if self._vector is None or self._vector.n_envs != n_episodes:
             self.close()
-            self._vector = make_vector_env(self._config, n_episodes)
+            self._vector = make_vector_env(self._config, n_episodes, place="an evaluation")
         env = self._vector
         observations = env.reset(seeding.seed_int(seed, "eval.episodes"))
         rng = seeding.generator(seed, "eval.policy")
@@ -140,7 +140,7 @@ class Evaluator:
         self, q_function: QFunction, n_episodes: int, seed: int, should_stop: ShouldStop | None
     ) -> EpisodeStatistics:
         while len(self._singles) < min(n_episodes, self._max_envs):
-            self._singles.append(make_env(self._config))
+            self._singles.append(make_env(self._config, place="an evaluation"))
         waiting = iter(range(n_episodes))
         active = [
             _Episode.start(index, env, seed)

@@ -310,32 +310,79 @@ def test_train_that_diverges_ends_with_4_and_a_summary(tmp_path, capsys):
     assert "diverged" in capsys.readouterr().err
 
 
-def test_train_with_a_bug_in_the_environment_writes_the_summary_and_raises(tmp_path):
-    (tmp_path / "broken_env.py").write_text(
-        textwrap.dedent(
-            """
-            import gymnasium
+BROKEN_ENV = """
+import sys
 
-            class Broken(gymnasium.Wrapper):
-                steps = 0
+import gymnasium
+import numpy as np
 
-                def step(self, action):
-                    Broken.steps += 1
-                    if Broken.steps > 150:
-                        raise ZeroDivisionError("the environment's own bug")
-                    return self.env.step(action)
 
-            def make(render_mode=None):
-                return Broken(gymnasium.make("CartPole-v1", render_mode=render_mode))
-            """
-        )
-    )
-    wanted = config(env__factory="broken_env:make", actors__count=1)
-    with pytest.raises(ZeroDivisionError):
-        train(wanted, run_dir=tmp_path / "run")
+class Broken(gymnasium.Wrapper):
+    steps = 0
+
+    def step(self, action):
+        answer = self.env.step(action)
+        Broken.steps += 1
+        return self.fault(answer) if Broken.steps > self.good_steps else answer
+
+    def fault(self, answer):
+        observation, reward, terminated, truncated, info = answer
+        if self.kind == "raises":
+            raise KeyError("price_table")
+        if self.kind == "exits":
+            sys.exit(3)
+        if self.kind == "nan":
+            return np.full(4, np.nan, np.float32), reward, terminated, truncated, info
+        return observation, np.array([1.0]), terminated, truncated, info
+
+
+def make(kind, good_steps=150, render_mode=None):
+    env = Broken(gymnasium.make("CartPole-v1", render_mode=render_mode))
+    env.kind, env.good_steps = kind, good_steps
+    return env
+"""
+BROKEN_WORDS = {
+    "raises": ["step raised KeyError: 'price_table' (", "broken_env.py, line 19, in fault)"],
+    "exits": ["step called sys.exit(3); an environment must not end its process"],
+    "nan": ["value 0 of the observation is nan; every observation must be finite"],
+    "shape": ["the reward array([1.]); a reward must be one number: return float(reward)"],
+}
+
+
+@pytest.fixture
+def broken_env(tmp_path, monkeypatch):
+    """A configuration whose environment goes wrong in the given way."""
+    (tmp_path / "broken_env.py").write_text(BROKEN_ENV)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken_env", raising=False)
+
+    def make(**kwargs):
+        return config(env__factory="broken_env:make", env__kwargs=kwargs, actors__count=1)
+
+    return make
+
+
+@pytest.mark.parametrize("kind", BROKEN_WORDS)
+def test_train_with_an_environment_that_fails_later_ends_with_5(tmp_path, broken_env, capsys, kind):
+    exit_code = run_train(broken_env(kind=kind), run_dir=str(tmp_path / "run"))
+
     summary = read_summary(tmp_path / "run")
-    assert (summary.status, summary.exit_code) == ("failed", 1)
-    assert "ZeroDivisionError" in summary.stop_reason
+    assert (exit_code, summary.status, summary.exit_code) == (5, "failed", 5)
+    said = capsys.readouterr().err
+    assert "bug in qfleet" not in said
+    assert "learning_rate" not in said
+    for words in ["failed in actor 0, sub-environment ", *BROKEN_WORDS[kind]]:
+        assert words in summary.stop_reason
+        assert words in said
+
+
+@pytest.mark.parametrize("kind", BROKEN_WORDS)
+def test_train_with_an_environment_that_fails_its_trial_starts_nothing(tmp_path, broken_env, kind):
+    with pytest.raises(ConfigError, match="failed in the trial before the start at ") as caught:
+        train(broken_env(kind=kind, good_steps=3), run_dir=tmp_path / "run")
+
+    assert all(words in str(caught.value) for words in BROKEN_WORDS[kind])
+    assert not (tmp_path / "run").exists()
 
 
 def test_train_unsolved_is_scored_on_seeds_that_selected_nothing(tmp_path):

@@ -8,7 +8,13 @@ from qfleet.actors.actor import Actor
 from qfleet.common import messages, wire
 from qfleet.common.config import Config
 from qfleet.common.envs import describe_environment
-from qfleet.common.errors import CheckpointError, InvariantError, NonFiniteError, QfleetError
+from qfleet.common.errors import (
+    CheckpointError,
+    EnvironmentFailedError,
+    InvariantError,
+    NonFiniteError,
+    QfleetError,
+)
 from qfleet.common.types import ParamsSnapshot, TargetSyncEvent, check_columns, transition_columns
 from qfleet.common.vector_envs import make_vector_env
 
@@ -29,8 +35,9 @@ class Corridor(gymnasium.Env):
     observation_space = spaces.Box(0, 1e6, (1,), np.float32)
     action_space = spaces.Discrete(2)
 
-    def __init__(self, render_mode=None):
-        self._count = 0
+    def __init__(self, render_mode=None, reward=None, fails_at=None):
+        self._count = self._total = 0
+        self._reward, self._fails_at = reward, fails_at
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -39,11 +46,15 @@ class Corridor(gymnasium.Env):
 
     def step(self, action):
         self._count += 1
-        return np.array([self._count], np.float32), float(self._count), False, False, {}
+        self._total += 1
+        if self._total == self._fails_at:
+            raise RuntimeError("the corridor is blocked")
+        reward = float(self._count) if self._reward is None else self._reward
+        return np.array([self._count], np.float32), reward, False, False, {}
 
 
-def corridor_of_4(render_mode=None):
-    return TimeLimit(Corridor(), 4)
+def corridor_of_4(render_mode=None, **kwargs):
+    return TimeLimit(Corridor(**kwargs), 4)
 
 
 CORRIDOR = {"factory": f"{__name__}:corridor_of_4"}
@@ -66,7 +77,7 @@ def _actor(config=None, *, n_envs=4, slot=0, incarnation=0, n_actors=1, seed=1):
         n_actors=n_actors,
         config=config,
         spec=describe_environment(config.env),
-        env=make_vector_env(config.env, n_envs),
+        env=make_vector_env(config.env, n_envs, place=f"actor {slot}"),
         build_q_function=LinearQ,
         seed=seed,
     )
@@ -253,6 +264,36 @@ def test_priorities_that_are_not_finite_stop_the_run():
 
     with pytest.raises(NonFiniteError, match="actor 0"):
         actor.take_chunk()
+
+
+@pytest.mark.parametrize("kept", [1, 8])
+def test_return_beyond_float32_never_enters_a_chunk(kept):
+    """Three rewards of 2e38 are finite each, and their sum is not."""
+    actor = _actor(Config(env={**CORRIDOR, "kwargs": {"reward": 2e38}}, actors={"n_step": 3}))
+    actor.set_params(_snapshot(1, n_inputs=1))
+
+    with np.errstate(over="ignore"):
+        for _ in range(kept):
+            actor.step()
+    if kept == 1:
+        actor.take_chunk()  # no window is complete yet
+        return
+    with pytest.raises(
+        EnvironmentFailedError,
+        match=r"corridor_of_4 failed in actor 0 before env step 32: n_step_return .*scale the rew",
+    ):
+        actor.take_chunk()
+
+
+def test_error_of_the_environment_names_actor_and_sub_environment():
+    actor = _actor(Config(env={**CORRIDOR, "kwargs": {"fails_at": 19}}), slot=2, n_actors=3)
+    actor.set_params(_snapshot(1, n_inputs=1))
+
+    with pytest.raises(
+        EnvironmentFailedError,
+        match="failed in actor 2, sub-environment 0 at step 3 of episode 5: step raised Runtime",
+    ):
+        actor.act_steps(100)
 
 
 def test_epsilon_follows_the_fleets_env_steps():
