@@ -19,8 +19,9 @@ import numpy as np
 from gymnasium import spaces
 
 from qfleet.common.config import EnvConfig
-from qfleet.common.environment_checks import CheckedEnvironment, ObservationForm, probe
+from qfleet.common.environment_checks import CheckedEnvironment, probe
 from qfleet.common.errors import ConfigError, EnvironmentFailedError
+from qfleet.common.observation_form import ObservationForm
 from qfleet.common.types import EnvironmentSpec
 from qfleet.common.user_errors import is_from_signal, user_error
 

@@ -21,6 +21,7 @@ from qfleet.common.config import NetworkConfig
 from qfleet.common.errors import CheckpointError, ConfigError
 from qfleet.common.numpy_network import NORM_EPSILON
 from qfleet.common.types import Array, EnvironmentSpec
+from qfleet.common.user_errors import is_from_signal, user_error
 
 BATCH_NORM_MOMENTUM = 0.1
 
@@ -79,6 +80,50 @@ def build_network(config: NetworkConfig, spec: EnvironmentSpec, seed: int) -> nn
     return network
 
 
+def try_factory(config: NetworkConfig, spec: EnvironmentSpec) -> None:
+    """Build the network of `config.factory` and pass two observations through it.
+
+    Raises:
+        ConfigError: with what it raised or returned, when it is no network for `spec`.
+    """
+    key = f"network.factory={config.factory!r}"
+    try:
+        with torch.random.fork_rng(devices=[]):
+            network = build_network(config, spec, seed=0)
+            answers = [network.train(mode)(torch.zeros(2, spec.n_inputs)) for mode in (True, False)]
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:
+        if is_from_signal(error):
+            raise
+        raise ConfigError(
+            f"{key} raised {user_error(error)} when it was tried on two observations "
+            f"[2, {spec.n_inputs}]; it is called as function(n_inputs={spec.n_inputs}, "
+            f"n_actions={spec.n_actions}, **network.kwargs)"
+        ) from error
+    if next(network.parameters(), None) is None:
+        raise ConfigError(f"{key} has no parameters: nothing could be learned")
+    for answer in answers:
+        fault = _fault_of(answer, [2, spec.n_actions])
+        if fault is not None:
+            raise ConfigError(
+                f"{key} must map observations [2, {spec.n_inputs}] to Q-values "
+                f"[2, {spec.n_actions}], one for each action of {spec.env_id}; {fault}"
+            )
+
+
+def _fault_of(answer: object, wanted_shape: list[int]) -> str | None:
+    if not isinstance(answer, Tensor):
+        return f"it returned a {type(answer).__name__}"
+    if list(answer.shape) != wanted_shape:
+        return f"it returned {list(answer.shape)}"
+    if not answer.is_floating_point() or not answer.requires_grad:
+        return f"it returned {answer.dtype} values from which no gradient flows back"
+    if not torch.isfinite(answer).all():
+        return f"it returned values that are not finite: {answer.tolist()}"
+    return None
+
+
 def load_factory(path: str, key: str) -> Callable[..., object]:
     """The callable behind `module:function`; the working directory is importable.
 
@@ -92,8 +137,10 @@ def load_factory(path: str, key: str) -> Callable[..., object]:
         sys.path.insert(0, os.getcwd())
     try:
         factory = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{key} {path!r} cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:
+        if is_from_signal(error):
+            raise
+        raise ConfigError(f"{key} {path!r} cannot be imported: {user_error(error)}") from error
     if not callable(factory):
         raise ConfigError(f"{key} {path!r} must be callable, got {type(factory).__name__}")
     return cast("Callable[..., object]", factory)

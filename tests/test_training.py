@@ -385,6 +385,26 @@ def test_train_with_an_environment_that_fails_its_trial_starts_nothing(tmp_path,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("runtime", ["local", "ray"])
+@pytest.mark.parametrize(
+    ("factory", "words"),
+    [
+        ("five_outputs:make", r"one for each action of CartPole-v1; it returned \[2, 5\]"),
+        ("no_such_module:make", "cannot be imported: ModuleNotFoundError: No module named"),
+    ],
+)
+def test_train_tries_the_network_before_anything_starts(tmp_path, runtime, factory, words):
+    (tmp_path / "five_outputs.py").write_text(
+        "import torch\ndef make(n_inputs, n_actions): return torch.nn.Linear(n_inputs, 5)\n"
+    )
+
+    with pytest.raises(ConfigError, match=words) as caught:
+        train(config(runtime=runtime, network__factory=factory), run_dir=tmp_path / "run")
+
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "run").exists()
+
+
 def test_train_unsolved_is_scored_on_seeds_that_selected_nothing(tmp_path):
     seen = []
     wanted = config(eval__period_learner_steps=100, eval__confirm_episodes=7)

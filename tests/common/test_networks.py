@@ -15,6 +15,7 @@ from qfleet.common.networks import (
     load_arrays,
     load_factory,
     to_arrays,
+    try_factory,
 )
 from qfleet.common.types import EnvironmentSpec
 
@@ -282,3 +283,76 @@ def test_to_arrays_are_copies():
     tensor.fill_(1.0)
 
     assert array.tolist() == [0.0, 0.0, 0.0]
+
+
+def _of_two_and_five(n_inputs, n_actions, n_outputs=5):
+    return nn.Sequential(nn.Linear(n_inputs, 8), nn.BatchNorm1d(8), nn.Linear(8, n_outputs))
+
+
+class _Wrong(nn.Module):
+    def __init__(self, n_inputs, n_actions, kind):
+        super().__init__()
+        self.linear, self.kind = nn.Linear(n_inputs, n_actions), kind
+
+    def forward(self, x):
+        if self.kind == "raises":
+            return {}["price_table"]
+        if self.kind == "exits":
+            raise SystemExit(3)
+        if self.kind == "tuple":
+            return self.linear(x), x
+        if self.kind == "detached":
+            return self.linear(x).detach()
+        return self.linear(x) * float("nan")
+
+
+def _linear_misread(n_inputs, n_actions):
+    return nn.Linear(n_inputs + 1, n_actions)
+
+
+def _without_parameters(n_inputs, n_actions):
+    return nn.Flatten()
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "words"),
+    [
+        ("_of_two_and_five", {}, r"to Q-values \[2, 3\], .*; it returned \[2, 5\]"),
+        (
+            "_Wrong",
+            {"kind": "raises"},
+            r"raised KeyError: 'price_table' \(.*test_networks.py, line ",
+        ),
+        ("_Wrong", {"kind": "exits"}, "raised SystemExit: 3"),
+        ("_Wrong", {"kind": "tuple"}, "it returned a tuple"),
+        ("_Wrong", {"kind": "detached"}, "from which no gradient flows back"),
+        ("_Wrong", {"kind": "nan"}, "values that are not finite"),
+        ("_Wrong", {"sort": 1}, "raised TypeError: .*called as function.n_inputs=4, n_actions=3,"),
+        ("_linear_misread", {}, r"raised RuntimeError: .*tried on two observations \[2, 4\]"),
+        ("_without_parameters", {}, "has no parameters"),
+    ],
+)
+def test_try_factory_says_what_is_wrong(name, kwargs, words):
+    config = NetworkConfig(factory=f"{__name__}:{name}", kwargs=kwargs)
+
+    with pytest.raises(ConfigError, match=rf"network.factory='{__name__}:{name}' .*{words}"):
+        try_factory(config, EnvironmentSpec("E-v0", (4,), "<f4", 3, None, None))
+
+
+def test_try_factory_takes_a_fitting_network_and_leaves_torchs_generator_alone():
+    config = NetworkConfig(factory=f"{__name__}:_of_two_and_five", kwargs={"n_outputs": 3})
+    before = torch.random.get_rng_state()
+
+    try_factory(config, EnvironmentSpec("E-v0", (4,), "<f4", 3, None, None))
+
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_factory_whose_module_fails_at_import_names_its_line(tmp_path, monkeypatch):
+    (tmp_path / "net_that_fails.py").write_text("rate = {}['rate']\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with pytest.raises(
+        ConfigError, match=r"cannot be imported: KeyError: 'rate' .*fails\.py, line 1"
+    ):
+        load_factory("net_that_fails:make", "network.factory")
