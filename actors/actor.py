@@ -22,9 +22,9 @@ from qfleet.actors.nested_captures import (
     put_part,
     restore_snapshot,
 )
+from qfleet.actors.plan import ActorPlan
 from qfleet.actors.policy import Exploration, QFunction, select_actions
 from qfleet.common import seeding
-from qfleet.common.config import Config
 from qfleet.common.errors import (
     CheckpointError,
     EnvironmentFailedError,
@@ -68,26 +68,22 @@ class Actor:
 
     def __init__(
         self,
+        plan: ActorPlan,
+        spec: EnvironmentSpec,
+        env: VectorEnvAdapter,
+        build_q_function: Callable[[ParamsSnapshot], QFunction],
         *,
         run_id: str,
         slot: int,
         incarnation: int,
-        n_actors: int,
-        config: Config,
-        spec: EnvironmentSpec,
-        env: VectorEnvAdapter,
-        build_q_function: Callable[[ParamsSnapshot], QFunction],
-        seed: int,
     ) -> None:
         self._run_id, self._slot, self._incarnation = run_id, slot, incarnation
-        self._config, self._spec, self._env, self._seed = config, spec, env, seed
+        self._plan, self._spec, self._env = plan, spec, env
         self._build_q_function = build_q_function
         n_envs = env.n_envs
-        self._accumulator = NStepAccumulator(
-            n_envs, config.actors.n_step, config.actors.discount, spec
-        )
-        self._rng = seeding.generator(seed, "actor.policy", slot)
-        self.set_n_actors(n_actors)
+        self._accumulator = NStepAccumulator(n_envs, plan.n_step, plan.discount, spec)
+        self._rng = seeding.generator(plan.seed, "actor.policy", slot)
+        self.set_n_actors(plan.count)
         self._online: _Held | None = None
         self._target: _Held | None = None
         self._env_steps_at_params = 0
@@ -107,10 +103,10 @@ class Actor:
         """Snapshots ignored because a newer one was held."""
         self.clock = StageClock()
         """Where its own time went."""
-        first = env.reset(seeding.seed_int(seed, "actor.env", slot, incarnation))
+        first = env.reset(seeding.seed_int(plan.seed, "actor.env", slot, incarnation))
         self._trail: FrameTrail | None = None
         if spec.frame_stack is not None:
-            self._trail = FrameTrail(n_envs, spec.frame_stack, config.actors.n_step)
+            self._trail = FrameTrail(n_envs, spec.frame_stack, plan.n_step)
             self._trail.start(first)
 
     @property
@@ -156,7 +152,7 @@ class Actor:
     def set_n_actors(self, n_actors: int) -> None:
         """Spread the ε ladder over `n_actors` actors from now on."""
         self._n_actors = n_actors
-        self._exploration = Exploration(self._config.actors, self._slot, n_actors, self._env.n_envs)
+        self._exploration = Exploration(self._plan, self._slot, n_actors, self._env.n_envs)
 
     def set_params(self, snapshot: ParamsSnapshot) -> TargetSyncEvent | None:
         """Act with `snapshot` from the next step on; the target sync that this acknowledges.
@@ -234,11 +230,10 @@ class Actor:
         self.clock.start()
         columns = self._pending_columns()
         self._check_finite(columns)
-        prioritized = self._config.replay.sampling == "prioritized"
         chunk = TransitionChunk(
             ChunkId(self._run_id, self._slot, self._incarnation, self._seq),
             columns,
-            self._priorities(columns) if prioritized else None,
+            self._priorities(columns) if self._plan.gives_priorities else None,
             self._acted_version,
             env_steps,
             tuple(self._pending_episodes),
@@ -313,14 +308,12 @@ class Actor:
             return np.empty(0, dtype=np.float64)
         assert self._online is not None, "rows exist only after a step"
         online = self._online.q_function
-        learner = self._config.learner
-        # Polyak averaging announces no target; the online network then serves, as without one.
-        has_target = learner.target_network and learner.target_tau is None
-        target = self._target.q_function if has_target and self._target is not None else online
+        held = self._target if self._plan.has_target_syncs else None
+        target = online if held is None else held.q_function
         if self._trail is not None:
             columns = self._trail.unfold(columns)
         errors = td_errors_by_networks(
-            columns, online.q_values, target.q_values, double_q=learner.double_q
+            columns, online.q_values, target.q_values, double_q=self._plan.double_q
         )
         if not np.isfinite(errors).all():
             raise NonFiniteError(
@@ -407,7 +400,9 @@ class Actor:
             return
         # The step count in the seed keeps a repeated incarnation from replaying its first episodes.
         first = self._env.reset(
-            seeding.seed_int(self._seed, "actor.env", self._slot, self._incarnation, self.env_steps)
+            seeding.seed_int(
+                self._plan.seed, "actor.env", self._slot, self._incarnation, self.env_steps
+            )
         )
         if self._trail is not None:
             self._trail.start(first)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from qfleet.actors.plan import ActorPlan
 from qfleet.common import schedules
-from qfleet.common.config import ActorsConfig
 from qfleet.common.q_functions import QFunction as QFunction
 from qfleet.common.types import Array
 
@@ -21,32 +21,30 @@ class Exploration:
     In the ladder, slot `actor_slot·E + e` of all `n_actors·E` slots has one ε for ever.
     """
 
-    def __init__(self, config: ActorsConfig, actor_slot: int, n_actors: int, n_envs: int) -> None:
+    def __init__(self, plan: ActorPlan, actor_slot: int, n_actors: int, n_envs: int) -> None:
         if not 0 <= actor_slot < n_actors:
             raise ValueError(f"actor_slot must be in 0…{n_actors - 1}, got {actor_slot}")
-        self._config = config
+        self._plan = plan
         self._n_envs = n_envs
         ladder = schedules.epsilon_ladder(
-            n_actors * n_envs, config.epsilon_base, config.epsilon_ladder_exponent
+            n_actors * n_envs, plan.epsilon_base, plan.epsilon_ladder_exponent
         )
         self._ladder = ladder[actor_slot * n_envs : (actor_slot + 1) * n_envs].copy()
         self._ladder.flags.writeable = False
 
     def epsilons(self, fleet_env_steps: float) -> Array:
         """float64 [E] after `fleet_env_steps` environment steps of all actors together."""
-        config = self._config
-        if config.epsilon_schedule == "ladder":
+        plan = self._plan
+        if plan.epsilon_schedule == "ladder":
             return self._ladder
-        if config.epsilon_schedule == "constant":
-            return np.full(self._n_envs, config.epsilon_end)
-        schedule = (
-            schedules.linear if config.epsilon_schedule == "linear" else schedules.exponential
-        )
+        if plan.epsilon_schedule == "constant":
+            return np.full(self._n_envs, plan.epsilon_end)
+        schedule = schedules.linear if plan.epsilon_schedule == "linear" else schedules.exponential
         epsilon = schedule(
             fleet_env_steps,
-            config.epsilon_start,
-            config.epsilon_end,
-            config.epsilon_decay_env_steps,
+            plan.epsilon_start,
+            plan.epsilon_end,
+            plan.epsilon_decay_env_steps,
         )
         return np.full(self._n_envs, epsilon)
 

@@ -19,10 +19,11 @@ from qfleet.actors.actor import Actor
 from qfleet.actors.build import build_actor
 from qfleet.actors.confirmation import run_request
 from qfleet.actors.evaluator import Evaluator
+from qfleet.actors.plan import MAX_UNACKNOWLEDGED_CHUNKS, ActorPlan, EvaluatorPlan
 from qfleet.common.adaptive_size import AdaptiveSize
-from qfleet.common.config import Config
 from qfleet.common.errors import WaitTimeoutError
 from qfleet.common.messages import decode_snapshot, encode_chunk
+from qfleet.common.plan_json import PlanT, plan_from_json
 from qfleet.common.q_functions import build_q_function
 from qfleet.common.stage_clock import ENCODING, WAIT, StageClock
 from qfleet.common.threads import limit_threads
@@ -34,7 +35,6 @@ from qfleet.common.types import (
 )
 from qfleet.common.wire import decode_capture, encode_capture
 
-MAX_UNACKNOWLEDGED_CHUNKS = 2
 ANSWER_TIMEOUT_S = 60.0
 POLL_S = 0.2
 SENDING_TO_GROW = 0.05
@@ -42,14 +42,13 @@ SENDING_TO_GROW = 0.05
 DRAIN_S = 2.0
 
 
-def enter_role(config_json: str, import_paths: list[str], num_cpus: float) -> Config:
-    """What every role does first: import paths of the driver, thread limits, its configuration."""
+def enter_role(kind: type[PlanT], plan_json: str, import_paths: list[str]) -> PlanT:
+    """What a role that plays does first: import paths of the driver, and its plan."""
     for path in reversed(import_paths):
         if path not in sys.path:
             sys.path.insert(0, path)
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-    limit_threads(num_cpus)
-    return Config.model_validate_json(config_json)
+    return plan_from_json(kind, plan_json)
 
 
 class ActorShell:
@@ -57,22 +56,19 @@ class ActorShell:
 
     def __init__(
         self,
-        config_json: str,
+        plan_json: str,
         spec_json: str,
         import_paths: list[str],
         run_id: str,
         slot: int,
         incarnation: int,
-        num_cpus: float,
     ) -> None:
-        config = enter_role(config_json, import_paths, num_cpus)
+        plan = enter_role(ActorPlan, plan_json, import_paths)
+        limit_threads(plan.num_cpus)
         self._slot = slot
-        least, most = config.actors.chunk_transitions, config.actors.max_chunk_transitions
-        if not (isinstance(least, int) and isinstance(most, int)):
-            raise TypeError("actors.chunk_transitions must be resolved to numbers first")
         self._chunk_rows = AdaptiveSize(
-            least,
-            most,
+            plan.chunk_transitions,
+            plan.max_chunk_transitions,
             grow_above=SENDING_TO_GROW,
             shrink_below=SENDING_TO_GROW / 5,
             grow_after=4,
@@ -80,7 +76,7 @@ class ActorShell:
         )
         self._pushed_at_s = 0.0
         self._core: Actor = build_actor(
-            config,
+            plan,
             EnvironmentSpec.from_json(spec_json),
             run_id=run_id,
             slot=slot,
@@ -92,7 +88,7 @@ class ActorShell:
         self._stop = threading.Event()
         self._unacknowledged: collections.deque[tuple[bytes, int, Any]] = collections.deque()
         self._unacknowledged_rows = 0
-        self._credits = least
+        self._credits = plan.chunk_transitions
         self._clock = StageClock()
 
     @ray.method(concurrency_group="control")
@@ -243,17 +239,16 @@ class ActorShell:
 class EvaluatorShell:
     """The evaluator process; becomes a Ray actor through `remote_evaluator_class`."""
 
-    def __init__(
-        self, config_json: str, spec_json: str, import_paths: list[str], num_cpus: float
-    ) -> None:
-        self._config = enter_role(config_json, import_paths, num_cpus)
+    def __init__(self, plan_json: str, spec_json: str, import_paths: list[str]) -> None:
+        self._plan = enter_role(EvaluatorPlan, plan_json, import_paths)
+        limit_threads(self._plan.num_cpus)
         self._spec = EnvironmentSpec.from_json(spec_json)
-        self._evaluator = Evaluator(self._config.env, self._config.eval.epsilon)
+        self._evaluator = Evaluator(self._plan.env, self._plan.epsilon)
 
     def evaluate(self, data: bytes, request: list[Any]) -> list[Any]:
         """An `EvaluationReport` as a list, for the snapshot in `data`."""
         snapshot = decode_snapshot(data)
-        q_function = build_q_function(self._config.network, self._spec, snapshot.arrays)
+        q_function = build_q_function(self._plan.network, self._spec, snapshot.arrays)
         return list(run_request(self._evaluator, q_function, snapshot, EvaluationRequest(*request)))
 
 

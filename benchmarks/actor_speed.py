@@ -27,6 +27,7 @@ from qfleet.bench.part_benchmarks import (
 from qfleet.common.q_functions import build_q_function
 from qfleet.common.threads import limit_threads
 from qfleet.common.vector_envs import make_vector_env
+from qfleet.settings.plans import run_plans
 
 ROLES = {
     "": {},
@@ -56,7 +57,9 @@ def measure_environment(n_envs: int, effort: Effort) -> Measurement:
 def measure_network(n_envs: int, effort: Effort) -> Measurement:
     """One forward of the preset's MLP for all sub-environments."""
     config, spec = resolved_preset("cartpole")
-    network = build_q_function(config.network, spec, first_snapshot(config, spec).arrays)
+    network = build_q_function(
+        config.network, spec, first_snapshot(run_plans(config).learner, spec).arrays
+    )
     rng = np.random.default_rng(SEED)
     observations = rng.standard_normal((n_envs, *spec.observation_shape), dtype=np.float32)
     rates = rates_per_s(lambda: network.q_values(observations), n_envs, effort)

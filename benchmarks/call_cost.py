@@ -28,9 +28,11 @@ from qfleet.bench.part_benchmarks import first_snapshot, resolved_preset
 from qfleet.cluster.ray_cluster import connect, disconnect
 from qfleet.cluster.roles import answer
 from qfleet.common.messages import encode_snapshot
+from qfleet.common.plan_json import plan_to_json
 from qfleet.common.types import ParamsSnapshot
 from qfleet.fleets.async_loop import PolledCall
 from qfleet.learner.remote import SnapshotBroadcaster
+from qfleet.settings.plans import run_plans
 
 BLOCK_S = 0.005
 """Between sending and taking acknowledgements: about a block of the default preset."""
@@ -74,9 +76,10 @@ class Meter:
 
 def start_actors(config: Any, spec: Any, n_actors: int) -> list[Any]:
     """Actors of one network, once they can answer."""
-    arguments = (config.model_dump_json(by_alias=True), spec.to_json(), [], RUN_ID)
-    make = remote_actor_class().options(num_cpus=config.actors.num_cpus)
-    actors = [make.remote(*arguments, slot, 0, config.actors.num_cpus) for slot in range(n_actors)]
+    plan = run_plans(config).actor
+    arguments = (plan_to_json(plan), spec.to_json(), [], RUN_ID)
+    make = remote_actor_class().options(num_cpus=plan.num_cpus)
+    actors = [make.remote(*arguments, slot, 0) for slot in range(n_actors)]
     for actor in actors:
         answer(actor.ping.remote(), "benchmark", "an actor to start", START_TIMEOUT_S)
     return actors
@@ -141,7 +144,7 @@ def measure_network(hidden_sizes: list[int], arguments: Any) -> list[Measurement
     actors = start_actors(config, spec, arguments.actors)
     found: list[Measurement] = []
     try:
-        snapshot = first_snapshot(config, spec)
+        snapshot = first_snapshot(run_plans(config).learner, spec)
         # An actor ignores what is not newer than what it has.
         newer = (replace(snapshot, version=version) for version in itertools.count(1))
         n_env_steps = config.actors.envs_per_actor
@@ -184,7 +187,7 @@ def main() -> None:
     parser.add_argument("--sends", type=int, default=100, help="snapshots per actor and repeat")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
-    cluster = connect(configuration([128, 64], arguments.actors)[0])
+    cluster = connect(run_plans(configuration([128, 64], arguments.actors)[0]).cluster)
     try:
         found = []
         for network in arguments.networks:

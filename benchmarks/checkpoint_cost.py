@@ -31,6 +31,7 @@ from qfleet.common.threads import with_lowered_priority
 from qfleet.common.types import ReplayStats
 from qfleet.fleets.ray_fleet import capture_learner_and_replay, restore_learner_and_replay
 from qfleet.run_files.checkpoint import read_checkpoint, write_checkpoint
+from qfleet.settings.plans import run_plans
 
 FILL_CHUNK = 10_000
 CHUNK = 512
@@ -174,7 +175,7 @@ def main() -> None:
         "run.max_learner_steps": 1_000_000_000,
     }
     config, spec = resolved_preset("cartpole", overrides)
-    cluster = connect(config)
+    cluster = connect(run_plans(config).cluster)
     try:
         roles = start_roles(config, spec, n_actors=0)
         try:

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,6 @@ from machine import finish, make_parser
 from torch import Tensor
 
 from qfleet.bench.bench_record import Measurement
-from qfleet.common.config import Config
 from qfleet.common.networks import build_network
 from qfleet.learner.batch_stager import BatchStager
 from qfleet.learner.block_inputs import initial_block_inputs
@@ -98,9 +98,7 @@ class Bench:
 
     def block(self, workload: Workload) -> None:
         """The K-update block, the copy to the device left out and included."""
-        rule, state, hyper = initial_block_inputs(
-            workload.config, workload.environment, self._device
-        )
+        rule, state, hyper = initial_block_inputs(workload.plan, workload.environment, self._device)
         stager = BatchStager(self._device, workload.observation_dtype)
         sample = workload.sample(seed=0)
         batches = Batches(*(column.clone() for column in stager.stage(sample)))
@@ -119,7 +117,7 @@ class Bench:
             calls = {form: partial(call, form, with_copy=with_copy) for form in forms}
             self._in_turn(f"{workload.name}, {what}", "updates/s", calls, workload.n_updates)
         about = {
-            "batch_size": workload.config.learner.batch_size,
+            "batch_size": workload.plan.batch_size,
             "updates_per_block": workload.n_updates,
             "bytes_to_device_per_update": bytes_per_update(batches),
         }
@@ -156,7 +154,7 @@ class Bench:
         sample = workload.sample(seed=0)
         learners = {
             form: Learner(
-                with_compile(workload.config, mode), workload.environment, str(self._device)
+                replace(workload.plan, compile=mode), workload.environment, str(self._device)
             )
             for form, mode in modes.items()
         }
@@ -173,7 +171,7 @@ class Bench:
     def acting(self) -> None:
         """From frames on the host to greedy actions on the host, as an actor there would need."""
         workload = frames_workload(1, None)
-        network = build_network(workload.config.network, FRAMES, seed=0).to(self._device).eval()
+        network = build_network(workload.plan.network, FRAMES, seed=0).to(self._device).eval()
         for n in ACTING_SUB_ENVIRONMENTS:
             frames = torch.randint(0, 256, (n, *FRAMES.observation_shape), dtype=torch.uint8)
             on_host = frames.pin_memory() if self._has_gpu else frames
@@ -247,11 +245,6 @@ def distance(a: LearnerState, b: LearnerState) -> float:
 
 def bytes_per_update(batches: Batches) -> int:
     return sum(c.numel() * c.element_size() for c in batches) // batches.actions.shape[0]
-
-
-def with_compile(config: Config, mode: str) -> Config:
-    learner = config.learner.model_copy(update={"compile": mode})
-    return config.model_copy(update={"learner": learner})
 
 
 def accelerator(device: torch.device) -> dict[str, Any]:

@@ -14,8 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from qfleet.bench.part_benchmarks import random_sample, resolved_preset
-from qfleet.common.config import Config
 from qfleet.common.types import NEXT_OBSERVATION, OBSERVATION, EnvironmentSpec, ReplaySample
+from qfleet.learner.plan import LearnerPlan
+from qfleet.settings.config import Config
+from qfleet.settings.config_auto import resolve_config
+from qfleet.settings.plans import run_plans
 
 FRAMES = EnvironmentSpec("84x84x4 frames", (84, 84, 4), "|u1", 6, None, None)
 FRAMES_UPDATES_PER_BLOCK = 8
@@ -57,21 +60,19 @@ class Workload:
 
     name: str
     about: str
-    config: Config
+    plan: LearnerPlan
     environment: EnvironmentSpec
     observation_dtype: torch.dtype
 
     @property
     def n_updates(self) -> int:
         """K, the updates of a block."""
-        n = self.config.learner.updates_per_call
-        assert isinstance(n, int)
-        return n
+        return self.plan.updates_per_call
 
     def sample(self, seed: int) -> ReplaySample:
         """K batches of noise in host memory."""
         rng = np.random.default_rng(seed)
-        batch_size = self.config.learner.batch_size
+        batch_size = self.plan.batch_size
         sample = random_sample(rng, self.n_updates, batch_size, self.environment)
         if self.observation_dtype == torch.uint8:
             for name in (OBSERVATION, NEXT_OBSERVATION):
@@ -86,7 +87,7 @@ def preset_workload(name: str, updates_per_block: int | None) -> Workload:
     if updates_per_block is not None:
         changes["learner.updates_per_call"] = updates_per_block
     config, environment = resolved_preset(name, changes)
-    return Workload(name, PRESETS[name], config, environment, torch.float32)
+    return Workload(name, PRESETS[name], run_plans(config).learner, environment, torch.float32)
 
 
 def frames_workload(batch_size: int, updates_per_block: int | None) -> Workload:
@@ -109,4 +110,5 @@ def frames_workload(batch_size: int, updates_per_block: int | None) -> Workload:
         runtime="local",
     )
     about = f"the network of Mnih et al. 2015, frames as bytes, batch {batch_size}, Adam, double Q"
-    return Workload(f"frames-{batch_size}", about, config, FRAMES, torch.uint8)
+    plan = run_plans(resolve_config(config, FRAMES, cpus=2, gpus=0)).learner
+    return Workload(f"frames-{batch_size}", about, plan, FRAMES, torch.uint8)

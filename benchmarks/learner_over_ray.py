@@ -26,9 +26,12 @@ from qfleet.bench.bench_record import Measurement
 from qfleet.bench.part_benchmarks import SEED, random_columns, resolved_preset
 from qfleet.cluster.ray_cluster import connect, disconnect
 from qfleet.cluster.roles import answer
-from qfleet.common.config import Config
+from qfleet.common.plan_json import plan_from_json, plan_to_json
 from qfleet.common.types import ChunkId, EnvironmentSpec, TransitionChunk
+from qfleet.learner.plan import LearnerPlan
 from qfleet.prebuild import prebuild_preset
+from qfleet.replay_server.plan import ReplayPlan
+from qfleet.settings.plans import run_plans
 
 FILL_CHUNK = 10_000
 PLAYING = {"held": "actor as in a run", "free": "actor playing freely"}
@@ -39,7 +42,7 @@ WARM_UP_S = {"eager": 8.0, "compiled": 3.0}
 class InProcess:
     """Learner and one shard's core in one process, block by block as the local runtime does it."""
 
-    def __init__(self, config_json: str, spec_json: str, num_cpus: float) -> None:
+    def __init__(self, learner_json: str, replay_json: str, spec_json: str) -> None:
         from qfleet.common.stage_clock import StageClock
         from qfleet.common.threads import limit_threads
         from qfleet.fleets.local_fleet import LocalReplay
@@ -47,13 +50,13 @@ class InProcess:
         from qfleet.learner.learner import Learner
         from qfleet.replay_server.build import build_shard
 
-        config = Config.model_validate_json(config_json)
+        plan = plan_from_json(LearnerPlan, learner_json)
         spec = EnvironmentSpec.from_json(spec_json)
-        self._learner, self._planner = Learner(config, spec, "cpu"), BlockPlanner(config)
-        limit_threads(num_cpus)
-        shard = build_shard(config, spec, run_id=RUN_ID, shard=0)
+        self._learner, self._planner = Learner(plan, spec, "cpu"), BlockPlanner(plan)
+        limit_threads(plan.num_cpus)
+        shard = build_shard(plan_from_json(ReplayPlan, replay_json), spec, run_id=RUN_ID, shard=0)
         rng = np.random.default_rng(SEED)
-        for seq in range(config.replay.capacity // FILL_CHUNK):
+        for seq in range(shard.capacity // FILL_CHUNK):
             columns = random_columns(rng, FILL_CHUNK, spec)
             errors = rng.exponential(size=FILL_CHUNK)
             chunk_id = ChunkId(RUN_ID, 0, 0, seq)
@@ -97,9 +100,9 @@ def measure(compile_mode: str, playing: str, arguments: Any) -> list[Measurement
     config, spec = configuration(compile_mode, playing)
     path = "compiled" if compile_mode == "required" else "eager"
     name = f"{path}, {PLAYING[playing]}"
-    num_cpus = float(config.learner.num_cpus)
-    texts = config.model_dump_json(by_alias=True), spec.to_json()
-    alone = ray.remote(num_cpus=0, max_restarts=0)(InProcess).remote(*texts, num_cpus)
+    plans = run_plans(config)
+    texts = plan_to_json(plans.learner), plan_to_json(plans.replay), spec.to_json()
+    alone = ray.remote(num_cpus=0, max_restarts=0)(InProcess).remote(*texts)
     roles = start_roles(config, spec, n_actors=1)
     try:
         _, filler = start_producers(spec, [1, FILL_CHUNK])  # slot 0 is the actor's
@@ -151,7 +154,7 @@ def main() -> None:
     modes = arguments.modes or ["off", "required"]
     if "required" in modes and prebuild_preset("cartpole"):
         raise SystemExit("no compiled block: see the message above, or --modes off")
-    cluster = connect(configuration("off", "free")[0])
+    cluster = connect(run_plans(configuration("off", "free")[0]).cluster)
     try:
         found = [
             one

@@ -17,6 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,6 @@ import torch
 from machine import finish, make_parser
 
 from qfleet.bench.bench_record import Measurement
-from qfleet.common.config_auto import resolve_config
 from qfleet.common.envs import describe_environment
 from qfleet.learner.block_inputs import initial_block_inputs
 from qfleet.learner.fast.build_block import prebuild
@@ -34,7 +34,9 @@ from qfleet.learner.fast.package_spec import PackageSpec, cpu_identity
 from qfleet.learner.learner import Learner
 from qfleet.learner.optimizers import Hyperparameters
 from qfleet.learner.update import Batches, LearnerState, UpdateRule, copy_tensors, run_block
+from qfleet.settings.config_auto import resolve_config
 from qfleet.settings.config_loading import Config
+from qfleet.settings.plans import run_plans
 
 WORKLOADS = {
     "tutorial-state": "the course's MLP with BatchNorm, batch 32, MSE, no double Q",
@@ -81,14 +83,15 @@ def measure(preset: str, repeats: int, repeat_s: float) -> dict[str, Any]:
     config = Config.preset(preset, {"runtime": "local", "learner.device": "cpu"})
     environment = describe_environment(config.env)
     config = resolve_config(config, environment, cpus=os.cpu_count() or 1, gpus=0)
-    spec = PackageSpec(config, environment)
-    path = prebuild(config, environment)
+    plan = run_plans(config).learner
+    spec = PackageSpec(plan, environment)
+    path = prebuild(plan, environment)
     started_s = time.perf_counter()
     compiled = CompiledBlock(load_flat_block(path), spec)
     load_s = time.perf_counter() - started_s
-    rule, state, hyper = initial_block_inputs(config, environment, torch.device("cpu"))
-    k = config.learner.updates_per_call
-    batches = random_batches(spec.config, spec.environment, k)
+    rule, state, hyper = initial_block_inputs(plan, environment, torch.device("cpu"))
+    k = plan.updates_per_call
+    batches = random_batches(plan, spec.environment, k)
     eager_state = state._replace(buffers=copy_tensors(state.buffers))
     blocks = side_by_side(
         {
@@ -102,8 +105,8 @@ def measure(preset: str, repeats: int, repeat_s: float) -> dict[str, Any]:
     products = matrix_products(spec, rule, state, hyper)
     alone = side_by_side({"products": products}, spec.n_updates, repeats, repeat_s)["products"]
     learners = {
-        "eager": Learner(_with_compile(config, "off"), environment),
-        "compiled": Learner(_with_compile(config, "required"), environment),
+        "eager": Learner(replace(plan, compile="off"), environment),
+        "compiled": Learner(replace(plan, compile="required"), environment),
     }
     assert learners["compiled"].path == "compiled"
     sample = sample_of(batches)
@@ -157,11 +160,6 @@ def matrix_products(
     return call
 
 
-def _with_compile(config: Any, mode: str) -> Any:
-    learner = config.learner.model_copy(update={"compile": mode})
-    return config.model_copy(update={"learner": learner})
-
-
 def measurements(preset: str, result: dict[str, Any]) -> list[Measurement]:
     """Both forms of a workload, alone and within `Learner.update_block`, and their ratios."""
     found = []
@@ -182,10 +180,10 @@ def measurements(preset: str, result: dict[str, Any]) -> list[Measurement]:
 
 
 def distance(spec: PackageSpec, compiled: CompiledBlock, k: int) -> float:
-    inputs = initial_block_inputs(spec.config, spec.environment, torch.device("cpu"))
+    inputs = initial_block_inputs(spec.plan, spec.environment, torch.device("cpu"))
     rule, ours, hyper = inputs
     eager = ours._replace(buffers=copy_tensors(ours.buffers))
-    batches = random_batches(spec.config, spec.environment, k)
+    batches = random_batches(spec.plan, spec.environment, k)
     for _ in range(TWIN_UPDATES // k):
         eager = _synced(run_block(rule, eager, batches, hyper).state)
         ours = _synced(compiled(ours, batches, hyper).state)

@@ -20,6 +20,8 @@ from machine import finish, make_parser
 import qfleet
 from qfleet.bench.part_benchmarks import Measurement
 from qfleet.cluster.ray_cluster import connect, disconnect
+from qfleet.settings.config_auto import resolve_config
+from qfleet.settings.plans import run_plans
 
 LEARNER_STEPS = 200
 
@@ -74,7 +76,8 @@ def main() -> int:
     widest = qfleet.Config.preset(
         "cartpole", {"actors.count": 3, "replay.shards": 2, "learner.num_gpus": 0}
     )
-    cluster = connect(widest)
+    plans = run_plans(resolve_config(widest, None, cpus=os.cpu_count() or 1, gpus=0))
+    cluster = connect(plans.cluster)
     try:
         with tempfile.TemporaryDirectory() as folder:
             for index, cell in enumerate(cells):

@@ -21,6 +21,7 @@ from qfleet.bench.bench_record import Measurement
 from qfleet.bench.part_benchmarks import resolved_preset
 from qfleet.cluster.ray_cluster import connect, disconnect
 from qfleet.cluster.roles import Roles, answer
+from qfleet.settings.plans import run_plans
 
 MB = 1e6
 
@@ -85,9 +86,9 @@ def main() -> None:
         "run.max_learner_steps": 1_000_000_000,
     }
     config, spec = resolved_preset("cartpole", overrides)
-    cluster = connect(config)
+    cluster = connect(run_plans(config).cluster)
     try:
-        roles = Roles(config, spec, run_id="bench", device="cpu")
+        roles = Roles(run_plans(config), spec, run_id="bench", device="cpu")
         try:
             for slot in range(arguments.actors):
                 roles.create_actor(slot, 0)

@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import ray
 
-from qfleet.actors.remote import MAX_UNACKNOWLEDGED_CHUNKS
+from qfleet.actors.plan import MAX_UNACKNOWLEDGED_CHUNKS
 from qfleet.bench.part_benchmarks import SEED, random_columns
-from qfleet.cluster.ray_cluster import SHARD_CPUS
 from qfleet.cluster.roles import answer
-from qfleet.common.config import Config
 from qfleet.common.messages import encode_chunk
+from qfleet.common.plan_json import plan_to_json
 from qfleet.common.types import ChunkId, EnvironmentSpec, TransitionChunk
 from qfleet.replay_server.remote import remote_replay_class
+from qfleet.settings.config import Config
+from qfleet.settings.plans import run_plans
 
 RUN_ID = "bench"
 START_TIMEOUT_S = 120.0
@@ -107,11 +108,10 @@ class Producer:
 
 def start_shards(config: Config, spec: EnvironmentSpec, n_shards: int) -> list[Any]:
     """The replay shards, once they can answer."""
-    arguments = (config.model_dump_json(by_alias=True), spec.to_json(), RUN_ID)
-    shards = [
-        remote_replay_class().options(num_cpus=SHARD_CPUS).remote(*arguments, index, SHARD_CPUS)
-        for index in range(n_shards)
-    ]
+    plan = run_plans(config).replay
+    arguments = (plan_to_json(plan), spec.to_json(), RUN_ID)
+    make = remote_replay_class().options(num_cpus=plan.num_cpus)
+    shards = [make.remote(*arguments, index) for index in range(n_shards)]
     for shard in shards:
         answer(shard.ready.remote(), "benchmark", "a replay shard to start", START_TIMEOUT_S)
     return shards

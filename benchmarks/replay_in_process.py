@@ -59,21 +59,27 @@ def random_columns(rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
 
 
 def make_qfleet_call(sampling: str, batch: int, rows: int) -> Callable[[], None]:
-    from qfleet.common.config import ReplayConfig
     from qfleet.common.prioritization import importance_weights
     from qfleet.common.types import ChunkId, EnvironmentSpec, PriorityUpdate, TransitionChunk
-    from qfleet.replay_server.rate_limiter import RatioLimiter
-    from qfleet.replay_server.replay_shard import ReplayShard
+    from qfleet.replay_server.build import build_shard
+    from qfleet.replay_server.plan import ReplayPlan
 
     rng = np.random.default_rng(SEED)
-    shard = ReplayShard(
-        run_id="bench",
-        shard=0,
-        spec=EnvironmentSpec("CartPole-v1", (4,), "<f4", 2, 475.0, 500),
-        config=ReplayConfig(capacity=rows, sampling=sampling, priority_exponent=PRIORITY_EXPONENT),
-        limiter=RatioLimiter(None, 1, 0),
+    plan = ReplayPlan(
         seed=SEED,
+        num_cpus=1.0,
+        capacity=rows,
+        sampling=sampling,
+        priority_exponent=PRIORITY_EXPONENT,
+        priority_epsilon=1e-6,
+        min_size_to_sample=1,
+        samples_per_insert=None,
+        limiter_tolerance_samples=1,
+        largest_chunk_transitions=FILL_CHUNK,
+        largest_request_samples=BATCHES_PER_CALL * batch,
     )
+    spec = EnvironmentSpec("CartPole-v1", (4,), "<f4", 2, 475.0, 500)
+    shard = build_shard(plan, spec, run_id="bench", shard=0)
     for seq, start in enumerate(range(0, rows, FILL_CHUNK)):
         n = min(FILL_CHUNK, rows - start)
         chunk_id = ChunkId("bench", 0, 0, seq)

@@ -43,6 +43,7 @@ from qfleet.cluster.ray_cluster import connect, disconnect
 from qfleet.cluster.roles import answer
 from qfleet.common.messages import encode_chunk
 from qfleet.common.types import ChunkId, ReplayStats, TransitionChunk
+from qfleet.settings.plans import run_plans
 
 SHARD_CAPACITY = 250_000
 MARGIN_S = 120.0
@@ -286,7 +287,7 @@ def main() -> None:
         "replay.min_size_to_sample": 1,
     }
     config, spec = resolved_preset("cartpole", overrides)
-    cluster = connect(config)
+    cluster = connect(run_plans(config).cluster)
     try:
         found = [chunk_row(spec, chunk) for chunk in (arguments.chunk, arguments.small_chunk)]
         for n_shards in arguments.shards:

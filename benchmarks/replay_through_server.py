@@ -27,6 +27,7 @@ from qfleet.cluster.ray_cluster import connect, disconnect
 from qfleet.cluster.roles import answer
 from qfleet.common.messages import decode_shard_sample
 from qfleet.common.types import ReplayStats
+from qfleet.settings.plans import run_plans
 
 SHARD_CAPACITY = 250_000
 MARGIN_S = 60.0
@@ -160,7 +161,7 @@ def main() -> None:
         "replay.min_size_to_sample": 1,
     }
     config, spec = resolved_preset("cartpole", overrides)
-    cluster = connect(config)
+    cluster = connect(run_plans(config).cluster)
     try:
         found = []
         for n_shards in arguments.shards:

@@ -26,6 +26,7 @@ from qfleet.bench.bench_record import Measurement
 from qfleet.bench.part_benchmarks import resolved_preset
 from qfleet.common.types import EvaluationReport, EvaluationRequest
 from qfleet.fleets.fleet import Fleet, FleetReport
+from qfleet.settings.plans import run_plans
 
 RUNTIMES = ("local", "lockstep", "async")
 CHILD_TIMEOUT_S = 300.0
@@ -99,11 +100,12 @@ class QuietSession:
 
 def run_lockstep(fleet: Fleet, config: Any) -> dict[str, Any]:
     """Rounds until the budget; the fleet is ready."""
-    from qfleet.fleets.round_loop import LearningDebt, run_rounds
+    from qfleet.fleets.round_loop import run_rounds
+    from qfleet.replay_server.rate_limiter import LearningDebt
 
     observer = BudgetObserver(config.run.max_learner_steps)
     started_s = time.perf_counter()
-    run_rounds(config, fleet, observer, LearningDebt())
+    run_rounds(run_plans(config).fleet.rounds, fleet, observer, LearningDebt())
     train_s = time.perf_counter() - started_s
     return outcome(train_s, observer.report, fleet.fingerprint())
 
@@ -113,7 +115,7 @@ def run_async(config: Any, spec: Any) -> dict[str, Any]:
     from qfleet.cluster.roles import START_TIMEOUT_S, answer
     from qfleet.fleets.async_loop import AsyncLoop
 
-    loop = AsyncLoop(config, spec, run_id="bench", incarnation=0, device="cpu")
+    loop = AsyncLoop(run_plans(config), spec, run_id="bench", incarnation=0, device="cpu")
     try:
         for handle in [*loop.roles.actors.values()]:
             answer(handle.ping.remote(), "benchmark", "an actor to start", START_TIMEOUT_S)
@@ -142,7 +144,7 @@ def child(runtime: str, seed: int, updates: int) -> dict[str, Any]:
     if runtime == "local":
         from qfleet.fleets.local_fleet import LocalFleet
 
-        local = LocalFleet(config, spec, **about)
+        local = LocalFleet(run_plans(config), spec, **about)
         try:
             return run_lockstep(local, config)
         finally:
@@ -150,11 +152,11 @@ def child(runtime: str, seed: int, updates: int) -> dict[str, Any]:
     from qfleet.cluster.ray_cluster import connect, disconnect
     from qfleet.fleets.ray_fleet import RayFleet
 
-    cluster = connect(config)
+    cluster = connect(run_plans(config).cluster)
     try:
         if runtime == "async":
             return run_async(config, spec)
-        fleet = RayFleet(config, spec, **about)
+        fleet = RayFleet(run_plans(config), spec, **about)
         try:
             return run_lockstep(fleet, config)
         finally:

@@ -23,6 +23,7 @@ from qfleet.bench.bench_record import Measurement
 from qfleet.bench.part_benchmarks import first_snapshot, resolved_preset
 from qfleet.cluster.ray_cluster import connect, disconnect
 from qfleet.cluster.roles import answer
+from qfleet.settings.plans import run_plans
 
 
 def play(roles: TimedRoles, seconds: float) -> None:
@@ -70,7 +71,7 @@ def measure(hidden_sizes: list[int], arguments: Any) -> Measurement:
         roles.end()
     if not values:
         raise SystemExit("no parameters were published while it ran: give it more --seconds")
-    n_bytes = sum(a.nbytes for a in first_snapshot(config, spec).arrays.values())
+    n_bytes = sum(a.nbytes for a in first_snapshot(run_plans(config).learner, spec).arrays.values())
     period = config.learner.publish_period_learner_steps
     published = sum(step % period == 0 for step, _ in blocks)
     return latency(
@@ -99,7 +100,7 @@ def main() -> None:
     parser.add_argument("--actors", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=15.0, help="of each network")
     arguments = parser.parse_args()
-    cluster = connect(configuration([128, 64], arguments.actors)[0])
+    cluster = connect(run_plans(configuration([128, 64], arguments.actors)[0]).cluster)
     try:
         found = [
             measure([int(size) for size in network.split("-")], arguments)

@@ -19,13 +19,16 @@ from machine import finish, make_parser
 
 import qfleet
 from qfleet.bench.part_benchmarks import Measurement
-from qfleet.common.config_auto import resolve_config
 from qfleet.common.envs import describe_environment
+from qfleet.common.plan_json import plan_to_json
 from qfleet.common.types import EnvironmentSpec
 from qfleet.fleets.fleet import Fleet
 from qfleet.fleets.local_fleet import LocalFleet
-from qfleet.fleets.round_loop import LearningDebt, run_rounds
+from qfleet.fleets.round_loop import run_rounds
+from qfleet.replay_server.rate_limiter import LearningDebt
 from qfleet.session.solve_tracker import SolveTracker
+from qfleet.settings.config_auto import resolve_config
+from qfleet.settings.plans import run_plans
 
 BEGINNING: dict[str, Any] = {
     "network.hidden_sizes": (128, 64),
@@ -167,11 +170,11 @@ def resolved(overrides: dict[str, Any], seed: int) -> tuple[qfleet.Config, Envir
 def solve(overrides: dict[str, Any], seed: int) -> dict[str, Any]:
     """One run of one arm."""
     config, spec = resolved(overrides, seed)
-    fleet = LocalFleet(config, spec, run_id="sweep", incarnation=0, device="cpu")
+    fleet = LocalFleet(run_plans(config), spec, run_id="sweep", incarnation=0, device="cpu")
     tracker = SolveTracker(config, spec)
     observer = UntilSolved(config, tracker)
     started = time.perf_counter()
-    run_rounds(config, fleet, observer, LearningDebt())
+    run_rounds(run_plans(config).fleet.rounds, fleet, observer, LearningDebt())
     train_s = time.perf_counter() - started
     fleet.close()
     return {
@@ -185,7 +188,7 @@ def solve(overrides: dict[str, Any], seed: int) -> dict[str, Any]:
 def compile_package(config: qfleet.Config, spec: EnvironmentSpec) -> None:
     """Into the cache, in a process of its own as a run does it."""
     command = [sys.executable, "-m", "qfleet.learner.fast.build_block"]
-    command += ["--config-json", config.model_dump_json(by_alias=True)]
+    command += ["--plan-json", plan_to_json(run_plans(config).learner)]
     subprocess.run([*command, "--spec-json", spec.to_json()], check=True)
 
 

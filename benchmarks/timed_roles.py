@@ -16,9 +16,11 @@ from producers import RUN_ID, START_TIMEOUT_S, start_shards
 
 from qfleet.actors.remote import ActorShell
 from qfleet.cluster.roles import answer
-from qfleet.common.config import Config
+from qfleet.common.plan_json import plan_to_json
 from qfleet.common.types import EnvironmentSpec
 from qfleet.learner.remote import CONCURRENCY_GROUPS, LearnerShell
+from qfleet.settings.config import Config
+from qfleet.settings.plans import run_plans
 
 
 class TimedLearnerShell(LearnerShell):
@@ -88,18 +90,16 @@ class TimedRoles:
 def start_roles(config: Config, spec: EnvironmentSpec, n_actors: int) -> TimedRoles:
     """Shards, a timed learner and timed actors, connected and ready to `run`."""
     options: dict[str, Any] = {"concurrency_groups": {"control": 1}, "max_restarts": 0}
-    texts = (config.model_dump_json(by_alias=True), spec.to_json(), [])
+    plans = run_plans(config)
     learner_options = {**options, "concurrency_groups": CONCURRENCY_GROUPS}
     learner_class = ray.remote(**learner_options)(TimedLearnerShell)
-    learner = learner_class.options(num_cpus=config.learner.num_cpus).remote(
-        *texts, "cpu", float(config.learner.num_cpus)
+    learner = learner_class.options(num_cpus=plans.learner.num_cpus).remote(
+        plan_to_json(plans.learner), spec.to_json(), [], "cpu"
     )
     actor_class = ray.remote(**options)(TimedActorShell)
-    actor_cpus = config.actors.num_cpus
-    actors = {
-        slot: actor_class.options(num_cpus=actor_cpus).remote(*texts, RUN_ID, slot, 0, actor_cpus)
-        for slot in range(n_actors)
-    }
+    actor_class = actor_class.options(num_cpus=plans.actor.num_cpus)
+    texts = (plan_to_json(plans.actor), spec.to_json(), [], RUN_ID)
+    actors = {slot: actor_class.remote(*texts, slot, 0) for slot in range(n_actors)}
     shards = start_shards(config, spec, config.replay.shards)
     answer(learner.ready.remote(), "benchmark", "the learner to start", START_TIMEOUT_S)
     for actor in actors.values():

@@ -10,7 +10,6 @@ from typing import Protocol
 
 import numpy as np
 
-from qfleet.common.config import Config
 from qfleet.common.schedules import linear
 from qfleet.common.seeding import generator
 from qfleet.common.stage_clock import COPYING, LEARNING, StageClock
@@ -23,6 +22,7 @@ from qfleet.common.types import (
     ShardSample,
 )
 from qfleet.learner.learner import Learner
+from qfleet.learner.plan import LearnerPlan
 from qfleet.learner.sampling import assemble, split_draws
 
 
@@ -45,13 +45,11 @@ class ReplayReader(Protocol):
 class BlockPlanner:
     """Sizes and draws of a block's request, β of its weights, and where priorities go back to."""
 
-    def __init__(self, config: Config) -> None:
-        if not isinstance(config.learner.updates_per_call, int):
-            raise TypeError("learner.updates_per_call must be resolved to a number first")
-        self._config = config
-        self.n_batches = config.learner.updates_per_call
-        self.n_draws = self.n_batches * config.learner.batch_size
-        self._rng = generator(config.seed, "learner.shards")
+    def __init__(self, plan: LearnerPlan) -> None:
+        self._plan = plan
+        self.n_batches = plan.updates_per_call
+        self.n_draws = self.n_batches * plan.batch_size
+        self._rng = generator(plan.seed, "learner.shards")
 
     def split(self, stats: list[ReplayStats]) -> list[int]:
         """Draws per shard for the next block."""
@@ -65,20 +63,22 @@ class BlockPlanner:
         return assemble(parts, masses, self.n_batches, self.importance_exponent(learner), self._rng)
 
     def importance_exponent(self, learner: Learner) -> float | None:
-        """β, linear from its start to 1 at the budget; None for uniform replay."""
-        replay, run = self._config.replay, self._config.run
-        if replay.sampling == "uniform":
+        """β, linear from its start to 1 at its end; None for uniform replay."""
+        plan = self._plan
+        if not plan.is_prioritized:
             return None
-        start = replay.importance_sampling_exponent
-        if run.max_learner_steps is not None:
-            return linear(learner.learner_steps, start, 1.0, run.max_learner_steps)
-        if run.max_env_steps is not None:
-            return linear(learner.fleet_env_steps, start, 1.0, run.max_env_steps)
+        start = plan.importance_sampling_exponent
+        if plan.importance_sampling_end_learner_steps is not None:
+            end = plan.importance_sampling_end_learner_steps
+            return linear(learner.learner_steps, start, 1.0, end)
+        if plan.importance_sampling_end_env_steps is not None:
+            end = plan.importance_sampling_end_env_steps
+            return linear(learner.fleet_env_steps, start, 1.0, end)
         return start
 
     def priority_updates(self, sample: ReplaySample, errors: Array) -> dict[int, PriorityUpdate]:
         """|TD errors| `[K, B]` by shard, in draw order; empty for uniform replay."""
-        if self._config.replay.sampling == "uniform":
+        if not self._plan.is_prioritized:
             return {}
         shards, keys, flat = sample.shards.ravel(), sample.item_keys.ravel(), errors.ravel()
         return {

@@ -7,10 +7,10 @@ threads, no clock; what computes is a `LearnerBackend`. Source: Mnih et al. 2013
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
-from qfleet.common.config import Config
 from qfleet.common.errors import CheckpointError, InvariantError, NonFiniteError
 from qfleet.common.params import params_sha256
 from qfleet.common.types import (
@@ -24,6 +24,7 @@ from qfleet.common.types import (
 )
 from qfleet.learner.backend import GROUPS, Groups, LearnerPath, Measured
 from qfleet.learner.fast.learner_path import starting_backend, torch_backend
+from qfleet.learner.plan import LearnerPlan
 
 _STATS = ("loss", "q_mean", "td_error_abs_mean", "grad_norm")
 
@@ -36,11 +37,9 @@ class Learner:
     Owned by one thread.
     """
 
-    def __init__(self, config: Config, spec: EnvironmentSpec, device: str = "cpu") -> None:
-        self._config, self._spec, self._device = config, spec, device
-        self._learner = config.learner
-        self._is_lockstep = config.effective_schedule == "lockstep"
-        self._backend = starting_backend(config, spec, device)
+    def __init__(self, plan: LearnerPlan, spec: EnvironmentSpec, device: str = "cpu") -> None:
+        self._plan, self._spec, self._device = plan, spec, device
+        self._backend = starting_backend(plan, spec, device)
         self.learner_steps = 0
         self.target_syncs: list[TargetSyncEvent] = []
         """Every hard sync of this run so far."""
@@ -52,7 +51,7 @@ class Learner:
         self._sums = dict.fromkeys(_STATS, 0.0)
         self._updates_in_sums = 0
         self._last_stats = dict.fromkeys(_STATS, 0.0)
-        if self._has_hard_syncs:
+        if self._plan.has_hard_syncs:
             self._sync_target()
         else:
             self.publish()
@@ -104,13 +103,9 @@ class Learner:
         self._updates_in_sums += n_batches
 
     def _sync_if_due(self) -> None:
-        period = self._learner.target_update_period_learner_steps
-        if self._has_hard_syncs and self.learner_steps % period == 0:
+        period = self._plan.target_update_period_learner_steps
+        if self._plan.has_hard_syncs and self.learner_steps % period == 0:
             self._sync_target()
-
-    @property
-    def _has_hard_syncs(self) -> bool:
-        return self._learner.target_network and self._learner.target_tau is None
 
     def _sync_target(self) -> None:
         """Copy online to target, parameters and buffers, and publish it as the new target."""
@@ -136,7 +131,7 @@ class Learner:
     @property
     def publish_due(self) -> bool:
         """Whether the publish period ends at this step and this step was not published yet."""
-        on_period = self.learner_steps % self._learner.publish_period_learner_steps == 0
+        on_period = self.learner_steps % self._plan.publish_period_learner_steps == 0
         return on_period and not self.is_published
 
     @property
@@ -200,8 +195,8 @@ class Learner:
         if differing:
             raise CheckpointError(f"the checkpoint's network differs in {', '.join(differing)}")
         if (
-            self._is_lockstep
-            and self._learner.compile == "auto"
+            self._plan.is_lockstep
+            and self._plan.compile == "auto"
             and capture.meta["path"] == "eager"
         ):
             self._stay_eager()
@@ -218,9 +213,8 @@ class Learner:
 
     def _stay_eager(self) -> None:
         """Go on as the run began, with the same bits."""
-        off = self._learner.model_copy(update={"compile": "off"})
-        config = self._config.model_copy(update={"learner": off})
-        self._backend = torch_backend(config, self._spec, self._device)
+        off = replace(self._plan, compile="off")
+        self._backend = torch_backend(off, self._spec, self._device)
 
     def keep_versions_above(self, version: int) -> None:
         """Number the next snapshot above `version`; a learner rolled back must not repeat one."""
@@ -248,10 +242,10 @@ class Learner:
         }
         self._backend.load(groups)
         self._outbox, self.target_syncs = [], []
-        if self._has_hard_syncs:
+        if self._plan.has_hard_syncs:
             self._sync_target()
             return
-        if self._learner.target_network:  # averaged: the target begins at the online network
+        if self._plan.target_network:  # averaged: the target begins at the online network
             self._backend.sync_target()
         self.publish()
 
@@ -265,7 +259,7 @@ class Learner:
         latest = ParamsSnapshot(
             self._version, self.learner_steps, self.fleet_env_steps, False, self.params()
         )
-        if not self._has_hard_syncs:
+        if not self._plan.has_hard_syncs:
             return [latest]
         sync = self.target_syncs[-1]
         target = ParamsSnapshot(
@@ -277,7 +271,7 @@ class Learner:
     def check_valid(self) -> None:
         """Raise `InvariantError` unless the state is one that updates can lead to."""
         online = self.params()
-        if self._learner.target_network and list(online) != list(self.target_params()):
+        if self._plan.target_network and list(online) != list(self.target_params()):
             raise InvariantError("online and target network have different parameters")
         if any(not np.isfinite(array).all() for array in online.values()):
             raise InvariantError("a parameter is not finite")

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import ray
 
 from qfleet.common.adaptive_size import AdaptiveSize
-from qfleet.common.config import Config
 from qfleet.common.errors import WaitTimeoutError
 from qfleet.common.inline_pieces import join, pieces_for
 from qfleet.common.messages import (
@@ -28,6 +27,7 @@ from qfleet.common.messages import (
     shard_sample_bytes,
 )
 from qfleet.common.params import params_sha256
+from qfleet.common.plan_json import plan_from_json
 from qfleet.common.stage_clock import COPYING, LEARNING, WAIT, StageClock
 from qfleet.common.threads import limit_threads
 from qfleet.common.types import (
@@ -40,12 +40,12 @@ from qfleet.common.wire import decode_capture, encode_capture, encode_parts
 from qfleet.learner.block_runner import BlockPlanner, run_blocks
 from qfleet.learner.fast.learner_path import PathUpgrade, Progress
 from qfleet.learner.learner import Learner
+from qfleet.learner.plan import REQUESTS_IN_FLIGHT, LearnerPlan
 from qfleet.learner.remote_broadcast import SnapshotBroadcaster
 from qfleet.learner.remote_replay import RemoteReplay
 from qfleet.learner.sampling import slices
 
 ANSWER_TIMEOUT_S = 60.0
-REQUESTS_IN_FLIGHT = 2
 POLL_S = 0.2
 CONCURRENCY_GROUPS = {"control": 1, "evaluation": 1}
 """A thread that answers and one that waits until something is to be evaluated."""
@@ -68,24 +68,23 @@ class LearnerShell:
 
     def __init__(
         self,
-        config_json: str,
+        plan_json: str,
         spec_json: str,
         import_paths: list[str],
         device: str,
-        num_cpus: float,
     ) -> None:
         for path in reversed(import_paths):
             if path not in sys.path:
                 sys.path.insert(0, path)
-        limit_threads(num_cpus)
-        config = Config.model_validate_json(config_json)
-        self._eval_period = config.eval.period_learner_steps
-        self._max_steps = config.run.max_learner_steps
+        plan = plan_from_json(LearnerPlan, plan_json)
+        limit_threads(plan.num_cpus)
+        self._eval_period = plan.eval_period_learner_steps
+        self._max_steps = plan.max_learner_steps
         spec = EnvironmentSpec.from_json(spec_json)
         self._spec = spec
-        self._core = Learner(config, spec, device)
-        self._upgrade = PathUpgrade(config, spec, device, self._core.path)
-        self._planner = BlockPlanner(config)
+        self._core = Learner(plan, spec, device)
+        self._upgrade = PathUpgrade(plan, spec, device, self._core.path)
+        self._planner = BlockPlanner(plan)
         self._broadcaster = SnapshotBroadcaster()
         self._shards: list[Any] = []
         self._stop = threading.Event()
@@ -98,10 +97,9 @@ class LearnerShell:
         self._priority_refs: collections.deque[Any] = collections.deque()
         self._latest_stats: list[ReplayStats] = []
         self._clock = StageClock()
-        assert isinstance(config.learner.max_blocks_per_request, int), "the door resolves it"
         self._blocks_per_request = AdaptiveSize(
             1,
-            config.learner.max_blocks_per_request,
+            plan.max_blocks_per_request,
             grow_above=ASKING_TO_GROW,
             shrink_below=ASKING_TO_GROW / 10,
             grow_after=4,

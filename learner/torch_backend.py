@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from qfleet.common.config import Config
 from qfleet.common.networks import Tensors, to_arrays
 from qfleet.common.types import Array, EnvironmentSpec, ReplaySample
 from qfleet.learner.backend import Groups, LearnerPath, Measured
@@ -18,6 +17,7 @@ from qfleet.learner.block_inputs import initial_block_inputs
 from qfleet.learner.fast.package_spec import PackageSpec
 from qfleet.learner.fast.starting_block import load_package, starting_block
 from qfleet.learner.optimizers import OptimizerState
+from qfleet.learner.plan import LearnerPlan
 from qfleet.learner.update import Batches, BlockResult, LearnerState, copy_tensors, run_block
 
 
@@ -28,10 +28,10 @@ class TorchBackend:
         ConfigError: when `learner.compile` is `required` and there is no fast form.
     """
 
-    def __init__(self, config: Config, spec: EnvironmentSpec, device: str) -> None:
+    def __init__(self, plan: LearnerPlan, spec: EnvironmentSpec, device: str) -> None:
         self._device = torch.device(device)
-        self._package = PackageSpec(config, spec)
-        self._rule, self._state, self._hyper = initial_block_inputs(config, spec, self._device)
+        self._package = PackageSpec(plan, spec)
+        self._rule, self._state, self._hyper = initial_block_inputs(plan, spec, self._device)
         self._next = self._state
         self._stager = BatchStager(self._device)
         self._fast = starting_block(

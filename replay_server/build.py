@@ -1,36 +1,21 @@
-"""Builds a shard's core from plain data; called by both runtimes so that both build the same."""
+"""Builds a shard's core from its plan; called by both runtimes so that both build the same."""
 
 from __future__ import annotations
 
-from qfleet.common.config import Config
 from qfleet.common.types import EnvironmentSpec
+from qfleet.replay_server.plan import ReplayPlan
 from qfleet.replay_server.rate_limiter import RatioLimiter, check_window
 from qfleet.replay_server.replay_shard import ReplayShard
 
 
-def build_shard(config: Config, spec: EnvironmentSpec, *, run_id: str, shard: int) -> ReplayShard:
-    """Shard number `shard`; the limiter's window and minimum size are split over the shards."""
-    replay = config.replay
-    chunk, k = config.actors.max_chunk_transitions, config.learner.updates_per_call
-    blocks = config.learner.max_blocks_per_request
-    if not (
-        isinstance(replay.limiter_tolerance_samples, int)
-        and isinstance(chunk, int)
-        and isinstance(k, int)
-        and isinstance(blocks, int)
-    ):
-        raise TypeError("the configuration must be resolved to numbers first")
+def build_shard(plan: ReplayPlan, spec: EnvironmentSpec, *, run_id: str, shard: int) -> ReplayShard:
+    """Shard number `shard`.
+
+    Raises:
+        ConfigError: when the limiter's window is too small or the shard cannot hold its minimum.
+    """
     limiter = RatioLimiter(
-        replay.samples_per_insert,
-        -(-replay.min_size_to_sample // replay.shards),
-        float(replay.limiter_tolerance_samples),
+        plan.samples_per_insert, plan.min_size_to_sample, float(plan.limiter_tolerance_samples)
     )
-    check_window(limiter, chunk, k * blocks * config.learner.batch_size)
-    return ReplayShard(
-        run_id=run_id,
-        shard=shard,
-        spec=spec,
-        config=replay,
-        limiter=limiter,
-        seed=config.seed,
-    )
+    check_window(limiter, plan.largest_chunk_transitions, plan.largest_request_samples)
+    return ReplayShard(plan, spec, limiter, run_id=run_id, shard=shard)

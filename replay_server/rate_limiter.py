@@ -1,6 +1,8 @@
-"""Who may go on, actors or learner: decisions from counts alone, nothing is kept here.
+"""Who may go on, actors or learner: decisions from counts alone; all of qfleet's are in this file.
 
-The replay shard asks with its counters; whoever has to wait asks again after the other side moved.
+Asynchronous runs: `RatioLimiter`, asked by a replay shard with its counters; whoever has to wait
+asks again after the other side moved. Lockstep: `LearningDebt`, asked by the round loop; it follows
+the same ratio, or `EpisodeLimiter`, the course's schedule.
 
 Source: Cassirer et al. 2021 (Reverb), `SampleToInsertRatio`.
 """
@@ -8,10 +10,12 @@ Source: Cassirer et al. 2021 (Reverb), `SampleToInsertRatio`.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
-from qfleet.common.config_auto import minimum_limiter_tolerance_samples
 from qfleet.common.errors import ConfigError
+from qfleet.common.types import ReplayStats
 
 UNLIMITED_CREDITS = 2**31 - 1
 """Credits of a limiter that never blocks inserts."""
@@ -86,6 +90,20 @@ class RatioLimiter:
         )
 
 
+def minimum_limiter_tolerance_samples(
+    samples_per_insert: float, chunk_transitions: int, samples_per_request: int
+) -> int:
+    """The smallest whole tolerance with which one side can always proceed.
+
+    Both wait when error > tolerance − spi·chunk and error < request − tolerance; no number is
+    between these two exactly when 2·tolerance ≥ spi·chunk + request. The sum is exact, because one
+    bit too little would be a deadlock; the product is the float that the limiter compares.
+
+    Differs: Reverb's items come one by one; these come in batches.
+    """
+    return math.ceil((Fraction(samples_per_insert * chunk_transitions) + samples_per_request) / 2)
+
+
 def check_window(limiter: RatioLimiter, chunk_transitions: int, samples_per_request: int) -> None:
     """Refuse a window in which actors and learner could wait for each other for ever.
 
@@ -128,17 +146,74 @@ class EpisodeLimiter:
         """Samples that belong to so many finished episodes."""
         return episodes * self.updates_per_episode * self.batch_size
 
-    def can_sample(self, episodes: int, sampled: int, n: int) -> bool:
-        """Whether n draws may follow: updates are left for the episodes played."""
-        return sampled + n <= self.samples_owed(episodes)
-
-    def can_insert(self, episodes: int, sampled: int) -> bool:
-        """Whether the next episode may be played: all updates were made."""
-        return sampled >= self.samples_owed(episodes)
-
     def explain(self, episodes: int, sampled: int) -> str:
         """One line for the message of a wait that timed out."""
         return (
             f"{episodes} episodes allow {self.samples_owed(episodes)} samples "
             f"({self.updates_per_episode} updates of {self.batch_size} each), {sampled} were drawn"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearningRule:
+    """What the rounds of a lockstep run pay for."""
+
+    min_size: int
+    """Transitions over all shards before learning starts."""
+    draws_per_block: int
+    samples_per_insert: float | None
+    episodes: EpisodeLimiter | None
+    """Instead of the ratio."""
+    free_blocks: int
+    """Blocks per round when there is neither."""
+
+
+@dataclass
+class LearningDebt:
+    """How much learning the playing so far pays for.
+
+    Counts from when the replay first held enough: warm-up inserts owe no updates, and neither does
+    a refill after a resume without the replay's contents, so there is never a burst.
+    """
+
+    inserted: int | None = None
+    """Counters at that moment; None while the replay holds too little."""
+    sampled: int = 0
+    episodes: int = 0
+
+    def blocks_due(self, rule: LearningRule, stats: Sequence[ReplayStats]) -> int:
+        """How many blocks this round learns, by the counters of all shards."""
+        inserted, sampled = sum(s.inserted for s in stats), sum(s.sampled for s in stats)
+        episodes = sum(s.episodes for s in stats)
+        if sum(s.size for s in stats) < rule.min_size:
+            self.inserted = None
+            return 0
+        if self.inserted is None:
+            self.inserted, self.sampled = inserted, sampled
+            # The episode that filled the replay is the first that owes updates.
+            self.episodes = episodes - 1 if rule.episodes is not None else episodes
+        drawn = sampled - self.sampled
+        if rule.episodes is not None:
+            owed: float = rule.episodes.samples_owed(episodes - self.episodes) - drawn
+        elif rule.samples_per_insert is not None:
+            owed = (inserted - self.inserted) * rule.samples_per_insert - drawn
+        else:
+            return rule.free_blocks
+        return max(0, int(owed // rule.draws_per_block))
+
+    def explain(self, rule: LearningRule, stats: Sequence[ReplayStats]) -> str:
+        """One line for the message of a wait that timed out."""
+        size = f"replay holds {sum(s.size for s in stats)} of {rule.min_size} needed"
+        if self.inserted is None:
+            return f"{size}; nothing is owed yet"
+        drawn = sum(s.sampled for s in stats) - self.sampled
+        if rule.episodes is not None:
+            played = sum(s.episodes for s in stats) - self.episodes
+            return f"{size}; {rule.episodes.explain(played, drawn)}"
+        if rule.samples_per_insert is None:
+            return f"{size}; no ratio is kept"
+        inserted = sum(s.inserted for s in stats) - self.inserted
+        return (
+            f"{size}; {inserted} inserts since then pay for "
+            f"{inserted * rule.samples_per_insert:g} samples, {drawn} were drawn"
         )

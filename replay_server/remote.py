@@ -17,15 +17,16 @@ from typing import Any
 
 import ray
 
-from qfleet.common.config import Config
 from qfleet.common.errors import WireFormatError
 from qfleet.common.inline_pieces import split
 from qfleet.common.messages import decode_chunk, decode_priority_update, encode_shard_sample
+from qfleet.common.plan_json import plan_from_json
 from qfleet.common.stage_clock import INSERT_HELD, REPLAY, SAMPLE_HELD, SAMPLING, StageClock
 from qfleet.common.threads import limit_threads
 from qfleet.common.types import Capture, EnvironmentSpec, EpisodeSummary
 from qfleet.common.wire import decode_capture, encode_capture_pieces
 from qfleet.replay_server.build import build_shard
+from qfleet.replay_server.plan import ReplayPlan
 
 HOLD_BACK_S = 2.0
 """How long the limiter holds back calls of one side before they are answered `blocked`."""
@@ -58,14 +59,12 @@ class _Side:
 class ReplayServerShell:
     """One shard's process; becomes a Ray actor through `remote_replay_class`."""
 
-    def __init__(
-        self, config_json: str, spec_json: str, run_id: str, shard: int, num_cpus: float
-    ) -> None:
-        limit_threads(num_cpus)
-        config = Config.model_validate_json(config_json)
+    def __init__(self, plan_json: str, spec_json: str, run_id: str, shard: int) -> None:
+        plan = plan_from_json(ReplayPlan, plan_json)
+        limit_threads(plan.num_cpus)
         self._spec = EnvironmentSpec.from_json(spec_json)
         self._shard = shard
-        self._core = build_shard(config, self._spec, run_id=run_id, shard=shard)
+        self._core = build_shard(plan, self._spec, run_id=run_id, shard=shard)
         self._changed = threading.Condition()
         """Guards everything below and the core; notified when the limiter may think anew."""
         self._episodes: list[EpisodeSummary] = []
@@ -176,6 +175,7 @@ class ReplayServerShell:
             episodes, self._episodes = self._episodes, []
             stats = list(self._core.stats())
             malformed = dict(self._malformed_chunks)
+            limiter = self._core.explain_limiter()
         return {
             "shard": self._shard,
             "pid": os.getpid(),
@@ -192,6 +192,7 @@ class ReplayServerShell:
                 for e in episodes
             ],
             "malformed_chunks": malformed,
+            "limiter": limiter,
             "times": self._times(),
         }
 

@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import numpy as np
 
-from qfleet.common.config import ReplayConfig
 from qfleet.common.errors import CheckpointError, ConfigError, InvariantError, ReplayNotReadyError
 from qfleet.common.pixels.stored_columns import stored_columns
 from qfleet.common.seeding import generator
@@ -31,6 +30,7 @@ from qfleet.common.types import (
 )
 from qfleet.replay_server.chunk_ledger import ACCEPTED, DUPLICATE, ChunkLedger
 from qfleet.replay_server.framed_rows import FramedRows
+from qfleet.replay_server.plan import ReplayPlan
 from qfleet.replay_server.rate_limiter import RatioLimiter
 from qfleet.replay_server.samplers import check_td_errors, make_sampler
 from qfleet.replay_server.storage import RingStorage
@@ -78,16 +78,15 @@ class ReplayShard:
 
     def __init__(
         self,
+        plan: ReplayPlan,
+        spec: EnvironmentSpec,
+        limiter: RatioLimiter,
         *,
         run_id: str,
         shard: int,
-        spec: EnvironmentSpec,
-        config: ReplayConfig,
-        limiter: RatioLimiter,
-        seed: int,
     ) -> None:
         self.shard = shard
-        self.capacity = config.capacity // config.shards
+        self.capacity = plan.capacity
         if limiter.min_size > self.capacity:
             raise ConfigError(
                 f"min_size of a shard must be at most its capacity of {self.capacity}, "
@@ -96,7 +95,7 @@ class ReplayShard:
         self._limiter = limiter
         self._storage = RingStorage(stored_columns(spec), self.capacity)
         self._framed = None if spec.frame_stack is None else FramedRows(spec, self._storage)
-        self._sampler = make_sampler(config, self.capacity, generator(seed, "replay.sample", shard))
+        self._sampler = make_sampler(plan, generator(plan.seed, "replay.sample", shard))
         self._ledger = ChunkLedger(run_id)
         self._counters = _Counters()
 

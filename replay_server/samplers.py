@@ -14,10 +14,10 @@ from typing import Protocol
 
 import numpy as np
 
-from qfleet.common.config import ReplayConfig
 from qfleet.common.errors import CheckpointError, InvariantError
 from qfleet.common.prioritization import sampling_weights
 from qfleet.common.types import Array, Capture
+from qfleet.replay_server.plan import ReplayPlan
 from qfleet.replay_server.sum_tree import SumTree
 
 INITIAL_TD_ERROR_ABS = 1.0
@@ -76,15 +76,15 @@ class Sampler(Protocol):
         ...
 
 
-def make_sampler(config: ReplayConfig, capacity: int, rng: np.random.Generator) -> Sampler:
-    """The sampler that `replay.sampling` names, over `capacity` slots, drawing from `rng`."""
-    if config.sampling == "uniform":
+def make_sampler(plan: ReplayPlan, rng: np.random.Generator) -> Sampler:
+    """The sampler that `replay.sampling` names, over the shard's slots, drawing from `rng`."""
+    if plan.sampling == "uniform":
         return UniformSampler(rng)
     return ProportionalSampler(
-        capacity,
+        plan.capacity,
         rng,
-        priority_exponent=config.priority_exponent,
-        priority_epsilon=config.priority_epsilon,
+        priority_exponent=plan.priority_exponent,
+        priority_epsilon=plan.priority_epsilon,
     )
 
 

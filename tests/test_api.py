@@ -14,12 +14,13 @@ import torch
 import yaml
 
 from qfleet.api import evaluate, load_params, load_policy, load_run_config, make_env
-from qfleet.common.config import Config, EnvConfig, NetworkConfig
+from qfleet.common.config import EnvConfig, NetworkConfig
 from qfleet.common.errors import CheckpointError, ConfigError
 from qfleet.common.networks import build_network, to_arrays
 from qfleet.common.params import encode_safetensors
 from qfleet.common.types import EnvironmentSpec
 from qfleet.run_files.run_directory import RunDirectory
+from qfleet.settings.config import Config
 from qfleet.settings.config_loading import dump_yaml
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"

@@ -1,8 +1,9 @@
 """The import arrows and the bans of the design, read from the source, plus what an import costs.
 
 `common` <- `actors` | `replay_server` | `learner` <- `src/qfleet`; the rooms never import one
-another; Ray stays in the three shells and the door; nothing of ours is pickled; every wait on Ray
-has a timeout. The walk covers whatever modules exist, so a new file is checked without being named.
+another; below the composition root nobody knows the configuration; Ray stays in the three shells
+and the door; nothing of ours is pickled; every wait on Ray has a timeout. The walk covers whatever
+modules exist, so a new file is checked without being named.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ ROOMS = ("actors", "learner", "replay_server")
 FOLDERS = {"common": ROOT / "common", **{room: ROOT / room for room in ROOMS}}
 DOOR = ROOT / "src" / "qfleet"
 
+BELOW_THE_ROOT = ("cluster", "fleets")
+"""Rooms of the door that get plans, as the roles do, instead of the configuration."""
 PICKLERS = frozenset({"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"})
 ALLOWED_OURS = {
     "common": ("common",),
     **{room: ("common", room) for room in ROOMS},
-    "door": ("common", *ROOMS, "door"),
+    **dict.fromkeys(("door", *BELOW_THE_ROOT), ("common", *ROOMS, "door")),
 }
 
 
@@ -35,8 +38,9 @@ def modules() -> list[tuple[str, Path]]:
     found = [(place, path) for place, folder in FOLDERS.items() for path in folder.rglob("*.py")]
     linked = set(FOLDERS)
     for path in DOOR.rglob("*.py"):
-        if path.relative_to(DOOR).parts[0] not in linked:
-            found.append(("door", path))
+        room = path.relative_to(DOOR).parts[0]
+        if room not in linked:
+            found.append((room if room in BELOW_THE_ROOT else "door", path))
     return sorted(found)
 
 
@@ -77,7 +81,10 @@ def forbidden_import(place: str, file_name: str, name: str) -> str | None:
     target = place_of(name)
     if target is not None and target not in ALLOWED_OURS[place]:
         return f"{place} must not import {target}"
-    if top == "ray" and place != "door" and not (place in ROOMS and is_shell(file_name)):
+    if name.startswith("qfleet.settings") and place != "door":
+        return "below the composition root there are plans, no configuration"
+    in_door = place in ("door", *BELOW_THE_ROOT)
+    if top == "ray" and not in_door and not (place in ROOMS and is_shell(file_name)):
         return "ray belongs into the rooms' remote*.py and into src/qfleet"
     if top == "torch" and place == "replay_server":
         return "replay_server needs no torch"
@@ -106,7 +113,7 @@ def forbidden_call(node: ast.Call) -> str | None:
 
 def violations(place: str, file_name: str, source: str) -> list[str]:
     """Everything in one module that breaks a rule, as `line: reason`."""
-    package = "qfleet" if place == "door" else f"qfleet.{place}"
+    package = "qfleet" if place == "door" else f"qfleet.{place}"  # of relative imports
     tree = ast.parse(source)
     found = []
     for line, name in imports(tree, package):
@@ -132,6 +139,9 @@ def violations(place: str, file_name: str, source: str) -> list[str]:
         ("common", "x.py", "from ..learner import loop"),
         ("actors", "x.py", "def f():\n    from qfleet.learner.loss import mse"),
         ("actors", "x.py", "from qfleet.command_line.cli import main"),
+        ("learner", "x.py", "def f():\n    from qfleet.settings.config import Config"),
+        ("fleets", "x.py", "from qfleet.settings import config"),
+        ("cluster", "x.py", "from ..settings.plans import run_plans"),
         ("learner", "x.py", "import qfleet.replay_server.storage"),
         ("learner", "x.py", "import common.types"),
         ("learner", "x.py", "import ray"),
@@ -155,6 +165,8 @@ def test_checker_planted_violation_is_found(place: str, file_name: str, source: 
     [
         ("actors", "remote.py", "import ray\nfrom qfleet.common import wire\nfrom . import policy"),
         ("door", "x.py", "from qfleet.learner.remote import R\nray.get(ref, timeout=limit_s)"),
+        ("door", "x.py", "from qfleet.settings.config import Config"),
+        ("fleets", "x.py", "import ray\nfrom qfleet.cluster import roles"),
         ("replay_server", "x.py", "import numpy as np\nnp.load(path, allow_pickle=False)"),
         ("actors", "x.py", "def f():\n    import torch"),
     ],
@@ -164,7 +176,7 @@ def test_checker_allowed_source_passes(place: str, file_name: str, source: str) 
 
 
 def test_modules_walk_reaches_every_place() -> None:
-    assert {place for place, _ in modules()} == {*FOLDERS, "door"}
+    assert {place for place, _ in modules()} == {*FOLDERS, "door", *BELOW_THE_ROOT}
 
 
 def test_tree_keeps_the_import_arrows() -> None:

@@ -15,11 +15,11 @@ import pytest
 import yaml
 
 from qfleet import training
-from qfleet.common.config import Config, RayConfig
 from qfleet.common.errors import CheckpointError, ConfigError
 from qfleet.run_files.checkpoint import list_checkpoints, read_checkpoint
 from qfleet.run_files.run_directory import RunDirectory
 from qfleet.run_files.summary import read_summary
+from qfleet.settings.config import Config, RayConfig
 from qfleet.settings.config_loading import load_config
 from qfleet.training import header_lines, run_train, train
 

@@ -3,7 +3,7 @@
 Started by `learner_path.BuildProcess`, and by hand or in an image's build through `prebuild`. Runs
 at the lowest priority and ends itself when the process that asked for it is gone.
 
-    python -m qfleet.learner.fast.build_block --config-json JSON --spec-json JSON
+    python -m qfleet.learner.fast.build_block --plan-json JSON --spec-json JSON
 """
 
 from __future__ import annotations
@@ -19,10 +19,8 @@ from pathlib import Path
 import torch
 from safetensors.numpy import save_file
 
-from qfleet.common.config import Config
-from qfleet.common.config_auto import resolve_config
-from qfleet.common.envs import describe_environment
 from qfleet.common.errors import QfleetError
+from qfleet.common.plan_json import plan_from_json
 from qfleet.common.threads import limit_threads
 from qfleet.common.types import EnvironmentSpec
 from qfleet.learner.block_inputs import initial_block_inputs
@@ -34,16 +32,17 @@ from qfleet.learner.fast.package_spec import (
     PackageSpec,
     missing_compiler,
 )
+from qfleet.learner.plan import LearnerPlan
 
 LOWEST_PRIORITY = 19
 _PARENT_POLL_S = 1.0
 
 
-def prebuild(config: Config, spec: EnvironmentSpec, dtype: str = "float32") -> Path:
-    """The package of this configuration, compiled unless the cache has it; returns its path.
+def prebuild(plan: LearnerPlan, spec: EnvironmentSpec, dtype: str = "float32") -> Path:
+    """The package of this plan, compiled unless the cache has it; returns its path.
 
     Args:
-        config: A whole configuration; its `learner.compile` is not looked at.
+        plan: Its `compile` is not looked at.
         spec: The environment's.
         dtype: Another precision than the learner's float32; for tests.
 
@@ -55,9 +54,9 @@ def prebuild(config: Config, spec: EnvironmentSpec, dtype: str = "float32") -> P
     missing = missing_compiler()
     if missing is not None:
         raise PackageError(f"{missing}; install g++ or name a compiler in CXX")
-    package = PackageSpec(config, spec, dtype)
+    package = PackageSpec(plan, spec, dtype)
     cast_to = None if dtype == "float32" else getattr(torch, dtype)
-    rule, state, hyper = initial_block_inputs(config, spec, torch.device("cpu"), cast_to)
+    rule, state, hyper = initial_block_inputs(plan, spec, torch.device("cpu"), cast_to)
 
     def build(path: Path) -> None:
         # The compiler's intermediate files go with the package's temporary folder.
@@ -86,8 +85,8 @@ def end_with_parent(parent_pid: int) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Compile, print the package's path, return 0; a failure is one line on standard error."""
     parser = argparse.ArgumentParser(prog="python -m qfleet.learner.fast.build_block")
-    parser.add_argument("--config-json", required=True, help="a configuration as JSON")
-    parser.add_argument("--spec-json", help="the environment's description; default: measure it")
+    parser.add_argument("--plan-json", required=True, help="a LearnerPlan as JSON")
+    parser.add_argument("--spec-json", required=True, help="an EnvironmentSpec as JSON")
     parser.add_argument("--parent-pid", type=int, help="end when this parent process ends")
     options = parser.parse_args(arguments)
     if options.parent_pid is not None:
@@ -95,14 +94,9 @@ def main(arguments: list[str] | None = None) -> int:
     os.nice(LOWEST_PRIORITY)
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     try:
-        config = Config.model_validate_json(options.config_json)
-        limit_threads(config.learner.num_cpus)
-        if options.spec_json:
-            spec = EnvironmentSpec.from_json(options.spec_json)
-        else:
-            spec = describe_environment(config.env)
-        config = resolve_config(config, spec, cpus=os.cpu_count() or 1, gpus=0)
-        print(prebuild(config, spec))
+        plan = plan_from_json(LearnerPlan, options.plan_json)
+        limit_threads(plan.num_cpus)
+        print(prebuild(plan, EnvironmentSpec.from_json(options.spec_json)))
     except (PackageError, QfleetError, OSError) as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 1

@@ -65,7 +65,7 @@ def _flat_inputs(
 ) -> tuple[Tensor, ...]:
     """A call's inputs: `state`, batches of noise and the rates."""
     dtype = getattr(torch, spec.dtype)
-    batches = random_batches(spec.config, spec.environment, spec.n_updates, dtype)
+    batches = random_batches(spec.plan, spec.environment, spec.n_updates, dtype)
     return (*flat_state(state), *batches, *hyper)
 
 
@@ -107,7 +107,7 @@ def build_package(
     """
     import torch._inductor
 
-    options = {"cpp.threads": spec.config.learner.num_cpus}
+    options = {"cpp.threads": spec.plan.num_cpus}
     try:
         graph, flat = trace_block(spec, rule, state, hyper)
         exported = torch.export.export(graph, flat, strict=False)
@@ -147,8 +147,8 @@ class CompiledBlock:
     def __init__(self, run: FlatBlock, spec: PackageSpec) -> None:
         self._run = run
         self._n_updates = spec.n_updates
-        self._batch_size = spec.config.learner.batch_size
-        self._polyak = spec.config.learner.target_tau is not None
+        self._batch_size = spec.plan.batch_size
+        self._polyak = spec.plan.target_tau is not None
 
     def fits(self, batches: Batches) -> bool:
         """Whether the package computes blocks of this shape."""

@@ -17,13 +17,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from qfleet.common.config import Config
-from qfleet.common.config_auto import updates_per_call
 from qfleet.common.types import EnvironmentSpec
 from qfleet.learner.backend import FLOAT32_TOLERANCE, LearnerPath
 from qfleet.learner.fast.fast_block import distance_from_eager, random_batches
 from qfleet.learner.fast.flat_block import N_MEASURED, StateTaker, flat_block, flat_state
 from qfleet.learner.optimizers import Hyperparameters
+from qfleet.learner.plan import LearnerPlan
 from qfleet.learner.update import (
     Batches,
     BlockResult,
@@ -153,7 +152,7 @@ def _copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
 
 
 def record_block(
-    config: Config,
+    plan: LearnerPlan,
     environment: EnvironmentSpec,
     rule: UpdateRule,
     state: LearnerState,
@@ -168,7 +167,7 @@ def record_block(
     Raises:
         CaptureError: when it cannot be recorded or gives other results, with the cause.
     """
-    noise = random_batches(config, environment, updates_per_call(config))
+    noise = random_batches(plan, environment, plan.updates_per_call)
     # The eager form updates running statistics in place, and these are the run's.
     own = state._replace(buffers=copy_tensors(state.buffers))
     try:

@@ -11,11 +11,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from qfleet.common.config import Config
 from qfleet.common.types import EnvironmentSpec
 from qfleet.learner.backend import LearnerPath
 from qfleet.learner.fast.flat_block import flat_state
 from qfleet.learner.optimizers import Hyperparameters
+from qfleet.learner.plan import LearnerPlan
 from qfleet.learner.update import (
     Batches,
     BlockFunction,
@@ -51,14 +51,14 @@ class FastBlock(Protocol):
 
 
 def random_batches(
-    config: Config,
+    plan: LearnerPlan,
     environment: EnvironmentSpec,
     n_updates: int,
     dtype: torch.dtype = torch.float32,
 ) -> Batches:
     """`n_updates` batches of noise from a fixed seed, for tracing and for comparing; on the CPU."""
     rng = torch.Generator().manual_seed(0)
-    extent = (n_updates, config.learner.batch_size)
+    extent = (n_updates, plan.batch_size)
     inputs = (*extent, environment.n_inputs)
     return Batches(
         torch.randn(inputs, generator=rng, dtype=dtype),

@@ -16,13 +16,14 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from qfleet.common.config import Config
 from qfleet.common.errors import ConfigError
+from qfleet.common.plan_json import plan_to_json
 from qfleet.common.types import EnvironmentSpec
 from qfleet.learner.backend import LearnerBackend, LearnerPath
 from qfleet.learner.fast.notices import say_once
 from qfleet.learner.fast.package_backend import load_package_backend
 from qfleet.learner.fast.package_spec import missing_compiler
+from qfleet.learner.plan import LearnerPlan
 
 BUILD_S = 80.0
 """What building one package takes beside a fleet that keeps two cores busy (measured; 25 alone)."""
@@ -35,7 +36,7 @@ _POLL_S = 0.5
 _END_TIMEOUT_S = 5.0
 
 
-def starting_backend(config: Config, spec: EnvironmentSpec, device: str) -> LearnerBackend:
+def starting_backend(plan: LearnerPlan, spec: EnvironmentSpec, device: str) -> LearnerBackend:
     """What a run begins with on `device`.
 
     Raises:
@@ -43,21 +44,21 @@ def starting_backend(config: Config, spec: EnvironmentSpec, device: str) -> Lear
             remedy.
     """
     # A custom network is made by its factory, so torch is there in any case.
-    if device == "cpu" and config.learner.compile != "off" and config.network.factory is None:
-        backend = load_package_backend(config, spec)
+    if device == "cpu" and plan.compile != "off" and plan.network.factory is None:
+        backend = load_package_backend(plan, spec)
         if backend is not None:
             return backend
-    return torch_backend(config, spec, device)
+    return torch_backend(plan, spec, device)
 
 
-def torch_backend(config: Config, spec: EnvironmentSpec, device: str) -> LearnerBackend:
+def torch_backend(plan: LearnerPlan, spec: EnvironmentSpec, device: str) -> LearnerBackend:
     """PyTorch on `device`, with the fast form of `learner.compile` where there is one."""
     from qfleet.learner.torch_backend import TorchBackend  # takes half a second to import
 
-    return TorchBackend(config, spec, device)
+    return TorchBackend(plan, spec, device)
 
 
-def build_required(config: Config, spec: EnvironmentSpec) -> None:
+def build_required(plan: LearnerPlan, spec: EnvironmentSpec) -> None:
     """Build the package now and wait for it, in a process of its own.
 
     Raises:
@@ -70,7 +71,7 @@ def build_required(config: Config, spec: EnvironmentSpec) -> None:
             "g++), or name a compiler in CXX, or use --learner.compile off"
         )
     say_once("compiling the learner's block, once for this network and machine, about a minute")
-    build = BuildProcess(config, spec)
+    build = BuildProcess(plan, spec)
     try:
         failure = build.wait()
     finally:
@@ -85,9 +86,9 @@ def build_required(config: Config, spec: EnvironmentSpec) -> None:
 class BuildProcess:
     """One running build; it ends itself when the process that started it is gone."""
 
-    def __init__(self, config: Config, spec: EnvironmentSpec) -> None:
+    def __init__(self, plan: LearnerPlan, spec: EnvironmentSpec) -> None:
         command = [sys.executable, "-m", "qfleet.learner.fast.build_block"]
-        command += ["--config-json", config.model_dump_json(by_alias=True)]
+        command += ["--plan-json", plan_to_json(plan)]
         command += ["--spec-json", spec.to_json(), "--parent-pid", str(os.getpid())]
         search = [str(Path.cwd()) if path == "" else path for path in sys.path]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(search)}
@@ -138,21 +139,20 @@ class Progress(NamedTuple):
     """Seconds spent in updates so far."""
 
 
-def eager_s_left(config: Config, start: Progress, now: Progress) -> float:
+def eager_s_left(plan: LearnerPlan, start: Progress, now: Progress) -> float:
     """Seconds of eager updates that the budgets still allow; infinite without a budget.
 
     Reckoned from the rate since `start`; the smallest of the run's budgets counts.
     """
-    run, replay = config.run, config.replay
     updates, elapsed_s = now.learner_steps - start.learner_steps, now.now_s - start.now_s
     left = [float("inf")]
-    if run.max_learner_steps is not None:
-        left.append(run.max_learner_steps - now.learner_steps)
-    if run.max_env_steps is not None and replay.samples_per_insert is not None:
-        samples = (run.max_env_steps - now.env_steps) * replay.samples_per_insert
-        left.append(samples / config.learner.batch_size)
-    if run.max_wall_s is not None:
-        left.append((run.max_wall_s - elapsed_s) * updates / elapsed_s)
+    if plan.max_learner_steps is not None:
+        left.append(plan.max_learner_steps - now.learner_steps)
+    if plan.max_env_steps is not None and plan.samples_per_insert is not None:
+        samples = (plan.max_env_steps - now.env_steps) * plan.samples_per_insert
+        left.append(samples / plan.batch_size)
+    if plan.max_wall_s is not None:
+        left.append((plan.max_wall_s - elapsed_s) * updates / elapsed_s)
     return max(0.0, min(left)) * (now.update_s - start.update_s) / updates
 
 
@@ -164,17 +164,14 @@ class PathUpgrade:
     """
 
     def __init__(
-        self, config: Config, spec: EnvironmentSpec, device: str, path: LearnerPath
+        self, plan: LearnerPlan, spec: EnvironmentSpec, device: str, path: LearnerPath
     ) -> None:
-        self._config, self._spec = config, spec
+        self._plan, self._spec = plan, spec
         self._build: BuildProcess | None = None
         self._start: Progress | None = None
         self._next_poll_s = float("-inf")
         self._is_open = (
-            config.learner.compile == "auto"
-            and config.effective_schedule == "async"
-            and device == "cpu"
-            and path == "eager"
+            plan.compile == "auto" and not plan.is_lockstep and device == "cpu" and path == "eager"
         )
 
     def poll(self, now: Progress) -> bool:
@@ -191,13 +188,13 @@ class PathUpgrade:
         return False
 
     def _consider(self, start: Progress, now: Progress) -> None:
-        if eager_s_left(self._config, start, now) <= PAYS_FACTOR * BUILD_S:
+        if eager_s_left(self._plan, start, now) <= PAYS_FACTOR * BUILD_S:
             return
         missing = missing_compiler()
         if missing is not None:
             self._give_up(missing)
         else:
-            self._build = BuildProcess(self._config, self._spec)
+            self._build = BuildProcess(self._plan, self._spec)
 
     def _watch(self, build: BuildProcess) -> bool:
         if build.is_running:

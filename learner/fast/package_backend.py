@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qfleet.common.config import Config
 from qfleet.common.seeding import seed_int
 from qfleet.common.types import (
     ACTION,
@@ -32,6 +31,7 @@ from qfleet.learner.fast.libtorch import BlockLibrary, Libtorch, Tensor, libtorc
 from qfleet.learner.fast.notices import say_once
 from qfleet.learner.fast.package_cache import PackageCache, cache_directory, package_key
 from qfleet.learner.fast.package_spec import PROOF_SUFFIX, PackageError, PackageSpec
+from qfleet.learner.plan import LearnerPlan
 
 _ALIGNMENT_BYTES = 64
 """As torch's own allocations: the same bits come out of the matrix products."""
@@ -39,15 +39,15 @@ _N_MEASURED = len(Measured._fields)
 """Results behind the state: TD errors, losses, mean Q-values, gradient norms."""
 
 
-def load_package_backend(config: Config, spec: EnvironmentSpec) -> PackageBackend | None:
+def load_package_backend(plan: LearnerPlan, spec: EnvironmentSpec) -> PackageBackend | None:
     """A learner at its start on the package in the cache; None when there is none.
 
     A package that is damaged or gives other results than its proof says is removed, which is said.
     One that cannot be used without torch is left to it, which is said too.
     """
-    package_spec = PackageSpec(config, spec)
+    package_spec = PackageSpec(plan, spec)
     parameters, buffers = initial_network(
-        config.network, spec, seed_int(config.seed, "learner.network")
+        plan.network, spec, seed_int(plan.seed, "learner.network")
     )
     package_cache = PackageCache(cache_directory())
     key = package_key(package_spec.describe(parameters, buffers))
@@ -56,7 +56,7 @@ def load_package_backend(config: Config, spec: EnvironmentSpec) -> PackageBacken
         return None
     try:
         torch = libtorch()
-        torch.set_num_threads(math.ceil(config.learner.num_cpus))
+        torch.set_num_threads(math.ceil(plan.num_cpus))
         library = BlockLibrary(path)
         distance = distance_from_proof(torch, library, path.with_suffix(PROOF_SUFFIX))
     except PackageError as error:
@@ -134,22 +134,22 @@ class PackageBackend:
         parameters: dict[str, Array],
         buffers: dict[str, Array],
     ) -> None:
-        learner = spec.config.learner
+        plan = spec.plan
         self._torch, self._library = torch, library
-        self._n_updates, self._batch_size = spec.n_updates, learner.batch_size
-        self._polyak = learner.target_tau is not None
+        self._n_updates, self._batch_size = spec.n_updates, plan.batch_size
+        self._polyak = plan.target_tau is not None
         self._names = [*parameters, *buffers]
         self._trained = list(parameters)
         n_online, n_trained = len(self._names), len(self._trained)
         self._counts = _Counts(
             n_online,
-            n_online if learner.target_network else 0,
+            n_online if plan.target_network else 0,
             n_trained,
-            0 if learner.optimizer == "sgd" else n_trained,
+            0 if plan.optimizer == "sgd" else n_trained,
         )
         rates = (
-            *(learner.learning_rate, learner.momentum, learner.target_tau or 0.0),
-            *(learner.max_grad_norm or 0.0, learner.huber_delta),
+            *(plan.learning_rate, plan.momentum, plan.target_tau or 0.0),
+            *(plan.max_grad_norm or 0.0, plan.huber_delta),
         )
         self._hyper = [torch.copy(np.array(rate, np.float32)) for rate in rates]
         self._state: list[Tensor] = []
@@ -161,7 +161,7 @@ class PackageBackend:
         self.load(
             {
                 "online": online,
-                "target": online if learner.target_network else {},
+                "target": online if plan.target_network else {},
                 "first": zeros,
                 "second": zeros if self._counts.second else {},
                 "optimizer": {"step": np.zeros((), np.float64)},

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import qfleet.common
-from qfleet.common.config import Config
-from qfleet.common.config_auto import updates_per_call
 from qfleet.common.types import EnvironmentSpec
+from qfleet.learner.plan import LearnerPlan
 
 FORMAT_VERSION = 2
 """Raised when inputs, outputs or proof of a package change."""
@@ -39,14 +38,14 @@ class PackageError(Exception):
 class PackageSpec:
     """The run that a package is for; runs with equal `describe` share one."""
 
-    config: Config
+    plan: LearnerPlan
     environment: EnvironmentSpec
     dtype: str = "float32"
 
     @property
     def n_updates(self) -> int:
         """Updates per call of the package: the largest divisor of a block that is unrolled."""
-        block = updates_per_call(self.config)
+        block = self.plan.updates_per_call
         return next(k for k in range(MAX_UPDATES_PER_CALL, 0, -1) if block % k == 0)
 
     def describe(self, parameters: Mapping[str, Any], buffers: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,11 +55,11 @@ class PackageSpec:
             parameters: The network's, trained; arrays or tensors, only dtype and shape are read.
             buffers: What a training forward updates in place.
         """
-        learner = self.config.learner
+        plan = self.plan
         return {
             "format": FORMAT_VERSION,
-            "sources_sha256": _sources_sha256(self.config),
-            "network": self.config.network.model_dump(mode="json"),
+            "sources_sha256": _sources_sha256(plan),
+            "network": plan.network.model_dump(mode="json"),
             "tensors": {
                 name: [str(t.dtype).removeprefix("torch."), list(t.shape)]
                 for name, t in {**parameters, **buffers}.items()
@@ -69,15 +68,15 @@ class PackageSpec:
             "n_inputs": self.environment.n_inputs,
             "n_actions": self.environment.n_actions,
             "n_updates": self.n_updates,
-            "batch_size": learner.batch_size,
-            "loss": learner.loss,
-            "optimizer": learner.optimizer,
-            "double_q": learner.double_q,
-            "target_network": learner.target_network,
-            "polyak": learner.target_tau is not None,
-            "clip": learner.max_grad_norm is not None,
+            "batch_size": plan.batch_size,
+            "loss": plan.loss,
+            "optimizer": plan.optimizer,
+            "double_q": plan.double_q,
+            "target_network": plan.target_network,
+            "polyak": plan.target_tau is not None,
+            "clip": plan.max_grad_norm is not None,
             "dtype": self.dtype,
-            "threads": learner.num_cpus,
+            "threads": plan.num_cpus,
             "torch": importlib.metadata.version("torch"),
             "system": f"{platform.system()} {platform.machine()}",
             "cpu": cpu_identity(),
@@ -102,15 +101,15 @@ def cpu_identity() -> str:
     return f"{model} {os.environ.get('ATEN_CPU_CAPABILITY', 'default')} {digest}"
 
 
-def _sources_sha256(config: Config) -> str:
+def _sources_sha256(plan: LearnerPlan) -> str:
     """Digest of the code that is traced: ours and, where there is one, the network's factory."""
     room = Path(__file__).parent.parent
     files = [room / name for name in _SOURCES]
     files.append(Path(qfleet.common.__file__).with_name("networks.py"))
-    if config.network.factory is not None:
+    if plan.network.factory is not None:
         from qfleet.common.networks import load_factory
 
-        factory = load_factory(config.network.factory, "network.factory")
+        factory = load_factory(plan.network.factory, "network.factory")
         source = inspect.getsourcefile(factory)
         files.extend([Path(source)] if source else [])
     digest = hashlib.sha256()

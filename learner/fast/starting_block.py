@@ -37,14 +37,14 @@ def starting_block(
         ConfigError: when `learner.compile` is `required` and there is no fast form, with the
             remedy.
     """
-    mode = spec.config.learner.compile
+    mode = spec.plan.compile
     if mode == "off":
         return None
     if device.type == "cuda":
         return _graph(spec, rule, state, hyper)
     block = load_package(spec, rule, state, hyper)
     if block is None and mode == "required":
-        build_required(spec.config, spec.environment)
+        build_required(spec.plan, spec.environment)
         block = load_package(spec, rule, state, hyper)
         if block is None:
             raise ConfigError(
@@ -58,9 +58,9 @@ def _graph(
     spec: PackageSpec, rule: UpdateRule, state: LearnerState, hyper: Hyperparameters
 ) -> FastBlock | None:
     try:
-        return record_block(spec.config, spec.environment, rule, state, hyper)
+        return record_block(spec.plan, spec.environment, rule, state, hyper)
     except CaptureError as error:
-        if spec.config.learner.compile == "required":
+        if spec.plan.compile == "required":
             raise ConfigError(
                 f"learner.compile = required: the block cannot be recorded as a CUDA graph: "
                 f"{error}; use --learner.compile auto or off to train with eager PyTorch"
@@ -83,9 +83,9 @@ def load_package(
         return None
     try:
         block = CompiledBlock(load_flat_block(path), spec)
-        with _threads(spec.config.learner.num_cpus):
+        with _threads(spec.plan.num_cpus):
             dtype = getattr(torch, spec.dtype)
-            batches = random_batches(spec.config, spec.environment, spec.n_updates, dtype)
+            batches = random_batches(spec.plan, spec.environment, spec.n_updates, dtype)
             distance = distance_from_eager(block, batches, rule, state, hyper)
     except (PackageError, RuntimeError) as error:
         cache.remove(key, str(error).splitlines()[0])

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from qfleet.common.config import Config, EnvConfig
+from qfleet.common.config import EnvConfig
 from qfleet.common.errors import CheckpointError
 from qfleet.common.params import decode_safetensors
 from qfleet.common.q_functions import build_q_function
 from qfleet.common.types import Array, EnvironmentSpec
 from qfleet.run_files.checkpoint import PARAMS_FILE, read_checkpoint
+from qfleet.settings.config import Config
 
 
 class Policy:

@@ -13,11 +13,13 @@ import os
 import subprocess
 import sys
 
-from qfleet.common.config_auto import resolve_config
 from qfleet.common.envs import describe_environment
 from qfleet.common.errors import QfleetError
+from qfleet.common.plan_json import plan_to_json
 from qfleet.settings import presets
+from qfleet.settings.config_auto import resolve_config
 from qfleet.settings.config_loading import Config
+from qfleet.settings.plans import run_plans
 
 
 def prebuild_preset(name: str) -> int:
@@ -30,7 +32,7 @@ def prebuild_preset(name: str) -> int:
     spec = describe_environment(config.env)
     config = resolve_config(config, spec, cpus=os.cpu_count() or 1, gpus=0)
     command = [sys.executable, "-m", "qfleet.learner.fast.build_block"]
-    command += ["--config-json", config.model_dump_json(by_alias=True)]
+    command += ["--plan-json", plan_to_json(run_plans(config).learner)]
     command += ["--spec-json", spec.to_json()]
     return subprocess.run(command, check=False).returncode
 

@@ -18,8 +18,6 @@ import psutil
 
 from qfleet.api import load_params
 from qfleet.command_line.console import make_console
-from qfleet.common.config import Config
-from qfleet.common.config_auto import resolve_config
 from qfleet.common.envs import describe_environment
 from qfleet.common.errors import ConfigError, QfleetError
 from qfleet.common.types import EnvironmentSpec, EvaluationReport
@@ -43,8 +41,11 @@ from qfleet.run_files.resume import (
 from qfleet.run_files.run_directory import RunDirectory
 from qfleet.run_files.summary import RunSummary, final_block, read_summary
 from qfleet.session.session import Session
-from qfleet.settings.config_checks import check_config, nvidia_gpus
+from qfleet.settings.config import Config
+from qfleet.settings.config_auto import resolve_config
+from qfleet.settings.config_checks import check_config
 from qfleet.settings.config_loading import choice_note, dump_yaml, error_message
+from qfleet.settings.machine_checks import nvidia_gpus
 
 _PATHS = {
     "off": "eager",
@@ -168,7 +169,7 @@ def check_and_resolve(config: Config) -> tuple[EnvironmentSpec, Config]:
     if config.runtime == "ray" and "auto" in (config.actors.count, config.learner.num_gpus):
         from qfleet.cluster.ray_cluster import cluster_size
 
-        cpus, gpus = cluster_size(config) or (cpus, gpus)
+        cpus, gpus = cluster_size(config.ray.address) or (cpus, gpus)
     return spec, resolve_config(config, spec, cpus=cpus, gpus=gpus)
 
 

@@ -6,7 +6,6 @@ from gymnasium.wrappers import TimeLimit
 
 from qfleet.actors.actor import Actor
 from qfleet.common import messages, wire
-from qfleet.common.config import Config
 from qfleet.common.envs import describe_environment
 from qfleet.common.errors import (
     CheckpointError,
@@ -17,6 +16,9 @@ from qfleet.common.errors import (
 )
 from qfleet.common.types import ParamsSnapshot, TargetSyncEvent, check_columns, transition_columns
 from qfleet.common.vector_envs import make_vector_env
+from qfleet.settings.config import Config
+from qfleet.settings.config_auto import resolve_config
+from qfleet.settings.plans import run_plans
 
 
 class LinearQ:
@@ -70,16 +72,18 @@ def _snapshot(version, *, sync=False, env_steps=0, w=None, n_inputs=4):
 
 def _actor(config=None, *, n_envs=4, slot=0, incarnation=0, n_actors=1, seed=1):
     config = config or Config()
+    own = {"count": n_actors, "envs_per_actor": n_envs}
+    actors = config.actors.model_copy(update=own)
+    config = config.model_copy(update={"actors": actors, "seed": seed})
+    plan = run_plans(resolve_config(config, None, cpus=2, gpus=0)).actor
     return Actor(
+        plan,
+        describe_environment(plan.env),
+        make_vector_env(plan.env, n_envs, place=f"actor {slot}"),
+        LinearQ,
         run_id="run",
         slot=slot,
         incarnation=incarnation,
-        n_actors=n_actors,
-        config=config,
-        spec=describe_environment(config.env),
-        env=make_vector_env(config.env, n_envs, place=f"actor {slot}"),
-        build_q_function=LinearQ,
-        seed=seed,
     )
 
 

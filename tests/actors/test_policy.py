@@ -1,23 +1,29 @@
 import numpy as np
 import pytest
 
+from qfleet.actors.plan import ActorPlan
 from qfleet.actors.policy import Exploration, explore, select_actions
-from qfleet.common.config import ActorsConfig
+from qfleet.settings.config import ActorsConfig, Config
+from qfleet.settings.config_auto import resolve_config
+from qfleet.settings.plans import run_plans
+
+
+def actor_plan(**actors) -> ActorPlan:
+    config = Config(actors=ActorsConfig(**actors))
+    return run_plans(resolve_config(config, None, cpus=2, gpus=0)).actor
 
 
 def test_ladder_slots_of_all_actors_form_one_ladder():
-    config = ActorsConfig(epsilon_base=0.4, epsilon_ladder_exponent=7.0)
+    plan = actor_plan(epsilon_base=0.4, epsilon_ladder_exponent=7.0)
 
-    together = np.concatenate(
-        [Exploration(config, slot, 2, 2).epsilons(123.0) for slot in range(2)]
-    )
+    together = np.concatenate([Exploration(plan, slot, 2, 2).epsilons(123.0) for slot in range(2)])
 
     expected = [0.4 ** (1 + 7 * i / 3) for i in range(4)]
     np.testing.assert_allclose(together, expected, rtol=1e-12)
 
 
 def test_ladder_of_one_slot_plays_base():
-    assert Exploration(ActorsConfig(), 0, 1, 1).epsilons(0.0).tolist() == [0.4]
+    assert Exploration(actor_plan(), 0, 1, 1).epsilons(0.0).tolist() == [0.4]
 
 
 @pytest.mark.parametrize(
@@ -34,14 +40,14 @@ def test_ladder_of_one_slot_plays_base():
     ],
 )
 def test_schedules_follow_the_fleets_env_steps(schedule, step, expected):
-    config = ActorsConfig(
+    plan = actor_plan(
         epsilon_schedule=schedule,
         epsilon_start=1.0,
         epsilon_end=0.2,
         epsilon_decay_env_steps=100,
     )
 
-    epsilons = Exploration(config, 1, 2, 3).epsilons(step)
+    epsilons = Exploration(plan, 1, 2, 3).epsilons(step)
 
     assert epsilons.shape == (3,)
     assert epsilons.dtype == np.float64
@@ -51,7 +57,7 @@ def test_schedules_follow_the_fleets_env_steps(schedule, step, expected):
 @pytest.mark.parametrize(("slot", "n_actors"), [(-1, 2), (2, 2)])
 def test_exploration_outside_the_fleet_is_refused(slot, n_actors):
     with pytest.raises(ValueError, match="actor_slot"):
-        Exploration(ActorsConfig(), slot, n_actors, 1)
+        Exploration(actor_plan(), slot, n_actors, 1)
 
 
 def test_greedy_takes_the_first_of_equal_actions():

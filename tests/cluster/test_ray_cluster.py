@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from qfleet.cluster import ray_cluster
-from qfleet.common.config import Config, RayConfig
+from qfleet.settings.config import Config, RayConfig
+from qfleet.settings.config_auto import resolve_config
+from qfleet.settings.plans import run_plans
 
 
 @pytest.fixture
@@ -38,11 +40,9 @@ def fake_ray(monkeypatch):
     return seen
 
 
-def resolved(**ray):
-    config = Config(ray=RayConfig(**ray))
-    learner = config.learner.model_copy(update={"num_gpus": 0})
-    actors = config.actors.model_copy(update={"count": 1})
-    return config.model_copy(update={"learner": learner, "actors": actors})
+def plan_of(**ray):
+    config = Config(ray=RayConfig(**ray), actors={"count": 1})
+    return run_plans(resolve_config(config, None, cpus=2, gpus=0)).cluster
 
 
 @pytest.mark.parametrize(
@@ -60,15 +60,14 @@ def resolved(**ray):
 def test_connect_is_lean_by_its_key_alone(fake_ray, monkeypatch, keys, metrics, is_lean):
     if metrics is not None:
         monkeypatch.setenv("RAY_enable_metrics_collection", metrics)
-    ray_cluster.connect(resolved(**keys))
+    ray_cluster.connect(plan_of(**keys))
     assert fake_ray.lean is is_lean
     assert len(fake_ray.inits) == 1
 
 
 def test_resource_table_shows_wanted_present_and_free(fake_ray):
-    config = resolved()
-    wanted = ray_cluster.wanted_resources(config)["CPU"]
-    assert ray_cluster.resource_table(config) == (
-        f"  CPU: wanted {wanted:g}, the cluster has 2, of which 0.5 are free\n"
+    # The learner's 1, and 0.5 each for shard, actor and evaluator.
+    assert ray_cluster.resource_table(plan_of()) == (
+        "  CPU: wanted 2.5, the cluster has 2, of which 0.5 are free\n"
         "  GPU: wanted 0, the cluster has 0, of which 0 are free"
     )

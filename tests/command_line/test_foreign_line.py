@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from qfleet.command_line.cli_flags import parse_train_arguments
-from qfleet.common.config import Config
 from qfleet.common.errors import ConfigError
+from qfleet.settings.config import Config
 from qfleet.settings.config_loading import load_config
 
 CLEANRL = (

@@ -15,13 +15,13 @@ import qfleet
 from qfleet.commands import play as commands_play
 from qfleet.commands import status as commands_status
 from qfleet.commands.status import run_status, status_text
-from qfleet.common.config import Config
 from qfleet.common.errors import ConfigError
 from qfleet.pictures.recording import NO_H264, read_frames
 from qfleet.run_files.checkpoint import PARAMS_FILE
 from qfleet.run_files.metrics import MetricsWriter
 from qfleet.run_files.run_directory import RunDirectory
 from qfleet.run_files.summary import Accounting, RunSummary, write_summary
+from qfleet.settings.config import Config
 
 
 @pytest.fixture(autouse=True)

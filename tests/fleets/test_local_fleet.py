@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from qfleet.common.config_auto import resolve_config
 from qfleet.common.params import decode_safetensors, params_sha256
 from qfleet.common.types import EnvironmentSpec, EvaluationRequest
 from qfleet.fleets.local_fleet import LocalFleet
+from qfleet.settings.config_auto import resolve_config
 from qfleet.settings.config_loading import load_config
+from qfleet.settings.plans import run_plans
 
 SPEC = EnvironmentSpec("CartPole-v1", (4,), "<f4", 2, 475.0, 500)
 SMALL = {
@@ -34,7 +35,7 @@ def make_fleet():
         overrides = {key.replace("__", "."): value for key, value in changes.items()}
         config = load_config("cartpole", [], {**SMALL, **overrides})
         config = resolve_config(config, None, cpus=2, gpus=0)
-        fleet = LocalFleet(config, SPEC, run_id="r1", incarnation=0, device="cpu")
+        fleet = LocalFleet(run_plans(config), SPEC, run_id="r1", incarnation=0, device="cpu")
         fleets.append(fleet)
         return fleet
 

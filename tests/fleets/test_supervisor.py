@@ -108,5 +108,9 @@ def test_stall_watch_raises_only_when_neither_side_moves():
     watch.observe(11, 0, now_s=STALL_TIMEOUT_S)  # an actor moved
     watch.observe(11, 50, now_s=2 * STALL_TIMEOUT_S)  # the learner moved
     watch.observe(11, 50, now_s=3 * STALL_TIMEOUT_S)  # not longer than the limit yet
-    with pytest.raises(WaitTimeoutError, match=r"env step after 11 .* update after 50"):
-        watch.observe(11, 50, now_s=3 * STALL_TIMEOUT_S + 0.1)
+    limiters = ["shard 0: replay holds 6 of 4 needed", "shard 1: no ratio is kept"]
+    with pytest.raises(
+        WaitTimeoutError,
+        match=r"env step after 11 .* update after 50: .*; shard 0: .* 6 of 4 needed; shard 1: no",
+    ):
+        watch.observe(11, 50, now_s=3 * STALL_TIMEOUT_S + 0.1, limiters=limiters)

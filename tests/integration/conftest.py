@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from qfleet.common.config_auto import resolve_config
+from qfleet.settings.config_auto import resolve_config
 from qfleet.settings.config_loading import load_config
+from qfleet.settings.plans import run_plans
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 SMALL = {
@@ -64,7 +65,7 @@ def ray_started():
         filter(None, [str(SOURCE), os.environ.get("PYTHONPATH")])
     )
     roomy = resolve_config(small_config(actors__count=12, ray__lean=True), None, cpus=2, gpus=0)
-    cluster = connect(roomy)
+    cluster = connect(run_plans(roomy).cluster)
     yield ray
     assert ray.is_initialized(), "train must leave a Ray that it joined"
     disconnect(cluster)

@@ -7,7 +7,7 @@ import itertools
 import psutil
 import pytest
 
-from qfleet.common.config_auto import resolve_config
+from qfleet.settings.config_auto import resolve_config
 from qfleet.training import train
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_started")]

@@ -7,10 +7,11 @@ import time
 import pytest
 
 from qfleet.cluster.roles import Roles, answer
-from qfleet.common.config_auto import resolve_config
 from qfleet.common.envs import describe_environment
 from qfleet.common.types import LearnerStats, ReplayStats
 from qfleet.replay_server.remote import ReplayServerShell
+from qfleet.settings.config_auto import resolve_config
+from qfleet.settings.plans import run_plans
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_started")]
 
@@ -55,7 +56,7 @@ def test_requests_and_chunks_grow_where_calls_are_dear(config, ray_started, monk
     )
     resolved = resolve_config(wanted, None, cpus=2, gpus=0)
     spec = describe_environment(wanted.env)
-    roles = Roles(resolved, spec, run_id="sizes", device="cpu")
+    roles = Roles(run_plans(resolved), spec, run_id="sizes", device="cpu")
     try:
         actor = roles.create_actor(0, 0)
         roles.wait_until_ready()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import qfleet
-from qfleet.common.config_auto import resolve_config
+from qfleet.settings.config_auto import resolve_config
 from qfleet.training import train
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_started")]

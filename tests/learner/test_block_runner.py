@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from qfleet.common.config import Config
 from qfleet.common.stage_clock import StageClock
 from qfleet.common.types import (
     EnvironmentSpec,
@@ -16,6 +15,10 @@ from qfleet.common.types import (
 from qfleet.common.wire import decode_capture, encode_capture
 from qfleet.learner.block_runner import BlockPlanner, run_blocks
 from qfleet.learner.learner import Learner
+from qfleet.learner.plan import LearnerPlan
+from qfleet.settings.config import Config
+from qfleet.settings.config_auto import resolve_config
+from qfleet.settings.plans import run_plans
 
 torch.set_num_threads(1)  # these networks are too small for more
 
@@ -23,8 +26,8 @@ SPEC = EnvironmentSpec("CartPole-v1", (4,), "<f4", 2, 475.0, 500)
 K, B = 2, 8
 
 
-def configuration(*, sampling: str = "prioritized", **run: Any) -> Config:
-    return Config(
+def configuration(*, sampling: str = "prioritized", **run: Any) -> LearnerPlan:
+    config = Config(
         network={"hidden_sizes": (8,)},
         replay={"sampling": sampling, "importance_sampling_exponent": 0.4, "shards": 2},
         learner={
@@ -34,7 +37,9 @@ def configuration(*, sampling: str = "prioritized", **run: Any) -> Config:
             "publish_period_learner_steps": 2,
         },
         run=run,
+        runtime="local",
     )
+    return run_plans(resolve_config(config, None, cpus=2, gpus=0)).learner
 
 
 class FakeReplay:
@@ -81,8 +86,8 @@ class FakeReplay:
 class Spy:
     """A learner that writes down its blocks."""
 
-    def __init__(self, config: Config, events: list[str]) -> None:
-        self.core = Learner(config, SPEC)
+    def __init__(self, plan: LearnerPlan, events: list[str]) -> None:
+        self.core = Learner(plan, SPEC)
         self.samples: list[ReplaySample] = []
         self.errors: list[np.ndarray] = []
         self.env_steps: list[int] = []
@@ -98,10 +103,10 @@ class Spy:
         self.core.update_block = spied
 
 
-def run(config: Config, masses: list[float], n_blocks: int) -> tuple[Spy, FakeReplay, list[str]]:
+def run(plan: LearnerPlan, masses: list[float], n_blocks: int) -> tuple[Spy, FakeReplay, list[str]]:
     events: list[str] = []
-    spy, replay = Spy(config, events), FakeReplay(masses, events)
-    run_blocks(spy.core, BlockPlanner(config), replay, n_blocks, StageClock())
+    spy, replay = Spy(plan, events), FakeReplay(masses, events)
+    run_blocks(spy.core, BlockPlanner(plan), replay, n_blocks, StageClock())
     return spy, replay, events
 
 
@@ -145,8 +150,8 @@ def test_run_blocks_sends_td_errors_back_to_the_shard_and_key_that_were_drawn():
 
 
 def test_run_blocks_sample_holds_the_drawn_items_and_weights_of_the_current_exponent():
-    config = configuration(max_learner_steps=3 * K)
-    spy, replay, _ = run(config, [1.0, 3.0], 3)
+    plan = configuration(max_learner_steps=3 * K)
+    spy, replay, _ = run(plan, [1.0, 3.0], 3)
 
     for block, (sample, parts) in enumerate(zip(spy.samples, replay.parts, strict=True)):
         drawn = sorted((p.shard, key) for p in parts for key in p.item_keys.tolist())
@@ -191,17 +196,17 @@ def test_run_blocks_an_empty_second_shard_is_never_asked():
     ],
 )
 def test_importance_exponent_rises_to_one_at_the_budget(run_budget, steps, expected):
-    config = configuration(**run_budget)
-    learner = Learner(config, SPEC)
+    plan = configuration(**run_budget)
+    learner = Learner(plan, SPEC)
     learner.learner_steps = learner.fleet_env_steps = steps
 
-    assert BlockPlanner(config).importance_exponent(learner) == pytest.approx(expected)
+    assert BlockPlanner(plan).importance_exponent(learner) == pytest.approx(expected)
 
 
 def test_importance_exponent_of_uniform_replay_is_none():
-    config = configuration(sampling="uniform", max_learner_steps=10)
+    plan = configuration(sampling="uniform", max_learner_steps=10)
 
-    assert BlockPlanner(config).importance_exponent(Learner(config, SPEC)) is None
+    assert BlockPlanner(plan).importance_exponent(Learner(plan, SPEC)) is None
 
 
 def test_priority_updates_keep_draw_order_so_that_a_keys_later_entry_wins():
@@ -220,8 +225,8 @@ def test_priority_updates_keep_draw_order_so_that_a_keys_later_entry_wins():
 
 
 def test_planner_capture_restore_continues_its_stream():
-    config = configuration()
-    planner, resumed = BlockPlanner(config), BlockPlanner(config)
+    plan = configuration()
+    planner, resumed = BlockPlanner(plan), BlockPlanner(plan)
     stats = FakeReplay([1.0, 3.0], []).stats()
     for _ in range(3):
         planner.split(stats)
@@ -229,8 +234,3 @@ def test_planner_capture_restore_continues_its_stream():
     resumed.restore(decode_capture(encode_capture(planner.capture())))
 
     assert [resumed.split(stats) for _ in range(5)] == [planner.split(stats) for _ in range(5)]
-
-
-def test_planner_unresolved_block_size_raises():
-    with pytest.raises(TypeError, match="updates_per_call must be resolved"):
-        BlockPlanner(Config())

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from qfleet.common.config import Config
 from qfleet.common.errors import CheckpointError, InvariantError, NonFiniteError
 from qfleet.common.networks import build_network, load_arrays
 from qfleet.common.params import params_sha256
@@ -18,6 +17,10 @@ from qfleet.common.seeding import seed_int
 from qfleet.common.types import EnvironmentSpec, ReplaySample, TargetSyncEvent
 from qfleet.common.wire import decode_capture, encode_capture
 from qfleet.learner.learner import Learner
+from qfleet.learner.plan import LearnerPlan
+from qfleet.settings.config import Config
+from qfleet.settings.config_auto import resolve_config
+from qfleet.settings.plans import run_plans
 
 torch.set_num_threads(1)  # these networks are too small for more
 
@@ -27,8 +30,8 @@ BATCH = 16
 
 def configuration(
     *, seed: int = 1, network: dict[str, Any] | None = None, **learner: Any
-) -> Config:
-    return Config(
+) -> LearnerPlan:
+    config = Config(
         seed=seed,
         network={"hidden_sizes": (16, 8), "normalization": "batch", **(network or {})},
         learner={
@@ -39,7 +42,9 @@ def configuration(
             "learning_rate": 0.01,
             **learner,
         },
+        eval={"period_learner_steps": 50},
     )
+    return run_plans(resolve_config(config, None, cpus=2, gpus=0)).learner
 
 
 def sample(seed: int, k: int = 5, shape: tuple[int, ...] = (4,)) -> ReplaySample:
@@ -58,8 +63,8 @@ def sample(seed: int, k: int = 5, shape: tuple[int, ...] = (4,)) -> ReplaySample
     return ReplaySample(columns, keys, np.zeros((k, BATCH), np.int32), weights)
 
 
-def trained(config: Config, n_blocks: int, first_seed: int = 0) -> Learner:
-    learner = Learner(config, SPEC)
+def trained(plan: LearnerPlan, n_blocks: int, first_seed: int = 0) -> Learner:
+    learner = Learner(plan, SPEC)
     for block in range(n_blocks):
         learner.update_block(sample(first_seed + block))
         learner.check_valid()
@@ -69,13 +74,13 @@ def trained(config: Config, n_blocks: int, first_seed: int = 0) -> Learner:
 class Oracle:
     """The textbook loop: two modules, torch.optim and torch's losses."""
 
-    def __init__(self, config: Config) -> None:
-        self.config = config.learner
-        seed = seed_int(config.seed, "learner.network")
-        self.online = build_network(config.network, SPEC, seed)
+    def __init__(self, plan: LearnerPlan) -> None:
+        self.plan = plan
+        seed = seed_int(plan.seed, "learner.network")
+        self.online = build_network(plan.network, SPEC, seed)
         self.target = copy.deepcopy(self.online).eval()
         self.optimizer = torch.optim.SGD(
-            self.online.parameters(), lr=self.config.learning_rate, momentum=self.config.momentum
+            self.online.parameters(), lr=self.plan.learning_rate, momentum=self.plan.momentum
         )
         self.steps = 0
 
@@ -83,10 +88,10 @@ class Oracle:
         self.online.eval()
         with torch.no_grad():
             online = self.online(observations.clone())  # a network may write to its input
-            if not self.config.target_network:
+            if not self.plan.target_network:
                 return online.max(dim=1).values
             target = self.target(observations.clone())
-        if not self.config.double_q:
+        if not self.plan.double_q:
             return target.max(dim=1).values
         return target[torch.arange(BATCH), online.argmax(dim=1)]
 
@@ -96,16 +101,16 @@ class Oracle:
         targets = c["n_step_return"] + c["bootstrap_discount"] * values
         self.online.train()
         q = self.online(c["observation"].clone())[torch.arange(BATCH), c["action"].long()]
-        kind = functional.mse_loss if self.config.loss == "mse" else functional.smooth_l1_loss
+        kind = functional.mse_loss if self.plan.loss == "mse" else functional.smooth_l1_loss
         elements = kind(q, targets, reduction="none")
         loss = (torch.from_numpy(batch.is_weights[k]) * elements).mean()
         self.optimizer.zero_grad()
         loss.backward()
-        if self.config.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.online.parameters(), self.config.max_grad_norm)
+        if self.plan.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.online.parameters(), self.plan.max_grad_norm)
         self.optimizer.step()
         self.steps += 1
-        if self.steps % self.config.target_update_period_learner_steps == 0:
+        if self.steps % self.plan.target_update_period_learner_steps == 0:
             self.target.load_state_dict(self.online.state_dict())
         return (targets - q).detach().abs().numpy()
 
@@ -126,7 +131,7 @@ def assert_equals_module(
     ),
 )
 def test_update_block_equals_the_textbook_loop(normalization, loss, double_q, clip, target_network):
-    config = configuration(
+    plan = configuration(
         network={"normalization": normalization},
         loss=loss,
         double_q=double_q,
@@ -134,7 +139,7 @@ def test_update_block_equals_the_textbook_loop(normalization, loss, double_q, cl
         target_network=target_network,
         learning_rate=0.003,
     )
-    learner, oracle = Learner(config, SPEC), Oracle(config)
+    learner, oracle = Learner(plan, SPEC), Oracle(plan)
 
     for block in range(4):
         batch = sample(block)
@@ -185,9 +190,9 @@ def test_update_block_batch_norm_counts_exactly_one_batch_per_update(target_netw
 
 
 def test_sync_leaves_online_and_target_equal_bit_for_bit_buffers_included():
-    config = configuration()
-    learner = trained(config, 2)
-    online, target = build_network(config.network, SPEC, 0), build_network(config.network, SPEC, 1)
+    plan = configuration()
+    learner = trained(plan, 2)
+    online, target = build_network(plan.network, SPEC, 0), build_network(plan.network, SPEC, 1)
 
     load_arrays(online, learner.params())
     load_arrays(target, learner.target_params())
@@ -390,8 +395,8 @@ def test_current_snapshots_end_with_the_parameters_of_now():
 
 
 def test_publish_is_due_once_per_period():
-    config = configuration(publish_period_learner_steps=10, target_update_period_learner_steps=100)
-    learner = Learner(config, SPEC)
+    plan = configuration(publish_period_learner_steps=10, target_update_period_learner_steps=100)
+    learner = Learner(plan, SPEC)
     due = []
 
     for block in range(4):
@@ -481,10 +486,10 @@ def test_update_block_trains_only_what_a_custom_network_uses(monkeypatch, optimi
     module = types.ModuleType("learner_networks_under_test")
     module.odd = Odd
     monkeypatch.setitem(sys.modules, "learner_networks_under_test", module)
-    config = configuration(
+    plan = configuration(
         network={"factory": "learner_networks_under_test:odd"}, optimizer=optimizer
     )
-    learner = Learner(config, SPEC)
+    learner = Learner(plan, SPEC)
     before = learner.params()
 
     learner.update_block(sample(0))
@@ -492,9 +497,9 @@ def test_update_block_trains_only_what_a_custom_network_uses(monkeypatch, optimi
     after = learner.params()
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
     assert changed == {"last.weight", "last.bias"}
-    load_arrays(build_network(config.network, SPEC, 0), after)
+    load_arrays(build_network(plan.network, SPEC, 0), after)
     if optimizer == "sgd":
-        oracle, batch = Oracle(config), sample(0)
+        oracle, batch = Oracle(plan), sample(0)
         for k in range(5):
             oracle.update(batch, k)
         np.testing.assert_allclose(

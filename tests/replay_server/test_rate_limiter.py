@@ -8,13 +8,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from qfleet.common.config_auto import minimum_limiter_tolerance_samples
 from qfleet.common.errors import ConfigError
 from qfleet.replay_server.rate_limiter import (
     UNLIMITED_CREDITS,
     EpisodeLimiter,
     RatioLimiter,
     check_window,
+    minimum_limiter_tolerance_samples,
 )
 
 
@@ -158,12 +158,7 @@ def test_ratio_random_interleavings_never_deadlock_and_stay_in_window(
 def test_episode_limiter_follows_the_course():
     limiter = EpisodeLimiter(updates_per_episode=10, batch_size=32)
 
-    assert limiter.can_insert(0, 0)
-    assert not limiter.can_sample(0, 0, 32)
-    assert limiter.can_sample(1, 0, 320)
-    assert not limiter.can_sample(1, 0, 321)
-    assert not limiter.can_insert(1, 319)
-    assert limiter.can_insert(1, 320)
+    assert [limiter.samples_owed(episodes) for episodes in (0, 1, 2)] == [0, 320, 640]
     assert "1 episodes allow 320 samples" in limiter.explain(1, 319)
 
 

@@ -8,14 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from qfleet.common.config import Config
 from qfleet.common.errors import WireFormatError
 from qfleet.common.inline_pieces import join
 from qfleet.common.messages import decode_shard_sample, encode_chunk, encode_priority_update
+from qfleet.common.plan_json import plan_to_json
 from qfleet.common.types import ChunkId, EnvironmentSpec, PriorityUpdate, TransitionChunk
 from qfleet.common.wire import decode_capture, encode_capture
 from qfleet.replay_server import remote
 from qfleet.replay_server.remote import ReplayServerShell
+from qfleet.settings.config import Config
+from qfleet.settings.config_auto import resolve_config
+from qfleet.settings.plans import run_plans
 
 SPEC = EnvironmentSpec("CartPole-v1", (2,), "<f4", 2, 475.0, 500)
 TIMEOUT_S = 30.0
@@ -36,7 +39,8 @@ def make_shell(**replay) -> ReplayServerShell:
             "learner": {"batch_size": 4, "updates_per_call": 1, "max_blocks_per_request": 1},
         }
     )
-    return ReplayServerShell(config.model_dump_json(by_alias=True), SPEC.to_json(), "run", 0, 1.0)
+    plan = run_plans(resolve_config(config, None, cpus=2, gpus=0)).replay
+    return ReplayServerShell(plan_to_json(plan), SPEC.to_json(), "run", 0)
 
 
 def make_chunk(seq: int, rows: int = 4) -> bytes:
@@ -234,3 +238,14 @@ def test_update_priorities_of_several_messages_applies_them_in_order():
     total = 1.0 + 3 * 9.0
     for key, probability in by_key.items():
         assert probability == pytest.approx((1.0 if key == 0 else 9.0) / total, rel=1e-4)
+
+
+def test_report_says_what_the_limiter_lets_through():
+    shell = make_shell()
+    shell.insert(make_chunk(0))
+    shell.insert(make_chunk(1))
+
+    assert shell.report()["limiter"] == (
+        "shard 0: replay holds 8 of 4 needed; inserted 8, sampled 0, "
+        "error 4 samples in ±8 at 1 samples per insert"
+    )

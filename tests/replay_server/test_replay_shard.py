@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qfleet.common.config import ReplayConfig
 from qfleet.common.errors import CheckpointError, ConfigError, InvariantError, ReplayNotReadyError
 from qfleet.common.types import (
     ChunkId,
@@ -17,11 +16,29 @@ from qfleet.common.types import (
     TransitionChunk,
 )
 from qfleet.common.wire import decode_capture, encode_capture
+from qfleet.replay_server.plan import ReplayPlan
 from qfleet.replay_server.rate_limiter import UNLIMITED_CREDITS, RatioLimiter
 from qfleet.replay_server.replay_shard import ReplayShard
 
 SPEC = EnvironmentSpec("CartPole-v1", (2,), "<f4", 2, 475.0, 500)
 FREE = RatioLimiter(None, 1, 0)
+
+
+def replay_plan(**changes) -> ReplayPlan:
+    fields = {
+        "seed": 3,
+        "num_cpus": 0.5,
+        "capacity": 8,
+        "sampling": "prioritized",
+        "priority_exponent": 1.0,
+        "priority_epsilon": 1e-6,
+        "min_size_to_sample": 1,
+        "samples_per_insert": None,
+        "limiter_tolerance_samples": 1,
+        "largest_chunk_transitions": 1,
+        "largest_request_samples": 1,
+    }
+    return ReplayPlan(**{**fields, **changes})
 
 
 def make_shard(
@@ -30,14 +47,9 @@ def make_shard(
     limiter: RatioLimiter = FREE,
     run_id: str = "run",
     shard: int = 0,
-    shards: int = 1,
 ) -> ReplayShard:
-    config = ReplayConfig(
-        capacity=capacity, shards=shards, sampling=sampling, priority_exponent=1.0
-    )
-    return ReplayShard(
-        run_id=run_id, shard=shard, spec=SPEC, config=config, limiter=limiter, seed=3
-    )
+    plan = replay_plan(capacity=capacity, sampling=sampling)
+    return ReplayShard(plan, SPEC, limiter, run_id=run_id, shard=shard)
 
 
 def make_chunk(
@@ -218,7 +230,7 @@ def test_counters_are_kept_per_slot_over_incarnations():
 
 @pytest.mark.parametrize("sampling", ["uniform", "prioritized"])
 def test_sample_rows_belong_to_their_keys(sampling):
-    shard = make_shard(8, sampling, shard=1, shards=2)  # 4 rows each
+    shard = make_shard(4, sampling, shard=1)
     shard.insert(make_chunk(0, 3, first=0), 10.0)
     shard.insert(make_chunk(1, 3, first=3), 20.0)
 

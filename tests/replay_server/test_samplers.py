@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qfleet.common.config import ReplayConfig
 from qfleet.common.errors import CheckpointError, InvariantError
 from qfleet.common.wire import decode_capture, encode_capture
+from qfleet.replay_server.plan import ReplayPlan
 from qfleet.replay_server.samplers import ProportionalSampler, UniformSampler, make_sampler
 
 
@@ -16,19 +16,36 @@ def proportional(capacity: int, seed: int = 0, **changes: float) -> Proportional
     return ProportionalSampler(capacity, np.random.default_rng(seed), **exponents)
 
 
+def replay_plan(**changes) -> ReplayPlan:
+    fields = {
+        "seed": 3,
+        "num_cpus": 0.5,
+        "capacity": 8,
+        "sampling": "prioritized",
+        "priority_exponent": 1.0,
+        "priority_epsilon": 1e-6,
+        "min_size_to_sample": 1,
+        "samples_per_insert": None,
+        "limiter_tolerance_samples": 1,
+        "largest_chunk_transitions": 1,
+        "largest_request_samples": 1,
+    }
+    return ReplayPlan(**{**fields, **changes})
+
+
 @pytest.mark.parametrize(
     ("sampling", "cls"), [("uniform", UniformSampler), ("prioritized", ProportionalSampler)]
 )
-def test_make_sampler_kind_follows_config(sampling, cls):
-    sampler = make_sampler(ReplayConfig(sampling=sampling), 8, np.random.default_rng(0))
+def test_make_sampler_kind_follows_the_plan(sampling, cls):
+    sampler = make_sampler(replay_plan(sampling=sampling), np.random.default_rng(0))
 
     assert type(sampler) is cls
     assert sampler.kind == sampling
 
 
-def test_make_sampler_prioritized_uses_configured_formula():
-    config = ReplayConfig(sampling="prioritized", priority_exponent=2.0, priority_epsilon=0.5)
-    sampler = make_sampler(config, 4, np.random.default_rng(0))
+def test_make_sampler_prioritized_uses_the_plans_formula():
+    plan = replay_plan(priority_exponent=2.0, priority_epsilon=0.5)
+    sampler = make_sampler(plan, np.random.default_rng(0))
 
     sampler.on_insert(np.arange(2), np.array([0.5, 1.5]))
 
@@ -125,13 +142,13 @@ def test_proportional_bad_td_error_raises_and_changes_nothing(bad):
 
 @pytest.mark.parametrize("sampling", ["uniform", "prioritized"])
 def test_capture_round_trip_gives_same_tree_and_next_draws(sampling):
-    config, rng = ReplayConfig(sampling=sampling), np.random.default_rng(4)
-    sampler = make_sampler(config, 300, np.random.default_rng(5))
+    plan, rng = replay_plan(sampling=sampling, capacity=300), np.random.default_rng(4)
+    sampler = make_sampler(plan, np.random.default_rng(5))
     sampler.on_insert(np.arange(200), rng.random(200))
     for _ in range(20):
         slots, _ = sampler.sample(64, 200)
         sampler.update(slots, rng.random(64) * 3)
-    other = make_sampler(config, 300, np.random.default_rng(99))
+    other = make_sampler(plan, np.random.default_rng(99))
     other.on_insert(np.arange(300), None)
 
     other.restore(decode_capture(encode_capture(sampler.capture())))
@@ -149,7 +166,7 @@ def test_capture_round_trip_gives_same_tree_and_next_draws(sampling):
 
 @pytest.mark.parametrize("sampling", ["uniform", "prioritized"])
 def test_restore_without_contents_is_empty(sampling):
-    sampler = make_sampler(ReplayConfig(sampling=sampling), 8, np.random.default_rng(0))
+    sampler = make_sampler(replay_plan(sampling=sampling), np.random.default_rng(0))
     sampler.on_insert(np.arange(8), None)
 
     sampler.restore(sampler.capture(contents=False))

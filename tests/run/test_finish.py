@@ -6,7 +6,6 @@ import time
 
 import pytest
 
-from qfleet.common.config_auto import resolve_config
 from qfleet.common.errors import (
     CheckpointError,
     ConfigError,
@@ -23,6 +22,7 @@ from qfleet.run.stop_signals import StopSignal
 from qfleet.run_files.run_directory import RunDirectory
 from qfleet.run_files.summary import Accounting, read_summary
 from qfleet.session.session import Session
+from qfleet.settings.config_auto import resolve_config
 from qfleet.settings.config_loading import load_config
 
 SPEC = EnvironmentSpec("CartPole-v1", (4,), "<f4", 2, 475.0, 500)

@@ -8,10 +8,10 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from qfleet.common.config import Config, RunConfig
 from qfleet.common.errors import NonFiniteError, RoleLostError, WaitTimeoutError
 from qfleet.run import runtimes
 from qfleet.run.outcome import Outcome
+from qfleet.settings.config import Config, RunConfig
 
 
 class Rehearsal:

@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from qfleet.common.config_auto import resolve_config
 from qfleet.common.errors import CheckpointError, ConfigError
 from qfleet.run_files.checkpoint import write_checkpoint
 from qfleet.run_files.resume import (
@@ -19,6 +18,7 @@ from qfleet.run_files.resume import (
 )
 from qfleet.run_files.run_directory import RunDirectory
 from qfleet.run_files.summary import Accounting, RunSummary, write_summary
+from qfleet.settings.config_auto import resolve_config
 from qfleet.settings.config_loading import dump_yaml, load_config
 
 

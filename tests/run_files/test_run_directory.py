@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from qfleet.common.config import Config, EnvConfig, RunConfig
+from qfleet.common.config import EnvConfig
 from qfleet.common.errors import CheckpointError, ConfigError
 from qfleet.run_files import run_directory, run_lock
 from qfleet.run_files.checkpoint import MANIFEST, PARAMS_FILE, read_checkpoint
@@ -26,6 +26,7 @@ from qfleet.run_files.run_directory import (
     resolve_run,
 )
 from qfleet.run_files.run_lock import RunLock, live_owner
+from qfleet.settings.config import Config, RunConfig
 
 
 @pytest.fixture(autouse=True)

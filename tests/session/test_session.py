@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from qfleet.common.config_auto import resolve_config
 from qfleet.common.errors import CheckpointError
 from qfleet.common.types import (
     EnvironmentSpec,
@@ -21,6 +20,7 @@ from qfleet.run.stop_signals import StopSignal
 from qfleet.run_files.checkpoint import read_checkpoint
 from qfleet.run_files.run_directory import RunDirectory
 from qfleet.session.session import Session
+from qfleet.settings.config_auto import resolve_config
 from qfleet.settings.config_loading import load_config
 
 SPEC = EnvironmentSpec("CartPole-v1", (4,), "<f4", 2, 475.0, 500)

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from qfleet.common.config import Config, EvalConfig
 from qfleet.common.types import EnvironmentSpec, EvaluationReport
 from qfleet.session.solve_tracker import SolveTracker, Verdict
+from qfleet.settings.config import Config, EvalConfig
 
 
 def spec(threshold=475.0):

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qfleet.common.config import Config
-from qfleet.common.config_auto import block_periods, updates_per_call
 from qfleet.common.types import EnvironmentSpec
-from qfleet.settings import config_checks
-from qfleet.settings.config_checks import (
-    Problem,
-    check_config,
-    minimum_limiter_tolerance_samples,
-    nvidia_gpus,
-    replay_bytes,
-    resolve_config,
-    show_value,
-)
+from qfleet.replay_server.rate_limiter import minimum_limiter_tolerance_samples
+from qfleet.settings.config import Config
+from qfleet.settings.config_auto import block_periods, resolve_config, updates_per_call
+from qfleet.settings.config_checks import check_config
+from qfleet.settings.machine_checks import replay_bytes
+from qfleet.settings.problems import Problem, show_value
 
 SPEC = EnvironmentSpec("CartPole-v1", (4,), "<f4", 2, 475.0, 500)
 GIB = 2**30
@@ -416,30 +409,6 @@ def test_resolve_config_keeps_the_callers_class():
         pass
 
     assert type(resolve_config(Special(), None, cpus=2, gpus=0)) is Special
-
-
-@pytest.mark.parametrize(
-    ("visible", "present", "tool", "expected"),
-    [
-        (None, 0, False, 0),
-        (None, 2, False, 2),
-        (None, 0, True, 1),
-        ("", 2, True, 0),
-        ("-1", 2, True, 0),
-        ("1", 2, True, 1),
-        ("0,1,2", 2, True, 2),
-    ],
-)
-def test_nvidia_gpus_table(monkeypatch, visible, present, tool, expected):
-    devices = [Path(f"/dev/nvidia{i}") for i in range(present)]
-    monkeypatch.setattr(config_checks.Path, "glob", lambda self, pattern: iter(devices))
-    monkeypatch.setattr(config_checks.shutil, "which", lambda name: "found" if tool else None)
-    if visible is None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    else:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-
-    assert nvidia_gpus() == expected
 
 
 def test_problem_line_holds_all_parts():

@@ -8,8 +8,8 @@ import pytest
 
 import qfleet
 from qfleet.command_line.cli_flags import parse_train_arguments
-from qfleet.common.config import Config as BaseConfig
 from qfleet.common.errors import ConfigError
+from qfleet.settings.config import Config as BaseConfig
 from qfleet.settings.config_loading import Config, choice_note, dump_yaml, load_config
 
 

@@ -16,7 +16,6 @@ import numpy as np
 from qfleet.bench.bench_record import Measurement, number
 from qfleet.bench.frame_benchmarks import measure_frames
 from qfleet.bench.timing import Effort, rates_per_s
-from qfleet.common.config import Config
 from qfleet.common.types import (
     ACTION,
     BOOTSTRAP_DISCOUNT,
@@ -32,6 +31,9 @@ from qfleet.common.types import (
     ReplaySample,
     TransitionChunk,
 )
+from qfleet.learner.plan import LearnerPlan
+from qfleet.settings.config import Config
+from qfleet.settings.plans import run_plans
 
 LEARNER_PRESETS = ("cartpole", "tutorial-state")
 ACTOR_SUB_ENVIRONMENTS = (16, 64, 256)
@@ -48,8 +50,8 @@ def resolved_preset(
     name: str, overrides: dict[str, object] | None = None
 ) -> tuple[Config, EnvironmentSpec]:
     """A preset for the local runtime with every `auto` resolved, and its environment's spec."""
-    from qfleet.common.config_auto import resolve_config
     from qfleet.common.envs import describe_environment
+    from qfleet.settings.config_auto import resolve_config
     from qfleet.settings.config_loading import Config as LoadedConfig
 
     config = LoadedConfig.preset(name, {"runtime": "local", "seed": SEED, **(overrides or {})})
@@ -86,11 +88,11 @@ def random_sample(
     )
 
 
-def first_snapshot(config: Config, spec: EnvironmentSpec) -> ParamsSnapshot:
+def first_snapshot(plan: LearnerPlan, spec: EnvironmentSpec) -> ParamsSnapshot:
     """What a learner that has not learned yet sends; it serves as the target too."""
     from qfleet.learner.learner import Learner
 
-    return Learner(config, spec, "cpu").current_snapshots()[0]
+    return Learner(plan, spec, "cpu").current_snapshots()[0]
 
 
 # Parts
@@ -104,10 +106,10 @@ def measure_learner(effort: Effort) -> list[Measurement]:
     found = []
     for preset in LEARNER_PRESETS:
         config, spec = resolved_preset(preset, {"learner.compile": "off"})
-        learner = Learner(config, spec, "cpu")
-        threads = limit_threads(config.learner.num_cpus)
-        k, batch = config.learner.updates_per_call, config.learner.batch_size
-        assert isinstance(k, int), "resolved"
+        plan = run_plans(config).learner
+        learner = Learner(plan, spec, "cpu")
+        threads = limit_threads(plan.num_cpus)
+        k, batch = plan.updates_per_call, plan.batch_size
         sample = random_sample(np.random.default_rng(SEED), k, batch, spec)
         rates = rates_per_s(_updates(learner, sample), k, effort)
         detail = {"batch": batch, "updates per block": k, "threads": threads}
@@ -140,8 +142,9 @@ def measure_actor_of(
 
     wanted = {"actors.count": 1, "actors.envs_per_actor": n_envs, **(overrides or {})}
     config, spec = resolved_preset("cartpole", wanted)
-    actor = build_actor(config, spec, run_id="bench", slot=0, incarnation=0)
-    actor.set_params(first_snapshot(config, spec))
+    plans = run_plans(config)
+    actor = build_actor(plans.actor, spec, run_id="bench", slot=0, incarnation=0)
+    actor.set_params(first_snapshot(plans.learner, spec))
 
     def call() -> None:
         actor.step()
@@ -194,7 +197,7 @@ def _full_shard(sampling: str) -> tuple[Any, EnvironmentSpec]:
         "replay.samples_per_insert": None,
     }
     config, spec = resolved_preset("cartpole", overrides)
-    shard = build_shard(config, spec, run_id="bench", shard=0)
+    shard = build_shard(run_plans(config).replay, spec, run_id="bench", shard=0)
     rng = np.random.default_rng(SEED)
     priorities = rng.random(REPLAY_ROWS) if sampling == "prioritized" else None
     _insert(shard, random_columns(rng, REPLAY_ROWS, spec), priorities, first_seq=0)()
@@ -240,7 +243,7 @@ def measure_snapshot(effort: Effort) -> list[Measurement]:
     found = []
     for preset in LEARNER_PRESETS:
         config, spec = resolved_preset(preset)
-        learner = Learner(config, spec, "cpu")
+        learner = Learner(run_plans(config).learner, spec, "cpu")
         data = encode_snapshot(learner.current_snapshots()[0])
         arrays = decode_snapshot(data).arrays
 

@@ -19,11 +19,9 @@ from typing import Any
 import psutil
 
 from qfleet.cluster.lean_start import lean_start
-from qfleet.common.config import Config
+from qfleet.cluster.plan import ClusterPlan
 from qfleet.common.errors import ConfigError, ResourcesError
 
-EVALUATOR_CPUS = 0.5
-SHARD_CPUS = 0.5
 _KILL_TIMEOUT_S = 5.0
 SMALLER = "add nodes, or lower actors.count, actors.num_cpus or learner.num_gpus"
 _METRICS_COLLECTION = "RAY_enable_metrics_collection"
@@ -44,27 +42,14 @@ class Cluster:
     description: str
 
 
-def wanted_resources(config: Config) -> dict[str, float]:
-    """CPUs and GPUs of all roles together; `actors.count` and `num_gpus` must be resolved."""
-    assert isinstance(config.actors.count, int)
-    assert isinstance(config.learner.num_gpus, int)
-    cpus = (
-        config.learner.num_cpus
-        + config.replay.shards * SHARD_CPUS
-        + config.actors.count * config.actors.num_cpus
-        + EVALUATOR_CPUS
-    )
-    return {"CPU": cpus, "GPU": float(config.learner.num_gpus)}
-
-
-def resource_table(config: Config) -> str:
+def resource_table(plan: ClusterPlan) -> str:
     """What all roles ask for beside what the cluster has and what of it is free, one row each."""
     ray = import_ray()
     present, free = ray.cluster_resources(), ray.available_resources()
     return "\n".join(
         f"  {name}: wanted {amount:g}, the cluster has {present.get(name, 0.0):g}, "
         f"of which {free.get(name, 0.0):g} are free"
-        for name, amount in wanted_resources(config).items()
+        for name, amount in plan.resources.items()
     )
 
 
@@ -87,43 +72,41 @@ def import_ray() -> Any:
     return ray
 
 
-def connect(config: Config) -> Cluster:
+def connect(plan: ClusterPlan) -> Cluster:
     """Join the Ray that is initialized already or named by address, else start our own.
 
     Raises:
         ResourcesError: when no cluster answers, or it is too small.
         SystemExit: a signal came meanwhile; what was started is ended.
     """
-    address = config.ray.address or os.environ.get("RAY_ADDRESS")
-    is_lean = _is_lean(config)
-    if address in (None, "local") and is_lean:
+    address = plan.address or os.environ.get("RAY_ADDRESS")
+    if address in (None, "local") and plan.is_lean:
         # Metrics agents cost two seconds of start-up and nobody reads them on a private cluster.
         os.environ.setdefault(_METRICS_COLLECTION, "0")
     ray = import_ray()
     if ray.is_initialized():
-        if config.ray.ship:
+        if plan.ship:
             raise ConfigError(
                 "ray.ship cannot be added to a Ray that is initialized already: pass "
                 "`runtime_env={'py_modules': [...]}` to your own ray.init instead"
             )
         return Cluster(False, False, "joined the Ray that this program had initialized")
     common = dict(_INIT_OPTIONS)
-    if config.ray.ship:
-        common["runtime_env"] = {"py_modules": list(config.ray.ship)}
+    if plan.ship:
+        common["runtime_env"] = {"py_modules": list(plan.ship)}
     if address in (None, "local"):
-        wanted = wanted_resources(config)
-        lean = lean_start(ray) if is_lean else nullcontext()
+        lean = lean_start(ray) if plan.is_lean else nullcontext()
         with _nothing_left_on_error(), lean:
             ray.init(
                 address="local",
-                num_cpus=max(1, round(wanted["CPU"] + 0.499)),
+                num_cpus=max(1, round(plan.cpus + 0.499)),
                 include_dashboard=False,
                 object_store_memory=_OBJECT_STORE_BYTES,
                 **common,
             )
         return Cluster(True, True, "started a Ray of our own")
     _join(ray, str(address), common)
-    _wait_for_resources(ray, config)
+    _wait_for_resources(ray, plan)
     return Cluster(False, True, f"joined Ray at {ray.get_runtime_context().gcs_address}")
 
 
@@ -143,17 +126,9 @@ def _nothing_left_on_error() -> Iterator[None]:
         raise
 
 
-def _is_lean(config: Config) -> bool:
-    """Whether only what carries actors and objects is to be started.
-
-    Shipped files are unpacked by an agent that a lean start leaves out.
-    """
-    return bool(config.ray.lean) and not config.ray.ship
-
-
-def cluster_size(config: Config) -> tuple[int, int] | None:
-    """(CPUs, GPUs) of the cluster that the run will join; None when it starts its own."""
-    address = config.ray.address or os.environ.get("RAY_ADDRESS")
+def cluster_size(address: str | None) -> tuple[int, int] | None:
+    """(CPUs, GPUs) of the cluster that `ray.address` names; None: the run starts its own."""
+    address = address or os.environ.get("RAY_ADDRESS")
     is_initialized = "ray" in sys.modules and sys.modules["ray"].is_initialized()
     if address in (None, "local") and not is_initialized:
         return None
@@ -205,14 +180,14 @@ def _ensure_token() -> None:
     os.environ["RAY_AUTH_MODE"] = "token"
 
 
-def _wait_for_resources(ray: Any, config: Config) -> None:
+def _wait_for_resources(ray: Any, plan: ClusterPlan) -> None:
     """Until the cluster has what all roles ask for.
 
     Raises:
         ResourcesError: a table of wanted and present after `ray.wait_for_resources_s`.
     """
-    wanted = wanted_resources(config)
-    deadline = time.monotonic() + config.ray.wait_for_resources_s
+    wanted = plan.resources
+    deadline = time.monotonic() + plan.wait_for_resources_s
     while True:
         present = ray.cluster_resources()
         missing = {k: v for k, v in wanted.items() if v > present.get(k, 0.0)}
@@ -220,7 +195,7 @@ def _wait_for_resources(ray: Any, config: Config) -> None:
             return
         if time.monotonic() >= deadline:
             raise ResourcesError(
-                f"the cluster is too small after {config.ray.wait_for_resources_s:.0f} s "
-                f"(ray.wait_for_resources_s):\n{resource_table(config)}\n{SMALLER}"
+                f"the cluster is too small after {plan.wait_for_resources_s:.0f} s "
+                f"(ray.wait_for_resources_s):\n{resource_table(plan)}\n{SMALLER}"
             )
         time.sleep(0.5)

@@ -12,16 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from qfleet.cluster.ray_cluster import (
-    EVALUATOR_CPUS,
-    SHARD_CPUS,
-    SMALLER,
-    import_ray,
-    resource_table,
-)
-from qfleet.common.config import Config
+from qfleet.cluster.ray_cluster import SMALLER, import_ray, resource_table
 from qfleet.common.errors import QfleetError, ResourcesError, RoleLostError, WaitTimeoutError
+from qfleet.common.plan_json import plan_to_json
 from qfleet.common.types import EnvironmentSpec
+from qfleet.fleets.plan import RunPlans
 
 START_TIMEOUT_S = 180.0
 _ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -66,19 +61,17 @@ def first_line(error: BaseException) -> str:
 class Roles:
     """Handles of every Ray actor of a run."""
 
-    def __init__(self, config: Config, spec: EnvironmentSpec, *, run_id: str, device: str) -> None:
+    def __init__(self, plans: RunPlans, spec: EnvironmentSpec, *, run_id: str, device: str) -> None:
         from qfleet.actors.remote import remote_actor_class, remote_evaluator_class
         from qfleet.learner.remote import remote_learner_class
         from qfleet.replay_server.remote import remote_replay_class
 
-        self.config, self.run_id = config, run_id
-        self._config_json = config.model_dump_json(by_alias=True)
+        self.plans, self.run_id = plans, run_id
         self._spec_json = spec.to_json()
         self._import_paths = [os.getcwd()]
         self._actor_class = remote_actor_class()
         self._evaluator_class = remote_evaluator_class()
         self._evaluators = 0
-        assert isinstance(config.actors.count, int)
         self.learner: Any = None
         self.shards: list[Any] = []
         self.actors: dict[int, Any] = {}
@@ -87,21 +80,20 @@ class Roles:
         with self.ended_on_error():
             self._create_learner(remote_learner_class(), device)  # it takes longest to be ready
             replay_class = remote_replay_class()
-            for shard in range(config.replay.shards):
+            for shard in range(plans.fleet.shards):
                 self._create_shard(replay_class, shard)
             self.create_evaluator()
 
     def _create_learner(self, learner_class: Any, device: str) -> None:
-        learner = self.config.learner
+        learner = self.plans.learner
         self.learner = self._create(
             learner_class,
             "learner",
             self._in_group(0),
-            self._config_json,
+            plan_to_json(learner),
             self._spec_json,
             self._import_paths,
             device,
-            float(learner.num_cpus),
             num_cpus=learner.num_cpus,
             num_gpus=learner.num_gpus,
         )
@@ -112,12 +104,11 @@ class Roles:
                 replay_class,
                 f"replay-{shard}",
                 self._in_group(1 + shard),
-                self._config_json,
+                plan_to_json(self.plans.replay),
                 self._spec_json,
                 self.run_id,
                 shard,
-                SHARD_CPUS,
-                num_cpus=SHARD_CPUS,
+                num_cpus=self.plans.replay.num_cpus,
             )
         )
 
@@ -128,21 +119,20 @@ class Roles:
             self._evaluator_class,
             f"evaluator-{self._evaluators}",
             None,
-            self._config_json,
+            plan_to_json(self.plans.evaluator),
             self._spec_json,
             self._import_paths,
-            EVALUATOR_CPUS,
-            num_cpus=EVALUATOR_CPUS,
+            num_cpus=self.plans.evaluator.num_cpus,
         )
 
     def _reserve(self) -> Any:
         from ray.util.placement_group import placement_group
 
-        learner = self.config.learner
+        learner = self.plans.learner
         bundles: list[dict[str, float]] = [{"CPU": float(learner.num_cpus)}]
         if learner.num_gpus:
             bundles[0]["GPU"] = float(learner.num_gpus)
-        bundles += [{"CPU": SHARD_CPUS}] * self.config.replay.shards
+        bundles += [{"CPU": self.plans.replay.num_cpus}] * self.plans.fleet.shards
         return placement_group(bundles, strategy="PACK")
 
     def _in_group(self, bundle: int) -> Any:
@@ -165,14 +155,13 @@ class Roles:
             self._actor_class,
             f"actor-{slot}-{incarnation}",
             None,
-            self._config_json,
+            plan_to_json(self.plans.actor),
             self._spec_json,
             self._import_paths,
             self.run_id,
             slot,
             incarnation,
-            self.config.actors.num_cpus,
-            num_cpus=self.config.actors.num_cpus,
+            num_cpus=self.plans.actor.num_cpus,
         )
         return self.actors[slot]
 
@@ -197,8 +186,9 @@ class Roles:
                 self.learner.ready.remote(), "driver", "the learner to start", START_TIMEOUT_S
             )
         except WaitTimeoutError as error:
+            table = resource_table(self.plans.cluster)
             raise ResourcesError(
-                f"{error}: the cluster did not place it\n{resource_table(self.config)}\n{SMALLER}"
+                f"{error}: the cluster did not place it\n{table}\n{SMALLER}"
             ) from error
         return pids
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from qfleet.command_line import foreign_names
 from qfleet.command_line.foreign_conversions import Scales
-from qfleet.settings.config_checks import Problem
+from qfleet.settings.problems import Problem
 from qfleet.settings.yaml_settings import Setting, parse_value
 
 _ALIASES: dict[str, tuple[str, ...]] = {

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from qfleet.command_line.foreign_conversions import Scales, show
 from qfleet.command_line.foreign_names import convert
-from qfleet.common.config import Config
+from qfleet.settings.config import Config
 from qfleet.settings.yaml_settings import Setting
 
 _ALGORITHM = {

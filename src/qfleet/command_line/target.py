@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qfleet.command_line.foreign_names import closest
-from qfleet.common.config import Config, parse_factory
+from qfleet.common.config import parse_factory
 from qfleet.settings import presets
-from qfleet.settings.config_checks import Problem
+from qfleet.settings.config import Config
+from qfleet.settings.problems import Problem
 from qfleet.settings.yaml_settings import Setting
 
 _EXTRAS = {"ALE": "ale-py", "MinAtar": "minatar"}

@@ -55,8 +55,8 @@ class AsyncLoop(StartedRoles):
 
     def _start(self, incarnation: int, waiting: Waiting) -> None:
         super()._start(incarnation, waiting)
-        self._actors = ActorWatch(self.roles, self._config.actors.min_count, incarnation)
-        self._evaluations = EvaluationWatch(self.roles, self._config, self._spec)
+        self._actors = ActorWatch(self.roles, self._plans.fleet.min_actors, incarnation)
+        self._evaluations = EvaluationWatch(self.roles, self._plans.evaluator.network, self._spec)
         self._stall_watch = StallWatch()
         self._learner_status: dict[str, Any] | None = None
         self._shard_reports: dict[int, dict[str, Any]] = {}
@@ -176,14 +176,14 @@ class AsyncLoop(StartedRoles):
 
     def checkpoint(self, session: AsyncSession) -> None:
         """One cut: the learner between two blocks, then every shard."""
-        files = self.capture(self._config.run.checkpoint_replay == "full")
+        files = self.capture(self._plans.fleet.checkpoints_hold_replay)
         learner = decode_capture(files["learner.qflt"])
         arrays = {
             name.removeprefix("online/"): array
             for name, array in learner.arrays.items()
             if name.startswith("online/")
         }
-        params = encode_safetensors(arrays, self._config.network, self._spec)
+        params = encode_safetensors(arrays, self._plans.learner.network, self._spec)
         # The step of the cut itself: the learner has gone on since the last report.
         session.save_checkpoint(files, params, int(learner.meta["learner_steps"]))
 

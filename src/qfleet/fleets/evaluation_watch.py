@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from qfleet.cluster.ray_cluster import import_ray
 from qfleet.cluster.roles import Roles, answer
-from qfleet.common.config import Config
+from qfleet.common.config import NetworkConfig
 from qfleet.common.errors import RoleLostError
 from qfleet.common.messages import decode_snapshot
 from qfleet.common.params import encode_safetensors
@@ -41,8 +41,8 @@ class EvaluationRecord(Protocol):
 class EvaluationWatch:
     """What waits to be evaluated and what is being evaluated."""
 
-    def __init__(self, roles: Roles, config: Config, spec: EnvironmentSpec) -> None:
-        self._roles, self._config, self._spec = roles, config, spec
+    def __init__(self, roles: Roles, network: NetworkConfig, spec: EnvironmentSpec) -> None:
+        self._roles, self._network, self._spec = roles, network, spec
         self.eval_s = 0.0
         """Seconds during which an evaluation was under way."""
         self.due: Any = None
@@ -106,4 +106,4 @@ class EvaluationWatch:
 
     def _evaluated_params(self) -> bytes:
         arrays = decode_snapshot(self._evaluated).arrays
-        return encode_safetensors(arrays, self._config.network, self._spec)
+        return encode_safetensors(arrays, self._network, self._spec)

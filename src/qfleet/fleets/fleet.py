@@ -47,6 +47,8 @@ class FleetReport:
     shard_times: list[dict[str, float]] = field(default_factory=list)
     """Of each shard: seconds per stage, and how long its limiter held calls back."""
     is_one_process: bool = False
+    limiters: list[str] = field(default_factory=list)
+    """Of each shard on Ray: what its rate limiter lets through, in words."""
     sample_age_s: float = 0.0
     learner_path: str = "eager"
     """`eager`, `compiled` or `cuda graph`: how the newest block was computed."""

@@ -12,7 +12,6 @@ from typing import Any
 from qfleet.actors.build import build_actor
 from qfleet.actors.confirmation import run_request
 from qfleet.actors.evaluator import Evaluator
-from qfleet.common.config import Config
 from qfleet.common.params import encode_safetensors, params_sha256
 from qfleet.common.q_functions import build_q_function
 from qfleet.common.stage_clock import REPLAY, SAMPLING, StageClock
@@ -30,6 +29,7 @@ from qfleet.common.types import (
 )
 from qfleet.common.wire import decode_capture, encode_capture
 from qfleet.fleets.fleet import ActorReport, FleetReport
+from qfleet.fleets.plan import RunPlans
 from qfleet.learner.block_runner import BlockPlanner, run_blocks
 from qfleet.learner.learner import Learner
 from qfleet.replay_server.build import build_shard
@@ -78,25 +78,24 @@ class LocalFleet:
     """`Fleet` in one process; owned by one thread."""
 
     def __init__(
-        self, config: Config, spec: EnvironmentSpec, *, run_id: str, incarnation: int, device: str
+        self, plans: RunPlans, spec: EnvironmentSpec, *, run_id: str, incarnation: int, device: str
     ) -> None:
-        self._config, self._spec = config, spec
-        self._learner = Learner(config, spec, device)
+        self._spec, self._network = spec, plans.learner.network
+        self._learner = Learner(plans.learner, spec, device)
         # After PyTorch's library is loaded, so that the limit reaches it; the actors' networks are
         # too small for BLAS to use more than one thread.
-        limit_threads(config.learner.num_cpus)
-        self._planner = BlockPlanner(config)
+        limit_threads(plans.learner.num_cpus)
+        self._planner = BlockPlanner(plans.learner)
         self._shards = [
-            build_shard(config, spec, run_id=run_id, shard=shard)
-            for shard in range(config.replay.shards)
+            build_shard(plans.replay, spec, run_id=run_id, shard=shard)
+            for shard in range(plans.fleet.shards)
         ]
         self._replay = LocalReplay(self._shards)
-        assert isinstance(config.actors.count, int)
         self._actors = [
-            build_actor(config, spec, run_id=run_id, slot=slot, incarnation=incarnation)
-            for slot in range(config.actors.count)
+            build_actor(plans.actor, spec, run_id=run_id, slot=slot, incarnation=incarnation)
+            for slot in range(plans.fleet.actors)
         ]
-        self._evaluator = Evaluator(config.env, config.eval.epsilon)
+        self._evaluator = Evaluator(plans.evaluator.env, plans.evaluator.epsilon)
         self._episodes: list[EpisodeSummary] = []
         self._acknowledged: dict[int, list[int]] = {}
         self._learn_clock = StageClock()
@@ -139,7 +138,7 @@ class LocalFleet:
     def evaluate(self, request: EvaluationRequest) -> EvaluationReport:
         """See `Fleet`."""
         snapshot = self._learner.current_snapshots()[-1]
-        q_function = build_q_function(self._config.network, self._spec, snapshot.arrays)
+        q_function = build_q_function(self._network, self._spec, snapshot.arrays)
         return run_request(self._evaluator, q_function, snapshot, request)
 
     def report(self) -> FleetReport:
@@ -169,7 +168,7 @@ class LocalFleet:
 
     def params_bytes(self) -> bytes:
         """See `Fleet`."""
-        return encode_safetensors(self._learner.params(), self._config.network, self._spec)
+        return encode_safetensors(self._learner.params(), self._network, self._spec)
 
     def fingerprint(self) -> str:
         """See `Fleet`."""

@@ -63,7 +63,7 @@ class RayFleet(StartedRoles):
     def params_bytes(self) -> bytes:
         """See `Fleet`."""
         arrays = decode_snapshot(self._snapshot()).arrays
-        return encode_safetensors(arrays, self._config.network, self._spec)
+        return encode_safetensors(arrays, self._plans.learner.network, self._spec)
 
     def capture(self, replay_contents: bool) -> dict[str, bytes]:
         """See `Fleet`."""

@@ -22,6 +22,7 @@ def make_report(
         episodes=[EpisodeSummary(*fields) for shard in shards for fields in shard["episodes"]],
         learner_times=status["times"],
         shard_times=[shard["times"] for shard in shards],
+        limiters=[shard["limiter"] for shard in shards],
         sample_age_s=status["sample_age_s"],
         learner_path=status["learner_path"],
         incidents=[

@@ -9,10 +9,10 @@ from contextlib import nullcontext
 from typing import Any
 
 from qfleet.cluster.roles import Roles, Waiting, answer
-from qfleet.common.config import Config
 from qfleet.common.types import EnvironmentSpec
 from qfleet.fleets.cuts import capture_learner_and_replay
 from qfleet.fleets.fleet import FleetReport
+from qfleet.fleets.plan import RunPlans
 from qfleet.fleets.role_reports import make_report
 
 
@@ -21,7 +21,7 @@ class StartedRoles:
 
     def __init__(
         self,
-        config: Config,
+        plans: RunPlans,
         spec: EnvironmentSpec,
         *,
         run_id: str,
@@ -32,7 +32,7 @@ class StartedRoles:
         """Create every role and wait until learner and shards can answer.
 
         Args:
-            config: With every `auto` resolved.
+            plans: Of the run.
             spec: Of the environment.
             run_id: Part of every role's name and of every chunk's id.
             incarnation: Of all actors at first.
@@ -42,14 +42,13 @@ class StartedRoles:
         Raises:
             ResourcesError: when the cluster does not place them in time.
         """
-        self._config, self._spec = config, spec
-        self.roles = Roles(config, spec, run_id=run_id, device=device)
+        self._plans, self._spec = plans, spec
+        self.roles = Roles(plans, spec, run_id=run_id, device=device)
         with self.roles.ended_on_error():
             self._start(incarnation, waiting)
 
     def _start(self, incarnation: int, waiting: Waiting) -> None:
-        assert isinstance(self._config.actors.count, int)
-        for slot in range(self._config.actors.count):
+        for slot in range(self._plans.fleet.actors):
             self.roles.create_actor(slot, incarnation)
         with waiting():
             self.roles.wait_until_ready()

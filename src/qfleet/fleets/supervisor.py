@@ -7,6 +7,7 @@ keeps dying is given up, and too few living actors end the run.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from qfleet.common.errors import RoleLostError, WaitTimeoutError
@@ -84,8 +85,12 @@ class StallWatch:
     _progress: tuple[int, int] | None = None
     _moved_at_s: float = 0.0
 
-    def observe(self, env_steps: int, learner_steps: int, now_s: float) -> None:
+    def observe(
+        self, env_steps: int, learner_steps: int, now_s: float, limiters: Sequence[str] = ()
+    ) -> None:
         """Take in the steps that all actors have played and the learner has made.
+
+        `limiters` says for each shard what its rate limiter lets through.
 
         Raises:
             WaitTimeoutError: when neither has changed for `STALL_TIMEOUT_S`.
@@ -96,5 +101,5 @@ class StallWatch:
             raise WaitTimeoutError(
                 f"driver waited {STALL_TIMEOUT_S:.0f} s for any actor's next env step after "
                 f"{env_steps} or the learner's next update after {learner_steps}: an environment "
-                "may hang"
+                f"may hang{''.join(f'; {limiter}' for limiter in limiters)}"
             )

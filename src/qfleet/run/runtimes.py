@@ -11,15 +11,17 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from qfleet.cluster.background_imports import import_in_background
-from qfleet.common.config import Config
 from qfleet.common.errors import ConfigError, RoleLostError, WaitTimeoutError
 from qfleet.fleets.fleet import Fleet
-from qfleet.fleets.round_loop import LearningDebt, run_rounds
+from qfleet.fleets.round_loop import run_rounds
+from qfleet.replay_server.rate_limiter import LearningDebt
 from qfleet.run.milestones import loop_ended, training_begins, training_ended
 from qfleet.run.outcome import Outcome
 from qfleet.run.phases import CHECKPOINT, EVALUATION, RAY, ROLES, SHUTDOWN, PhaseClock
 from qfleet.run_files.resume import find_point
 from qfleet.session.session import Session
+from qfleet.settings.config import Config
+from qfleet.settings.plans import run_plans
 
 INCARNATIONS_PER_PROCESS = 1 << 16
 """Each process of a run numbers its actors' incarnations from a multiple of this."""
@@ -53,7 +55,7 @@ def _run_local(session: Session, outcome: Outcome) -> None:
 
     outcome.device = _local_device(session.config)
     fleet = LocalFleet(
-        session.config,
+        run_plans(session.config),
         session.spec,
         run_id=session.run_id,
         incarnation=_incarnation(session, outcome),
@@ -116,7 +118,7 @@ def _run_on_ray(session: Session, outcome: Outcome) -> None:
     import_ray()
     import_in_background(*_RAY_MODULES)  # while `ray.init` waits for its processes
     with session.stop.interrupting():
-        cluster = connect(session.config)
+        cluster = connect(run_plans(session.config).cluster)
     lockstep = session.config.effective_schedule == "lockstep"
     try:
         session.stop.listen()  # again, in the place of the SIGTERM handler that ray.init installs
@@ -165,7 +167,7 @@ def _run_ray_lockstep(session: Session, outcome: Outcome) -> None:
     from qfleet.fleets.ray_fleet import RayFleet
 
     fleet = RayFleet(
-        session.config,
+        run_plans(session.config),
         session.spec,
         run_id=session.run_id,
         incarnation=_incarnation(session, outcome),
@@ -194,7 +196,7 @@ def _run_lockstep(session: Session, fleet: Fleet, outcome: Outcome) -> None:
     training_begins(session, outcome)
     observer = LockstepObserver(session, outcome.phases)
     if session.stop_reason() is None:
-        run_rounds(session.config, fleet, observer, debt)
+        run_rounds(run_plans(session.config).fleet.rounds, fleet, observer, debt)
     outcome.reason = session.stop_reason() or "stopped"
     outcome.phases.enter(CHECKPOINT)
     loop_ended(session, outcome)
@@ -254,7 +256,7 @@ def _run_ray_async(session: Session, outcome: Outcome) -> None:
     from qfleet.fleets.async_loop import AsyncLoop
 
     loop = AsyncLoop(
-        session.config,
+        run_plans(session.config),
         session.spec,
         run_id=session.run_id,
         incarnation=_incarnation(session, outcome),

@@ -12,12 +12,12 @@ from typing import Any
 
 import yaml
 
-from qfleet.common.config import Config, section_names
 from qfleet.common.errors import CheckpointError, ConfigError
 from qfleet.run_files.checkpoint import SESSION_FILE, Checkpoint, newest_valid
 from qfleet.run_files.run_directory import CONFIG_FILE, RunDirectory, find_run, holds_run
 from qfleet.run_files.summary import read_summary
-from qfleet.settings.config_checks import show_value
+from qfleet.settings.config import Config, section_names
+from qfleet.settings.problems import show_value
 
 CHANGEABLE_SECTIONS = frozenset({"run", "eval", "metrics", "ray"})
 CHANGEABLE_KEYS = frozenset({"actors.count"})

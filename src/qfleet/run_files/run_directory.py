@@ -19,11 +19,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qfleet.common.config import Config
 from qfleet.common.errors import CheckpointError, ConfigError
 from qfleet.run_files import checkpoint
 from qfleet.run_files.checkpoint import PARAMS_FILE, TEMPORARY_PREFIX
 from qfleet.run_files.run_lock import LOCK_FILE, RunLock
+from qfleet.settings.config import Config
 
 RUNS = Path("runs")
 CONFIG_FILE = "config.yaml"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qfleet.common.config import RunConfig
 from qfleet.session.counters import Counters
+from qfleet.settings.config import RunConfig
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from qfleet.common.config import Config
 from qfleet.common.errors import CheckpointError
 from qfleet.run_files.checkpoint import PARAMS_FILE, SESSION_FILE, next_generation
 from qfleet.run_files.run_directory import RunDirectory
 from qfleet.session.counters import Counters
+from qfleet.settings.config import Config
 
 
 @dataclass

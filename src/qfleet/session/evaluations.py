@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from qfleet.common.config import Config
 from qfleet.common.types import EnvironmentSpec, EvaluationReport, EvaluationRequest
 from qfleet.pictures.artifacts import Artifacts
 from qfleet.run_files.checkpoint import PARAMS_FILE
@@ -14,6 +13,7 @@ from qfleet.run_files.metrics import EVAL_RETURN_MEAN, MetricsWriter
 from qfleet.run_files.run_directory import RunDirectory
 from qfleet.session.counters import Counters
 from qfleet.session.solve_tracker import SolveTracker
+from qfleet.settings.config import Config
 
 
 @dataclass

@@ -6,7 +6,6 @@ import collections
 from dataclasses import dataclass, field
 
 from qfleet.command_line.console import Console, EpisodeLine, RunStatus
-from qfleet.common.config import Config
 from qfleet.common.types import EpisodeSummary
 from qfleet.run_files.metric_rows import metric_row
 from qfleet.run_files.metrics import MetricsWriter
@@ -15,6 +14,7 @@ from qfleet.session.budgets import Budgets
 from qfleet.session.counters import Counters
 from qfleet.session.forecast import Forecast
 from qfleet.session.solve_tracker import SolveTracker
+from qfleet.settings.config import Config
 
 RECENT_EPISODES = 100
 CONSOLE_PERIOD_S = 0.2

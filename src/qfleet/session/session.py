@@ -13,7 +13,6 @@ from dataclasses import InitVar, dataclass
 from typing import Any
 
 from qfleet.command_line.console import Console, RunStatus
-from qfleet.common.config import Config
 from qfleet.common.types import EnvironmentSpec, EvaluationReport, EvaluationRequest
 from qfleet.fleets.fleet import FleetReport
 from qfleet.pictures.artifacts import Artifacts
@@ -25,6 +24,7 @@ from qfleet.session.checkpoints import Checkpoints
 from qfleet.session.counters import Counters
 from qfleet.session.evaluations import Evaluations
 from qfleet.session.progress import Progress
+from qfleet.settings.config import Config
 
 
 @dataclass

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from qfleet.common.config import Config
 from qfleet.common.seeding import seed_int
 from qfleet.common.types import EnvironmentSpec, EvaluationReport, EvaluationRequest
+from qfleet.settings.config import Config
 
 
 class Verdict(NamedTuple):

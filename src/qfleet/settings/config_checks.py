@@ -7,103 +7,20 @@ every `auto`. Everything is reported at once.
 
 from __future__ import annotations
 
-import math
-import os
-import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-
-from qfleet.common.config import Config
-from qfleet.common.config_auto import (
+from qfleet.common.types import EnvironmentSpec
+from qfleet.replay_server.rate_limiter import minimum_limiter_tolerance_samples
+from qfleet.settings.config import Config
+from qfleet.settings.config_auto import (
     block_periods,
     chunk_transitions,
     max_blocks_per_request,
     max_chunk_transitions,
-    minimum_limiter_tolerance_samples,
-    resolve_config,
     updates_per_call,
 )
-from qfleet.common.types import EnvironmentSpec, transition_columns
-
-__all__ = [
-    "Machine",
-    "Problem",
-    "check_config",
-    "minimum_limiter_tolerance_samples",
-    "nvidia_gpus",
-    "replay_bytes",
-    "resolve_config",
-    "show_value",
-]
-
-_PRIORITY_BYTES_PER_ROW = 16  # one float64 leaf and one inner node of the sum tree
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One setting that cannot be used; `str()` is the line that the user reads."""
-
-    key: str
-    value: object
-    requirement: str
-    remedy: str = ""
-    origin: str = ""
-    """Where the value came from (`run.yaml:3`, `--learner.batch_size`); the door fills it in."""
-
-    def __str__(self) -> str:
-        origin = f" ({self.origin})" if self.origin else ""
-        remedy = f"; {self.remedy}" if self.remedy else ""
-        value = "" if self.value == "" else f" = {show_value(self.value)}"
-        return f"{self.key}{value}{origin}: {self.requirement}{remedy}"
-
-
-class Machine(NamedTuple):
-    """What the rules about hardware are held against."""
-
-    cpus: int
-    gpus: int
-    memory_bytes: int
-    cuda_available: bool | None
-    """None: not known yet, nothing is said about GPUs."""
-
-
-def show_value(value: object) -> str:
-    """Write a value as YAML would, short enough for one line."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    text = str(list(value)) if isinstance(value, tuple) else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def nvidia_gpus() -> int:
-    """Count NVIDIA devices without importing torch, which takes seconds; 0 means none for sure.
-
-    A hidden device (`CUDA_VISIBLE_DEVICES`) does not count. WSL has no device files; there one GPU
-    is assumed when `nvidia-smi` is installed.
-    """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None and visible.strip() in ("", "-1"):
-        return 0
-    present = sum(path.name[6:].isdigit() for path in Path("/dev").glob("nvidia[0-9]*"))
-    if present == 0:
-        present = int(shutil.which("nvidia-smi") is not None)
-    return present if visible is None else min(present, len(visible.split(",")))
-
-
-def replay_bytes(config: Config, spec: EnvironmentSpec) -> int:
-    """Bytes that all shards together hold when full."""
-    row = sum(
-        np.dtype(column.dtype).itemsize * math.prod(column.shape)
-        for column in transition_columns(spec)
-    )
-    overhead = _PRIORITY_BYTES_PER_ROW if config.replay.sampling == "prioritized" else 0
-    return config.replay.capacity * (row + overhead)
+from qfleet.settings.machine_checks import Machine, check_devices, check_memory
+from qfleet.settings.problems import Problem
 
 
 def check_config(
@@ -127,9 +44,9 @@ def check_config(
     """
     machine = Machine(cpus, gpus, memory_bytes, cuda_available)
     problems = [problem for rule in _RULES for problem in rule(config)]
-    problems += _check_devices(config, machine)
+    problems += check_devices(config, machine)
     if spec is not None:
-        problems += _check_memory(config, spec, machine)
+        problems += check_memory(config, spec, machine)
     return problems
 
 
@@ -302,53 +219,6 @@ def _check_schedule(config: Config) -> Iterator[Problem]:
             "async",
             "must be auto or lockstep with --runtime local, where nothing runs at the same time",
             "set it to auto, or use --runtime ray",
-        )
-
-
-def _check_devices(config: Config, machine: Machine) -> Iterator[Problem]:
-    device, num_gpus = config.learner.device, config.learner.num_gpus
-    wants_cuda = device.startswith("cuda")
-    if wants_cuda and num_gpus == 0:
-        yield Problem(
-            "learner.device",
-            device,
-            "needs a GPU, but learner.num_gpus is 0",
-            "set learner.num_gpus to 1 or auto, or learner.device to cpu",
-        )
-    elif config.runtime == "ray" and device.startswith("cuda:"):
-        reserved = 1 if num_gpus == "auto" else num_gpus
-        if int(device[5:]) >= reserved:
-            yield Problem(
-                "learner.device",
-                device,
-                f"Ray shows the learner only its own {reserved} GPU(s), counted from cuda:0",
-                "set learner.device to cuda and choose the GPU with CUDA_VISIBLE_DEVICES",
-            )
-    if machine.cuda_available is None or (machine.cuda_available and machine.gpus > 0):
-        return
-    if wants_cuda and num_gpus != 0:
-        yield Problem(
-            "learner.device",
-            device,
-            "needs an NVIDIA GPU that torch can use, and there is none here",
-            "set it to auto or cpu; `qfleet doctor` says what is missing",
-        )
-    elif num_gpus not in ("auto", 0):
-        yield Problem(
-            "learner.num_gpus", num_gpus, "there is no NVIDIA GPU here", "set it to auto or 0"
-        )
-
-
-def _check_memory(config: Config, spec: EnvironmentSpec, machine: Machine) -> Iterator[Problem]:
-    needed = replay_bytes(config, spec)
-    if needed > machine.memory_bytes:
-        fits = config.replay.capacity * machine.memory_bytes // needed
-        yield Problem(
-            "replay.capacity",
-            config.replay.capacity,
-            f"needs {needed / 2**30:.2f} GiB ({needed // config.replay.capacity} bytes for each "
-            f"transition) and there are {machine.memory_bytes / 2**30:.2f} GiB of memory",
-            f"set it to at most {fits}",
         )
 
 

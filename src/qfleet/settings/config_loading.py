@@ -19,10 +19,13 @@ from qfleet.command_line.foreign_conversions import Scales, number_in
 from qfleet.command_line.foreign_line import Asked, foreign_line
 from qfleet.command_line.foreign_names import closest, did_you_mean, explain
 from qfleet.command_line.target import check_env_id, choose
-from qfleet.common import config as models
+from qfleet.common.config import parse_count
 from qfleet.common.errors import ConfigError
+from qfleet.settings import config as models
 from qfleet.settings import config_reference, presets
-from qfleet.settings.config_checks import Problem, check_config, nvidia_gpus
+from qfleet.settings.config_checks import check_config
+from qfleet.settings.machine_checks import nvidia_gpus
+from qfleet.settings.problems import Problem
 from qfleet.settings.yaml_settings import Setting, dump, read_settings
 
 PRESET_PREFIX = "preset:"
@@ -193,7 +196,7 @@ def _scales(known: Iterable[Setting], given: Iterable[Setting]) -> Scales:
         value = nested.get(section, {}).get(
             key, config_reference.keys()[f"{section}.{key}"].default
         )
-        value = models.parse_count(value) if not isinstance(value, bool) else None
+        value = parse_count(value) if not isinstance(value, bool) else None
         return float(value) if isinstance(value, int | float) and value > 0 else None
 
     return Scales(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from qfleet.settings.config_checks import Problem
+from qfleet.settings.problems import Problem
 
 _RESOLVERS: tuple[tuple[str, str, str], ...] = (
     ("bool", r"(?:true|True|TRUE|false|False|FALSE)", "tTfF"),

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +15,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from qfleet.common.config import Config
 from qfleet.common.errors import ConfigError, NonFiniteError
+from qfleet.common.plan_json import plan_to_json
 from qfleet.common.types import EnvironmentSpec, ReplaySample
 from qfleet.learner.block_inputs import initial_block_inputs
 from qfleet.learner.fast import notices, package_backend
@@ -32,8 +33,12 @@ from qfleet.learner.fast.package_spec import PackageError, PackageSpec
 from qfleet.learner.fast.starting_block import load_package
 from qfleet.learner.learner import Learner
 from qfleet.learner.optimizers import Hyperparameters
+from qfleet.learner.plan import LearnerPlan
 from qfleet.learner.torch_backend import TorchBackend
 from qfleet.learner.update import Batches, LearnerState, UpdateRule, copy_tensors, run_block
+from qfleet.settings.config import Config
+from qfleet.settings.config_auto import resolve_config
+from qfleet.settings.plans import run_plans
 
 torch.set_num_threads(1)  # these networks are too small for more
 
@@ -53,11 +58,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def small_config(**changes: Any) -> Config:
+def small_plan(**changes: Any) -> LearnerPlan:
     """The smallest run that has everything: BatchNorm, double Q, clipping, hard syncs."""
     learner = dict(changes)
     normalization = learner.pop("normalization", "batch")
-    return Config(
+    config = Config(
         network={"hidden_sizes": (8,), "normalization": normalization},
         learner={
             "device": "cpu",
@@ -74,6 +79,7 @@ def small_config(**changes: Any) -> Config:
         run={"max_learner_steps": 1_000},
         runtime="local",
     )
+    return run_plans(resolve_config(config, None, cpus=2, gpus=0)).learner
 
 
 class Inputs(NamedTuple):
@@ -85,7 +91,7 @@ class Inputs(NamedTuple):
 
 
 def inputs_of(spec: PackageSpec) -> Inputs:
-    return Inputs(*initial_block_inputs(spec.config, SPEC, CPU, getattr(torch, spec.dtype)))
+    return Inputs(*initial_block_inputs(spec.plan, SPEC, CPU, getattr(torch, spec.dtype)))
 
 
 def described(spec: PackageSpec) -> dict[str, Any]:
@@ -96,7 +102,7 @@ def described(spec: PackageSpec) -> dict[str, Any]:
 def learnable_batches(seed: int, spec: PackageSpec, n_updates: int) -> Batches:
     """Targets that a network can learn, so that rounding errors do not grow without bound."""
     rng = np.random.default_rng(seed)
-    batch = spec.config.learner.batch_size
+    batch = spec.plan.batch_size
     observations = rng.normal(size=(2, n_updates, batch, 4))
     returns = observations[0].sum(axis=-1) * 0.3
 
@@ -150,11 +156,11 @@ def distance_after_1000_updates(block: CompiledBlock, spec: PackageSpec, inputs:
 
 @pytest.fixture(scope="session")
 def built_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache with the package of `small_config()`, compiled by the process that runs start."""
+    """A cache with the package of `small_plan()`, compiled by the process that runs start."""
     root = tmp_path_factory.mktemp("qfleet-cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QFLEET_CACHE", str(root))
-        build = BuildProcess(small_config(), SPEC)
+        build = BuildProcess(small_plan(), SPEC)
         try:
             failure = build.wait()
         finally:
@@ -170,7 +176,7 @@ def warm(built_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     shutil.copytree(built_cache, root)
     monkeypatch.setenv("QFLEET_CACHE", str(root))
     monkeypatch.setattr(notices, "_said", set())
-    return PackageSpec(small_config(), SPEC)
+    return PackageSpec(small_plan(), SPEC)
 
 
 @pytest.fixture
@@ -186,7 +192,7 @@ def loaded(spec: PackageSpec, inputs: Inputs) -> CompiledBlock:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_trace_block_1000_updates_float64_equal_eager(name: str) -> None:
-    spec = PackageSpec(small_config(**VARIANTS[name]), SPEC, "float64")
+    spec = PackageSpec(small_plan(**VARIANTS[name]), SPEC, "float64")
     inputs = inputs_of(spec)
     graph, _ = trace_block(spec, *inputs)
     block = CompiledBlock(lambda flat: graph(*flat), spec)
@@ -203,9 +209,9 @@ def test_compiled_1000_updates_float32_equal_eager(warm: PackageSpec) -> None:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_compiled_1000_updates_float64_equal_eager(name: str) -> None:
-    spec = PackageSpec(small_config(**VARIANTS[name]), SPEC, "float64")
+    spec = PackageSpec(small_plan(**VARIANTS[name]), SPEC, "float64")
     inputs = inputs_of(spec)
-    path = prebuild(spec.config, SPEC, "float64")
+    path = prebuild(spec.plan, SPEC, "float64")
     block = CompiledBlock(load_flat_block(path), spec)
     assert distance_after_1000_updates(block, spec, inputs) < FLOAT64_TOLERANCE
 
@@ -224,7 +230,7 @@ def test_compiled_other_hyperparameters_need_no_other_package(
 ) -> None:
     rule, state, hyper = inputs_of(warm)
     block = loaded(warm, Inputs(rule, state, hyper))
-    batches = random_batches(warm.config, SPEC, warm.n_updates)
+    batches = random_batches(warm.plan, SPEC, warm.n_updates)
     # Momentum shows in the second block only.
     state = block(state, batches, hyper).state
     before = block(state, batches, hyper).state.parameters["0.weight"]
@@ -283,7 +289,7 @@ def test_learner_with_package_trains_to_the_eager_result(
     warm: PackageSpec, no_compiler: None
 ) -> None:
     learners = {
-        mode: Learner(small_config(compile=mode), SPEC) for mode in ("off", "auto", "required")
+        mode: Learner(small_plan(compile=mode), SPEC) for mode in ("off", "auto", "required")
     }
     paths = {mode: learner.path for mode, learner in learners.items()}
     assert paths == {"off": "eager", "auto": "compiled", "required": "compiled"}
@@ -298,7 +304,7 @@ def test_learner_with_package_trains_to_the_eager_result(
 
 
 def test_learner_compiled_block_that_diverges_changes_nothing(warm: PackageSpec) -> None:
-    learner = Learner(warm.config, SPEC)
+    learner = Learner(warm.plan, SPEC)
     before = learner.params_sha256()
     with pytest.raises(NonFiniteError, match="updates 1…4"):
         learner.update_block(sample(1, scale=float("nan")))
@@ -309,7 +315,7 @@ def test_learner_compiled_block_that_diverges_changes_nothing(warm: PackageSpec)
 def test_learner_empty_cache_is_eager_under_auto_and_says_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert Learner(small_config(), SPEC).path == "eager"
+    assert Learner(small_plan(), SPEC).path == "eager"
     assert capsys.readouterr().err == ""
     assert not cache_directory().exists()
 
@@ -318,7 +324,7 @@ def test_learner_required_without_compiler_names_the_remedy(no_compiler: None) -
     with pytest.raises(
         ConfigError, match=r"no-such-compiler.*install g\+\+.*--learner.compile off"
     ):
-        Learner(small_config(compile="required"), SPEC)
+        Learner(small_plan(compile="required"), SPEC)
 
 
 def test_learner_damaged_package_is_removed_and_said_once(
@@ -329,8 +335,8 @@ def test_learner_damaged_package_is_removed_and_said_once(
     path = cache.find(key)
     assert path is not None
     path.write_bytes(path.read_bytes()[:-1])
-    assert Learner(warm.config, SPEC).path == "eager"
-    assert Learner(warm.config, SPEC).path == "eager"
+    assert Learner(warm.plan, SPEC).path == "eager"
+    assert Learner(warm.plan, SPEC).path == "eager"
     assert capsys.readouterr().err.count("is removed: is damaged") == 1
     assert not path.exists()
 
@@ -339,7 +345,7 @@ def test_load_package_that_is_no_package_is_removed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(notices, "_said", set())
-    spec = PackageSpec(small_config(), SPEC)
+    spec = PackageSpec(small_plan(), SPEC)
     inputs = inputs_of(spec)
     cache = PackageCache(cache_directory())
     cache.get_or_build(described(spec), lambda path: path.write_bytes(b"text") and None)
@@ -359,28 +365,28 @@ def test_load_package_with_other_results_is_removed(
 
 
 def test_learner_lockstep_run_that_began_eagerly_goes_on_eagerly(warm: PackageSpec) -> None:
-    began = Learner(small_config(compile="off"), SPEC).capture()
-    resumed = Learner(warm.config, SPEC)
+    began = Learner(small_plan(compile="off"), SPEC).capture()
+    resumed = Learner(warm.plan, SPEC)
     assert resumed.path == "compiled"
     resumed.restore(began)
     assert resumed.path == "eager"
-    required = Learner(small_config(compile="required"), SPEC)
+    required = Learner(small_plan(compile="required"), SPEC)
     required.restore(began)
     assert required.path == "compiled"
 
 
 def test_describe_changes_with_the_code_and_not_with_values() -> None:
-    def key(config: Config, dtype: str = "float32") -> str:
-        return package_key(described(PackageSpec(config, SPEC, dtype)))
+    def key(plan: LearnerPlan, dtype: str = "float32") -> str:
+        return package_key(described(PackageSpec(plan, SPEC, dtype)))
 
-    base = key(small_config())
+    base = key(small_plan())
     rates = {"learning_rate": 0.5, "momentum": 0.1, "huber_delta": 2.0, "max_grad_norm": 7.0}
-    assert key(small_config(**rates)) == base
-    assert key(small_config().model_copy(update={"seed": 9})) == base
-    assert key(small_config(updates_per_call=8)) != base
-    assert key(small_config(), "float64") != base
-    others = [key(small_config(**variant)) for variant in VARIANTS.values()]
-    others += [key(small_config(batch_size=5)), key(small_config(num_cpus=2))]
+    assert key(small_plan(**rates)) == base
+    assert key(replace(small_plan(), seed=9)) == base
+    assert key(small_plan(updates_per_call=8)) != base
+    assert key(small_plan(), "float64") != base
+    others = [key(small_plan(**variant)) for variant in VARIANTS.values()]
+    others += [key(small_plan(batch_size=5)), key(small_plan(num_cpus=2))]
     assert len(set(others)) == len(others)
 
 
@@ -390,8 +396,8 @@ def test_describe_changes_with_the_code_and_not_with_values() -> None:
 def test_n_updates_is_the_largest_divisor_that_is_unrolled(
     updates_per_call: int, unrolled: int
 ) -> None:
-    config = small_config(updates_per_call=updates_per_call)
-    assert PackageSpec(config, SPEC).n_updates == unrolled
+    plan = small_plan(updates_per_call=updates_per_call)
+    assert PackageSpec(plan, SPEC).n_updates == unrolled
 
 
 # A package without torch.
@@ -439,21 +445,21 @@ class Counting:
         return call
 
 
-def with_backend(backend: PackageBackend, config: Config) -> Learner:
+def with_backend(backend: PackageBackend, plan: LearnerPlan) -> Learner:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("qfleet.learner.learner.starting_backend", lambda *_: backend)
-        return Learner(config, SPEC)
+        return Learner(plan, SPEC)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_package_backend_keeps_the_state_of_every_variant_as_eager_does(name: str) -> None:
-    config = small_config(**VARIANTS[name], updates_per_call=4)
-    spec, arrays = PackageSpec(config, SPEC), Learner(config, SPEC).params()
+    plan = small_plan(**VARIANTS[name], updates_per_call=4)
+    spec, arrays = PackageSpec(plan, SPEC), Learner(plan, SPEC).params()
     trained = len(inputs_of(spec).state.parameters)
     parameters = {name: arrays[name] for name in list(arrays)[:trained]}
     buffers = {name: arrays[name] for name in list(arrays)[trained:]}
     backend = PackageBackend(libtorch(), EagerLibrary(spec), spec, parameters, buffers)
-    ours, eager = with_backend(backend, config), Learner(config, SPEC)
+    ours, eager = with_backend(backend, plan), Learner(plan, SPEC)
     assert (ours.path, eager.path) == ("compiled", "eager")
     for seed in range(5):
         for learner in (ours, eager):
@@ -467,7 +473,7 @@ def test_package_backend_keeps_the_state_of_every_variant_as_eager_does(name: st
     eager.update_block(sample(7))
     ours.restore(eager.capture())
     assert_same_bits(ours, eager)
-    other = Learner(config.model_copy(update={"seed": 9}), SPEC).params()
+    other = Learner(replace(plan, seed=9), SPEC).params()
     for learner in (ours, eager):
         learner.init_params(other)
         learner.update_block(sample(8))
@@ -475,9 +481,9 @@ def test_package_backend_keeps_the_state_of_every_variant_as_eager_does(name: st
 
 
 def test_package_backend_releases_every_reference_once() -> None:
-    config = small_config()
-    counting, spec = Counting(), PackageSpec(config, SPEC)
-    parameters, buffers = initial_network(config.network, SPEC, 1)
+    plan = small_plan()
+    counting, spec = Counting(), PackageSpec(plan, SPEC)
+    parameters, buffers = initial_network(plan.network, SPEC, 1)
 
     class Library(EagerLibrary):
         """Takes over its inputs, as machine code does, so that they are counted as released."""
@@ -488,7 +494,7 @@ def test_package_backend_releases_every_reference_once() -> None:
             return results
 
     backend = PackageBackend(counting, Library(spec), spec, parameters, buffers)
-    learner = with_backend(backend, config)
+    learner = with_backend(backend, plan)
     learner.update_block(sample(0))
     held = counting.held
     for seed in range(1, 5):
@@ -505,10 +511,10 @@ def test_package_backend_releases_every_reference_once() -> None:
 
 
 def test_learner_with_package_has_the_bits_of_torchs_own_loader(warm: PackageSpec) -> None:
-    ours, torchs = Learner(warm.config, SPEC), TorchBackend(warm.config, SPEC, "cpu")
+    ours, torchs = Learner(warm.plan, SPEC), TorchBackend(warm.plan, SPEC, "cpu")
     assert isinstance(ours._backend, PackageBackend)
     assert torchs.path == "compiled"
-    other = with_backend(torchs, warm.config)
+    other = with_backend(torchs, warm.plan)
     for seed in range(250):
         errors = [learner.update_block(sample(seed)) for learner in (ours, other)]
         assert np.array_equal(*errors)
@@ -518,7 +524,7 @@ def test_learner_with_package_has_the_bits_of_torchs_own_loader(warm: PackageSpe
 
 
 def test_learner_with_package_runs_longer_blocks_as_several_calls(warm: PackageSpec) -> None:
-    whole, halves = Learner(warm.config, SPEC), Learner(warm.config, SPEC)
+    whole, halves = Learner(warm.plan, SPEC), Learner(warm.plan, SPEC)
     both = sample(3, k=8)
     errors = whole.update_block(both)
 
@@ -533,7 +539,7 @@ def test_learner_with_package_runs_longer_blocks_as_several_calls(warm: PackageS
 
 
 def test_learner_with_package_refuses_blocks_of_another_shape(warm: PackageSpec) -> None:
-    learner = Learner(warm.config, SPEC)
+    learner = Learner(warm.plan, SPEC)
     with pytest.raises(ValueError, match=r"4 updates of batch 4 per call, got \[3, 4\]"):
         learner.update_block(sample(1, k=3))
 
@@ -542,12 +548,13 @@ def test_learner_with_package_imports_no_torch(warm: PackageSpec) -> None:
     program = (
         "import sys\n"
         "import numpy as np\n"
-        "from qfleet.common.config import Config\n"
+        "from qfleet.common.plan_json import plan_from_json\n"
+        "from qfleet.learner.plan import LearnerPlan\n"
         "from qfleet.common.types import EnvironmentSpec, ReplaySample\n"
         "from qfleet.learner.learner import Learner\n"
-        f"config = Config.model_validate_json({warm.config.model_dump_json(by_alias=True)!r})\n"
+        f"plan = plan_from_json(LearnerPlan, {plan_to_json(warm.plan)!r})\n"
         f"spec = EnvironmentSpec.from_json({SPEC.to_json()!r})\n"
-        "learner = Learner(config, spec)\n"
+        "learner = Learner(plan, spec)\n"
         "data = np.load(sys.argv[1])\n"
         "columns = {name: data[name] for name in data.files if not name.startswith('_')}\n"
         "sample = ReplaySample(columns, data['_keys'], data['_shards'], data['_weights'])\n"
@@ -565,7 +572,7 @@ def test_learner_with_package_imports_no_torch(warm: PackageSpec) -> None:
     found = subprocess.run(
         command, env=environment, stdout=subprocess.PIPE, text=True, timeout=60, check=True
     )
-    learner = Learner(warm.config, SPEC)
+    learner = Learner(warm.plan, SPEC)
     learner.update_block(taken)
     assert found.stdout.split() == ["compiled", learner.params_sha256()]
 
@@ -575,14 +582,14 @@ def test_learner_takes_a_package_that_is_finished_while_it_learns(
 ) -> None:
     warm_root = os.environ["QFLEET_CACHE"]
     monkeypatch.setenv("QFLEET_CACHE", str(tmp_path / "empty"))
-    learner = Learner(warm.config, SPEC)
+    learner = Learner(warm.plan, SPEC)
     learner.update_block(sample(0))
     assert not learner.take_package()
     assert learner.path == "eager"
     monkeypatch.setenv("QFLEET_CACHE", warm_root)
     assert learner.take_package()
     assert learner.path == "compiled"
-    eager = Learner(small_config(compile="off"), SPEC)
+    eager = Learner(small_plan(compile="off"), SPEC)
     eager.update_block(sample(0))
     for seed in range(1, 4):
         errors = [one.update_block(sample(seed)) for one in (learner, eager)]
@@ -608,14 +615,14 @@ def test_learner_package_with_other_results_than_its_proof_is_removed(
     warm: PackageSpec, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rewrite_proof(warm, lambda arrays: arrays["result/0000"].__imul__(1.01))
-    assert Learner(warm.config, SPEC).path == "eager"
+    assert Learner(warm.plan, SPEC).path == "eager"
     assert "is removed: differs from eager PyTorch by 9.9e-03" in capsys.readouterr().err
-    assert Learner(warm.config, SPEC).path == "eager"
+    assert Learner(warm.plan, SPEC).path == "eager"
 
 
 def test_learner_package_without_a_fitting_proof_is_left_to_torch(warm: PackageSpec) -> None:
     rewrite_proof(warm, lambda arrays: arrays.__delitem__("result/0000"))
-    learner = Learner(warm.config, SPEC)
+    learner = Learner(warm.plan, SPEC)
     assert isinstance(learner._backend, TorchBackend)
     assert learner.path == "compiled"  # it compares live
 
@@ -627,7 +634,7 @@ def test_learner_where_the_library_cannot_be_used_alone_goes_through_torch_and_s
         raise PackageError("no such library")
 
     monkeypatch.setattr(package_backend, "libtorch", refuse)
-    learner = Learner(warm.config, SPEC)
+    learner = Learner(warm.plan, SPEC)
     assert isinstance(learner._backend, TorchBackend)
     assert learner.path == "compiled"
     said = "qfleet: the compiled block is called through torch: no such library\n"

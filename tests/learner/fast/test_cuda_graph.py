@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qfleet.common.config import Config
-from qfleet.common.config_auto import resolve_config
 from qfleet.common.errors import ConfigError, NonFiniteError
 from qfleet.common.types import EnvironmentSpec, ReplaySample
 from qfleet.fleets.local_fleet import LocalFleet
@@ -41,8 +39,12 @@ from qfleet.learner.fast.package_spec import PackageSpec
 from qfleet.learner.fast.starting_block import starting_block
 from qfleet.learner.learner import Learner
 from qfleet.learner.optimizers import Hyperparameters
+from qfleet.learner.plan import LearnerPlan
 from qfleet.learner.update import Batches, LearnerState, UpdateRule, copy_tensors, run_block
+from qfleet.settings.config import Config
+from qfleet.settings.config_auto import resolve_config
 from qfleet.settings.config_loading import load_config
+from qfleet.settings.plans import run_plans
 
 torch.set_num_threads(1)  # these networks are too small for more
 
@@ -89,13 +91,13 @@ class RandomNetwork(nn.Module):
         return nn.functional.dropout(self.linear(observations), 0.5, self.training)
 
 
-def small_config(**changes: Any) -> Config:
+def small_plan(**changes: Any) -> LearnerPlan:
     learner = dict(changes)
     network: dict[str, Any] = {"hidden_sizes": (16, 8)}
     network["normalization"] = learner.pop("normalization", "batch")
     if (factory := learner.pop("factory", None)) is not None:
         network["factory"] = f"{SyncingNetwork.__module__}:{factory}"
-    return Config(
+    config = Config(
         network=network,
         learner={
             "batch_size": B,
@@ -110,6 +112,7 @@ def small_config(**changes: Any) -> Config:
         run={"max_learner_steps": 1_000},
         runtime="local",
     )
+    return run_plans(resolve_config(config, None, cpus=2, gpus=0)).learner
 
 
 class Inputs(NamedTuple):
@@ -119,9 +122,9 @@ class Inputs(NamedTuple):
 
 
 def inputs_of(
-    config: Config, dtype: torch.dtype | None = None, device: torch.device = CPU
+    plan: LearnerPlan, dtype: torch.dtype | None = None, device: torch.device = CPU
 ) -> Inputs:
-    return Inputs(*initial_block_inputs(config, SPEC, device, dtype))
+    return Inputs(*initial_block_inputs(plan, SPEC, device, dtype))
 
 
 def batches_of(
@@ -219,14 +222,14 @@ def train_beside_eager(
 def test_static_block_200_updates_float64_equal_eager(
     name: str, capture: Capture, prioritized: bool
 ) -> None:
-    inputs = inputs_of(small_config(**VARIANTS[name]), torch.float64)
+    inputs = inputs_of(small_plan(**VARIANTS[name]), torch.float64)
     batches = partial(batches_of, dtype=torch.float64, prioritized=prioritized)
     block = StaticBlock(inputs.rule, inputs.state, batches(999), inputs.hyper, capture)
     train_beside_eager(block, inputs, batches, FLOAT64_TOLERANCE)
 
 
 def test_static_block_takes_other_hyperparameters_without_another_recording() -> None:
-    rule, state, hyper = inputs_of(small_config())
+    rule, state, hyper = inputs_of(small_plan())
     block = StaticBlock(rule, state, batches_of(0), hyper, traced)
     other = Hyperparameters(*(torch.tensor(v) for v in (0.1, 0.5, 0.0, 0.01, 0.2)))
     for rates in (hyper, other):
@@ -237,7 +240,7 @@ def test_static_block_takes_other_hyperparameters_without_another_recording() ->
 
 
 def test_static_block_writes_neither_inputs_nor_earlier_results() -> None:
-    rule, state, hyper = inputs_of(small_config(target_tau=0.1))
+    rule, state, hyper = inputs_of(small_plan(target_tau=0.1))
     batches = batches_of(1)
     block = StaticBlock(rule, state, batches, hyper, traced)
     kept_inputs = [tensor.clone() for tensor in (*flat_state(state), *batches, *hyper)]
@@ -252,14 +255,14 @@ def test_static_block_writes_neither_inputs_nor_earlier_results() -> None:
 
 
 def test_static_block_hands_a_constant_target_through() -> None:
-    rule, state, hyper = inputs_of(small_config())
+    rule, state, hyper = inputs_of(small_plan())
     result = StaticBlock(rule, state, batches_of(0), hyper, traced)(state, batches_of(1), hyper)
     assert result.state.target_parameters is state.target_parameters
     assert result.state.target_buffers is state.target_buffers
 
 
 def test_static_block_of_another_shape_is_refused() -> None:
-    rule, state, hyper = inputs_of(small_config())
+    rule, state, hyper = inputs_of(small_plan())
     block = StaticBlock(rule, state, batches_of(0), hyper, unrecorded)
     batches = batches_of(0)
     # One weight for all would be broadcast by a copy.
@@ -289,9 +292,9 @@ class _Operations(TorchDispatchMode):
         return results
 
 
-def operations(config: Config) -> _Operations:
+def operations(plan: LearnerPlan) -> _Operations:
     """Of one block whose tensors are on a device without values, so that none can be read."""
-    rule, state, hyper = inputs_of(config)
+    rule, state, hyper = inputs_of(plan)
     flat = [t.to("meta") for t in (*flat_state(state), *batches_of(0), *hyper)]
     with _Operations() as found:
         flat_block(rule, state)(*flat)
@@ -300,7 +303,7 @@ def operations(config: Config) -> _Operations:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_block_reads_no_value_and_leaves_the_device_never(name: str) -> None:
-    found = operations(small_config(**VARIANTS[name]))
+    found = operations(small_plan(**VARIANTS[name]))
     assert found.off_device == set()
     assert "aten._local_scalar_dense.default" not in found.names
     assert sum("_foreach_norm" in one for one in found.names) == K
@@ -308,12 +311,12 @@ def test_block_reads_no_value_and_leaves_the_device_never(name: str) -> None:
 
 def test_operations_notice_a_network_that_reads_a_value() -> None:
     with pytest.raises(RuntimeError, match=r"item\(\) cannot be called on meta tensors"):
-        operations(small_config(factory="SyncingNetwork"))
+        operations(small_plan(factory="SyncingNetwork"))
 
 
 def test_gradients_lie_as_their_parameters_do() -> None:
     """Otherwise every optimizer operation is one launch per parameter instead of one for all."""
-    rule, state, _ = inputs_of(small_config())
+    rule, state, _ = inputs_of(small_plan())
     leaves = {name: p.requires_grad_() for name, p in state.parameters.items()}
     q = rule.forward(leaves, state.buffers, batches_of(0).observations[0], True)
     gradients = torch.autograd.grad(q.sum(), list(leaves.values()))
@@ -324,18 +327,18 @@ def test_gradients_lie_as_their_parameters_do() -> None:
 
 
 def test_record_block_equal_to_eager_is_used() -> None:
-    inputs = inputs_of(small_config())
-    block = record_block(small_config(), SPEC, *inputs, capture=traced)
+    inputs = inputs_of(small_plan())
+    block = record_block(small_plan(), SPEC, *inputs, capture=traced)
     assert block.path == "cuda graph"
     assert block.fits(batches_of(0))
 
 
 def test_record_block_network_without_two_equal_calls_may_differ_as_much() -> None:
-    config = small_config(factory="RandomNetwork")
-    rule, state, hyper = inputs_of(config)
+    plan = small_plan(factory="RandomNetwork")
+    rule, state, hyper = inputs_of(plan)
     block = StaticBlock(rule, state, batches_of(0), hyper, traced)
     assert distance_from_eager(block, batches_of(1), rule, state, hyper) > FLOAT32_TOLERANCE
-    assert record_block(config, SPEC, rule, state, hyper, traced).fits(batches_of(0))
+    assert record_block(plan, SPEC, rule, state, hyper, traced).fits(batches_of(0))
 
 
 @pytest.mark.parametrize(
@@ -347,7 +350,7 @@ def test_record_block_network_without_two_equal_calls_may_differ_as_much() -> No
 )
 def test_record_block_failure_names_the_first_cause(capture: Capture, cause: str) -> None:
     with pytest.raises(CaptureError, match=cause):
-        record_block(small_config(), SPEC, *inputs_of(small_config()), capture=capture)
+        record_block(small_plan(), SPEC, *inputs_of(small_plan()), capture=capture)
 
 
 def test_record_block_error_whose_context_is_hidden_is_named_itself() -> None:
@@ -358,19 +361,19 @@ def test_record_block_error_whose_context_is_hidden_is_named_itself() -> None:
             raise RuntimeError("outer") from None
 
     with pytest.raises(CaptureError, match=r"^RuntimeError: outer$"):
-        record_block(small_config(), SPEC, *inputs_of(small_config()), capture=hidden)
+        record_block(small_plan(), SPEC, *inputs_of(small_plan()), capture=hidden)
 
 
 def test_record_block_network_that_reads_a_value_is_refused() -> None:
-    config = small_config(factory="SyncingNetwork")
+    plan = small_plan(factory="SyncingNetwork")
     with pytest.raises(CaptureError, match=r"trying to get value out of a tracing tensor"):
-        record_block(config, SPEC, *inputs_of(config), capture=traced)
+        record_block(plan, SPEC, *inputs_of(plan), capture=traced)
 
 
-def start(config: Config, device: torch.device) -> Any:
+def start(plan: LearnerPlan, device: torch.device) -> Any:
     """`starting_block` with tensors of this machine's CPU, whatever the device is called."""
-    spec = PackageSpec(config, SPEC)
-    return starting_block(spec, *inputs_of(config), device)
+    spec = PackageSpec(plan, SPEC)
+    return starting_block(spec, *inputs_of(plan), device)
 
 
 @pytest.fixture
@@ -389,9 +392,9 @@ def test_starting_block_on_a_gpu_is_the_graph_unless_off(
 ) -> None:
     recorded_by(traced)
     for mode in ("auto", "required"):
-        assert start(small_config(compile=mode), CUDA).path == "cuda graph"
-    assert start(small_config(compile="off"), CUDA) is None
-    assert start(small_config(compile="auto"), CPU) is None
+        assert start(small_plan(compile=mode), CUDA).path == "cuda graph"
+    assert start(small_plan(compile="off"), CUDA) is None
+    assert start(small_plan(compile="auto"), CPU) is None
     assert capsys.readouterr().err == ""
 
 
@@ -399,8 +402,8 @@ def test_starting_block_failed_capture_is_said_once_under_auto(
     recorded_by: Callable[[Capture], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     recorded_by(refused)
-    assert start(small_config(), CUDA) is None
-    assert start(small_config(), CUDA) is None
+    assert start(small_plan(), CUDA) is None
+    assert start(small_plan(), CUDA) is None
     assert capsys.readouterr().err == (
         "qfleet: the learner stays eager PyTorch: no CUDA graph: RuntimeError: CUDA error: "
         "operation not permitted when stream is capturing\n"
@@ -414,14 +417,14 @@ def test_starting_block_failed_capture_under_required_names_the_remedy(
     with pytest.raises(
         ConfigError, match=r"required: .*recorded as a CUDA graph: .*--learner.compile auto or off"
     ):
-        start(small_config(compile="required"), CUDA)
+        start(small_plan(compile="required"), CUDA)
 
 
 def test_capture_graph_of_tensors_on_the_cpu_is_refused_and_changes_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(notices, "_said", set())
-    assert start(small_config(), CUDA) is None
+    assert start(small_plan(), CUDA) is None
     assert "the learner stays eager PyTorch: no CUDA graph: " in capsys.readouterr().err
 
 
@@ -429,17 +432,17 @@ def test_capture_graph_of_tensors_on_the_cpu_is_refused_and_changes_nothing(
 
 
 @pytest.fixture
-def graph_learner(monkeypatch: pytest.MonkeyPatch) -> Callable[[Config], Learner]:
+def graph_learner(monkeypatch: pytest.MonkeyPatch) -> Callable[[LearnerPlan], Learner]:
     """A learner on the CPU that starts as one on a GPU does."""
     monkeypatch.setattr(block_start, "record_block", partial(record_block, capture=traced))
 
     def start_as_on_a_gpu(*args: Any) -> Any:
         return starting_block(*args[:-1], CUDA)
 
-    def make(config: Config) -> Learner:
+    def make(plan: LearnerPlan) -> Learner:
         with monkeypatch.context() as patch:
             patch.setattr(torch_backend, "starting_block", start_as_on_a_gpu)
-            return Learner(config, SPEC)
+            return Learner(plan, SPEC)
 
     return make
 
@@ -459,10 +462,10 @@ def sample(seed: int, k: int = K, scale: float = 1.0) -> ReplaySample:
 
 @pytest.mark.parametrize("name", ["sgd-batch-double-huber-clip", "adam-batch-polyak"])
 def test_learner_on_the_graph_trains_to_the_eager_bits(
-    name: str, graph_learner: Callable[[Config], Learner]
+    name: str, graph_learner: Callable[[LearnerPlan], Learner]
 ) -> None:
-    eager = Learner(small_config(compile="off", **VARIANTS[name]), SPEC)
-    graph = graph_learner(small_config(**VARIANTS[name]))
+    eager = Learner(small_plan(compile="off", **VARIANTS[name]), SPEC)
+    graph = graph_learner(small_plan(**VARIANTS[name]))
     assert (eager.path, graph.path) == ("eager", "cuda graph")
     for seed in range(N_BLOCKS):
         errors = [one.update_block(sample(seed)) for one in (eager, graph)]
@@ -477,9 +480,9 @@ def test_learner_on_the_graph_trains_to_the_eager_bits(
 
 
 def test_learner_on_the_graph_refuses_a_diverged_block_and_goes_on(
-    graph_learner: Callable[[Config], Learner],
+    graph_learner: Callable[[LearnerPlan], Learner],
 ) -> None:
-    graph, eager = graph_learner(small_config()), Learner(small_config(compile="off"), SPEC)
+    graph, eager = graph_learner(small_plan()), Learner(small_plan(compile="off"), SPEC)
     graph.update_block(sample(0))
     before = graph.params_sha256()
     with pytest.raises(NonFiniteError, match=r"updates 5…8"):
@@ -492,9 +495,9 @@ def test_learner_on_the_graph_refuses_a_diverged_block_and_goes_on(
 
 
 def test_learner_block_that_the_graph_does_not_fit_is_eager(
-    graph_learner: Callable[[Config], Learner],
+    graph_learner: Callable[[LearnerPlan], Learner],
 ) -> None:
-    graph, eager = graph_learner(small_config()), Learner(small_config(compile="off"), SPEC)
+    graph, eager = graph_learner(small_plan()), Learner(small_plan(compile="off"), SPEC)
     for one in (graph, eager):
         one.update_block(sample(1, k=3))
         one.update_block(sample(2))
@@ -502,13 +505,13 @@ def test_learner_block_that_the_graph_does_not_fit_is_eager(
 
 
 def test_learner_lockstep_run_that_began_eagerly_goes_on_eagerly(
-    graph_learner: Callable[[Config], Learner],
+    graph_learner: Callable[[LearnerPlan], Learner],
 ) -> None:
-    began = Learner(small_config(compile="off"), SPEC).capture()
-    resumed, again = graph_learner(small_config()), graph_learner(small_config())
+    began = Learner(small_plan(compile="off"), SPEC).capture()
+    resumed, again = graph_learner(small_plan()), graph_learner(small_plan())
     resumed.restore(began)
     assert resumed.path == "eager"
-    again.restore(graph_learner(small_config()).capture())
+    again.restore(graph_learner(small_plan()).capture())
     assert again.path == "cuda graph"
 
 
@@ -534,7 +537,7 @@ def test_local_run_on_the_graph_leaves_the_eager_bits(
             "eval.period_learner_steps": 100,
         }
         config = resolve_config(load_config("cartpole", [], settings), None, cpus=2, gpus=0)
-        fleet = LocalFleet(config, SPEC, run_id="r1", incarnation=0, device="cpu")
+        fleet = LocalFleet(run_plans(config), SPEC, run_id="r1", incarnation=0, device="cpu")
         for _ in range(10):
             fleet.act(40)
             fleet.learn(2)
@@ -559,7 +562,7 @@ def test_local_run_on_the_graph_leaves_the_eager_bits(
 @needs_gpu
 @pytest.mark.parametrize("name", VARIANTS)
 def test_capture_graph_200_updates_equal_eager(name: str) -> None:
-    inputs = inputs_of(small_config(**VARIANTS[name]), torch.float64, CUDA)
+    inputs = inputs_of(small_plan(**VARIANTS[name]), torch.float64, CUDA)
     batches = partial(batches_of, dtype=torch.float64, device=CUDA)
     block = StaticBlock(inputs.rule, inputs.state, batches(999), inputs.hyper, capture_graph)
     train_beside_eager(block, inputs, batches, tolerance=1e-6)
@@ -568,8 +571,8 @@ def test_capture_graph_200_updates_equal_eager(name: str) -> None:
 @needs_gpu
 @pytest.mark.parametrize("name", VARIANTS)
 def test_learner_on_a_gpu_uses_the_graph_also_from_another_thread(name: str) -> None:
-    eager = Learner(small_config(compile="off", **VARIANTS[name]), SPEC, "cuda")
-    graph = Learner(small_config(compile="required", **VARIANTS[name]), SPEC, "cuda")
+    eager = Learner(small_plan(compile="off", **VARIANTS[name]), SPEC, "cuda")
+    graph = Learner(small_plan(compile="required", **VARIANTS[name]), SPEC, "cuda")
     assert (eager.path, graph.path) == ("eager", "cuda graph")
 
     def train() -> None:
@@ -592,7 +595,7 @@ def test_capture_graph_that_fails_leaves_stream_and_eager_path_as_they_were(
 ) -> None:
     monkeypatch.setattr(notices, "_said", set())
     stream = torch.cuda.current_stream()
-    learner = Learner(small_config(factory="SyncingNetwork"), SPEC, "cuda")
+    learner = Learner(small_plan(factory="SyncingNetwork"), SPEC, "cuda")
     assert torch.cuda.current_stream() == stream
     assert learner.path == "eager"
     assert "stays eager PyTorch: no CUDA graph: " in capsys.readouterr().err

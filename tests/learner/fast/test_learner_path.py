@@ -3,23 +3,28 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import psutil
 import pytest
 
-from qfleet.common.config import Config
+from qfleet.common.plan_json import plan_to_json
 from qfleet.common.types import EnvironmentSpec
 from qfleet.learner.fast import learner_path, notices
 from qfleet.learner.fast.learner_path import BuildProcess, PathUpgrade, Progress, eager_s_left
 from qfleet.learner.fast.package_cache import cache_directory
+from qfleet.learner.plan import LearnerPlan
+from qfleet.settings.config import Config
+from qfleet.settings.config_auto import resolve_config
+from qfleet.settings.plans import run_plans
 
 SPEC = EnvironmentSpec("CartPole-v1", (4,), "<f4", 2, 475.0, 500)
 
 
-def small_config() -> Config:
+def small_plan() -> LearnerPlan:
     """A lockstep run that may use a package."""
-    return Config(
+    config = Config(
         network={"hidden_sizes": (8,), "normalization": "batch"},
         learner={
             "device": "cpu",
@@ -33,12 +38,11 @@ def small_config() -> Config:
         run={"max_learner_steps": 1_000},
         runtime="local",
     )
+    return run_plans(resolve_config(config, None, cpus=2, gpus=0)).learner
 
 
-def async_config(**run: Any) -> Config:
-    config = small_config()
-    run_config = config.run.model_copy(update={"max_learner_steps": None, **run})
-    return config.model_copy(update={"runtime": "ray", "run": run_config})
+def async_plan(**run: Any) -> LearnerPlan:
+    return replace(small_plan(), is_lockstep=False, **{"max_learner_steps": None, **run})
 
 
 @pytest.mark.parametrize(
@@ -57,7 +61,7 @@ def async_config(**run: Any) -> Config:
 )
 def test_eager_s_left_takes_the_smallest_budget(budget: dict[str, Any], left_s: float) -> None:
     start, now = Progress(5.0, 0, 0, 1.0), Progress(15.0, 2_000, 500, 5.0)
-    assert eager_s_left(async_config(**budget), start, now) == pytest.approx(left_s)
+    assert eager_s_left(async_plan(**budget), start, now) == pytest.approx(left_s)
 
 
 class FakeBuild:
@@ -66,7 +70,7 @@ class FakeBuild:
     started: list["FakeBuild"]
     failure: str | None = None
 
-    def __init__(self, config: Config, spec: EnvironmentSpec) -> None:
+    def __init__(self, plan: LearnerPlan, spec: EnvironmentSpec) -> None:
         self.is_running = True
         self.was_ended = False
         self.started.append(self)
@@ -96,7 +100,7 @@ def drive(upgrade: PathUpgrade, seconds: int, first_s: int = 0) -> list[bool]:
 
 
 def test_path_upgrade_long_run_builds_once_and_reports_the_end(builds: list[FakeBuild]) -> None:
-    upgrade = PathUpgrade(async_config(max_learner_steps=1_000_000), SPEC, "cpu", "eager")
+    upgrade = PathUpgrade(async_plan(max_learner_steps=1_000_000), SPEC, "cpu", "eager")
     assert drive(upgrade, 5) == [False] * 5
     assert builds == []  # 800 updates are too few to know the rate
     assert drive(upgrade, 10, 5) == [False] * 10
@@ -107,20 +111,20 @@ def test_path_upgrade_long_run_builds_once_and_reports_the_end(builds: list[Fake
 
 
 @pytest.mark.parametrize(
-    ("config", "device", "path"),
+    ("plan", "device", "path"),
     [
         # 48,000 updates at 200/s are 240 s: exactly three times a build, from the first poll on.
-        (async_config(max_learner_steps=48_000), "cpu", "eager"),
-        (async_config().model_copy(update={"runtime": "local"}), "cpu", "eager"),
-        (async_config(), "cuda", "eager"),
-        (async_config(), "cpu", "compiled"),
+        (async_plan(max_learner_steps=48_000), "cpu", "eager"),
+        (replace(async_plan(), is_lockstep=True), "cpu", "eager"),
+        (async_plan(), "cuda", "eager"),
+        (async_plan(), "cpu", "compiled"),
     ],
     ids=["short", "lockstep", "gpu", "compiled already"],
 )
 def test_path_upgrade_builds_nothing_where_it_does_not_pay(
-    builds: list[FakeBuild], config: Config, device: str, path: Any
+    builds: list[FakeBuild], plan: LearnerPlan, device: str, path: Any
 ) -> None:
-    assert drive(PathUpgrade(config, SPEC, device, path), 100) == [False] * 100
+    assert drive(PathUpgrade(plan, SPEC, device, path), 100) == [False] * 100
     assert builds == []
 
 
@@ -128,7 +132,7 @@ def test_path_upgrade_failed_build_is_said_once(
     builds: list[FakeBuild], capsys: pytest.CaptureFixture[str]
 ) -> None:
     FakeBuild.failure = "the compiler ended"
-    upgrade = PathUpgrade(async_config(), SPEC, "cpu", "eager")
+    upgrade = PathUpgrade(async_plan(), SPEC, "cpu", "eager")
     drive(upgrade, 10)
     builds[0].is_running = False
     assert drive(upgrade, 10, 10) == [False] * 10
@@ -141,13 +145,13 @@ def test_path_upgrade_without_compiler_says_so_once(
     builds: list[FakeBuild], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(learner_path, "missing_compiler", lambda: "no C++ compiler")
-    drive(PathUpgrade(async_config(), SPEC, "cpu", "eager"), 20)
+    drive(PathUpgrade(async_plan(), SPEC, "cpu", "eager"), 20)
     assert builds == []
     assert capsys.readouterr().err.count("stays eager PyTorch: no C++ compiler") == 1
 
 
 def test_path_upgrade_close_ends_the_build(builds: list[FakeBuild]) -> None:
-    upgrade = PathUpgrade(async_config(), SPEC, "cpu", "eager")
+    upgrade = PathUpgrade(async_plan(), SPEC, "cpu", "eager")
     drive(upgrade, 10)
     upgrade.close()
     assert builds[0].was_ended
@@ -155,7 +159,7 @@ def test_path_upgrade_close_ends_the_build(builds: list[FakeBuild]) -> None:
 
 
 def test_build_process_end_stops_it_with_its_children() -> None:
-    build = BuildProcess(small_config(), SPEC)
+    build = BuildProcess(small_plan(), SPEC)
     process = psutil.Process(build._process.pid)
     assert process.is_running()
     build.end()
@@ -165,7 +169,7 @@ def test_build_process_end_stops_it_with_its_children() -> None:
 
 def test_build_process_failure_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    build = BuildProcess(small_config(), SPEC)
+    build = BuildProcess(small_plan(), SPEC)
     failure = build.wait()
     build.end()
     assert failure == (
@@ -177,12 +181,13 @@ def test_build_process_failure_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
 def test_build_process_ends_with_a_parent_that_was_killed() -> None:
     program = (
         "import os\n"
-        "from qfleet.common.config import Config\n"
+        "from qfleet.common.plan_json import plan_from_json\n"
+        "from qfleet.learner.plan import LearnerPlan\n"
         "from qfleet.common.types import EnvironmentSpec\n"
         "from qfleet.learner.fast.learner_path import BuildProcess\n"
-        f"config = Config.model_validate_json({small_config().model_dump_json(by_alias=True)!r})\n"
+        f"plan = plan_from_json(LearnerPlan, {plan_to_json(small_plan())!r})\n"
         f"spec = EnvironmentSpec.from_json({SPEC.to_json()!r})\n"
-        "print(BuildProcess(config, spec)._process.pid, flush=True)\n"
+        "print(BuildProcess(plan, spec)._process.pid, flush=True)\n"
         "os.kill(os.getpid(), 9)\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}

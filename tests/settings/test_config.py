@@ -7,17 +7,15 @@ import pickle
 import pytest
 from pydantic import ValidationError
 
-from qfleet.common.config import (
+from qfleet.common.config import EnvConfig, NetworkConfig, parse_count
+from qfleet.settings.config import (
     ActorsConfig,
     Config,
-    EnvConfig,
     EvalConfig,
     LearnerConfig,
-    NetworkConfig,
     RayConfig,
     ReplayConfig,
     RunConfig,
-    parse_count,
     section_names,
 )
 
@@ -122,7 +120,7 @@ def test_ship_single_file_becomes_a_list():
 
 
 def test_factory_function_becomes_its_name():
-    assert EnvConfig(factory=section_names).factory == "qfleet.common.config:section_names"
+    assert EnvConfig(factory=section_names).factory == "qfleet.settings.config:section_names"
 
 
 @pytest.mark.parametrize("value", ["module.function", "a:b:c", ":f", "m:", "a b:c"])

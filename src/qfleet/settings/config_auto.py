@@ -1,28 +1,28 @@
-"""The numbers behind every `auto`, and the limiter's formula.
+"""The numbers behind every `auto`.
 
-The door calls `resolve_config` once, after `config_checks.check_config`, and the roles then read
-numbers only. The replay server checks its window with the same formula.
+Called once, after `config_checks.check_config`; `plans.py` then makes the roles' plans of it.
 """
 
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 from typing import TypeVar
 
-from qfleet.common.config import Config
+from qfleet.actors.plan import MAX_UNACKNOWLEDGED_CHUNKS
 from qfleet.common.types import EnvironmentSpec
+from qfleet.learner.plan import REQUESTS_IN_FLIGHT
+from qfleet.replay_server.rate_limiter import minimum_limiter_tolerance_samples
+from qfleet.settings.config import Config
 
 DEFAULT_ENVS_PER_ACTOR = 16
 MAX_AUTO_UPDATES_PER_CALL = 50
 MAX_AUTO_BLOCKS_PER_REQUEST = 4
 CHUNK_GROWTH = 8
 """How far an `auto` chunk may grow."""
-REPLAY_SHARD_CPUS = 0.5
-"""CPUs that `actors.count: auto` leaves to each replay shard."""
-
-_CHUNKS_IN_FLIGHT = 2
-_SAMPLE_REQUESTS_IN_FLIGHT = 2
+SHARD_CPUS = 0.5
+"""CPUs of a replay shard."""
+EVALUATOR_CPUS = 0.5
+"""CPUs of the evaluator, which `actors.count: auto` does not set aside: it mostly waits."""
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
@@ -80,7 +80,7 @@ def _actor_count(config: Config, cpus: int) -> int:
     least = max(1, actors.min_count, config.replay.shards)
     if config.runtime == "local":
         return least
-    free = cpus - config.learner.num_cpus - config.replay.shards * REPLAY_SHARD_CPUS
+    free = cpus - config.learner.num_cpus - config.replay.shards * SHARD_CPUS
     return max(least, math.floor(free / math.ceil(actors.num_cpus)))
 
 
@@ -147,8 +147,8 @@ def _limiter_tolerance(config: Config, count: int) -> int:
         replay.samples_per_insert or 1.0,
         config.learner.batch_size * updates_per_call(config),
     )
-    in_flight = chunk_transitions(config) * _CHUNKS_IN_FLIGHT * count
-    usual = 2 * (math.ceil(ratio * in_flight) + block * _SAMPLE_REQUESTS_IN_FLIGHT)
+    in_flight = chunk_transitions(config) * MAX_UNACKNOWLEDGED_CHUNKS * count
+    usual = 2 * (math.ceil(ratio * in_flight) + block * REQUESTS_IN_FLIGHT)
     largest_request = block * max_blocks_per_request(config)
     least = minimum_limiter_tolerance_samples(ratio, max_chunk_transitions(config), largest_request)
     return max(usual, least)
@@ -166,17 +166,3 @@ def block_periods(config: Config) -> dict[str, int]:
     if learner.updates_per_episode is not None:
         periods["learner.updates_per_episode"] = learner.updates_per_episode
     return periods
-
-
-def minimum_limiter_tolerance_samples(
-    samples_per_insert: float, chunk_transitions: int, samples_per_request: int
-) -> int:
-    """The smallest whole tolerance with which one side can always proceed.
-
-    Both wait when error > tolerance − spi·chunk and error < request − tolerance; no number is
-    between these two exactly when 2·tolerance ≥ spi·chunk + request. The sum is exact, because one
-    bit too little would be a deadlock; the product is the float that the limiter compares.
-
-    Source: Cassirer et al. 2021 (Reverb), `SampleToInsertRatio`, for items that come in batches.
-    """
-    return math.ceil((Fraction(samples_per_insert * chunk_transitions) + samples_per_request) / 2)

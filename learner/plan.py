@@ -1,0 +1,63 @@
+"""What the learner is told: plain numbers, made by `settings/plans.py`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic.dataclasses import dataclass
+
+from qfleet.common.config import NetworkConfig
+from qfleet.common.plan_json import PLAN_CONFIG
+
+REQUESTS_IN_FLIGHT = 2
+"""Sample requests of the learner on their way: one is answered while it trains on the other."""
+
+
+@dataclass(frozen=True, kw_only=True, config=PLAN_CONFIG)
+class LearnerPlan:
+    """Of the learner; fields named like keys of `learner.*` mean the same."""
+
+    seed: int
+    """The run's root seed."""
+    num_cpus: int
+    num_gpus: int
+    network: NetworkConfig
+    # The update
+    batch_size: int
+    updates_per_call: int
+    loss: Literal["mse", "huber"]
+    huber_delta: float
+    double_q: bool
+    target_network: bool
+    target_tau: float | None
+    max_grad_norm: float | None
+    optimizer: Literal["sgd", "adam", "radam"]
+    learning_rate: float
+    momentum: float
+    # When what happens
+    target_update_period_learner_steps: int
+    publish_period_learner_steps: int
+    eval_period_learner_steps: int
+    max_blocks_per_request: int
+    # Prioritized replay
+    is_prioritized: bool
+    importance_sampling_exponent: float
+    """β at the start."""
+    importance_sampling_end_learner_steps: int | None
+    """β is 1 from here on; None: the env steps say when."""
+    importance_sampling_end_env_steps: int | None
+    """The same in the fleet's env steps; both None: β stays as it begins."""
+    # How long the run is, for what is decided by the time that is left
+    max_learner_steps: int | None
+    max_env_steps: int | None
+    max_wall_s: float | None
+    samples_per_insert: float | None
+    # How blocks are computed
+    compile: Literal["auto", "off", "required"]
+    is_lockstep: bool
+    """Whether the same seed must give the same bits: then nothing is swapped during a run."""
+
+    @property
+    def has_hard_syncs(self) -> bool:
+        """Whether the target network is copied from the online one, every so many updates."""
+        return self.target_network and self.target_tau is None

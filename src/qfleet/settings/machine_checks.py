@@ -1,0 +1,105 @@
+"""Rules between the configuration and the machine: GPUs and memory.
+
+Called by `config_checks.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from qfleet.common.types import EnvironmentSpec, transition_columns
+from qfleet.settings.config import Config
+from qfleet.settings.problems import Problem
+
+_PRIORITY_BYTES_PER_ROW = 16  # one float64 leaf and one inner node of the sum tree
+
+
+class Machine(NamedTuple):
+    """What the rules about hardware are held against."""
+
+    cpus: int
+    gpus: int
+    memory_bytes: int
+    cuda_available: bool | None
+    """None: not known yet, nothing is said about GPUs."""
+
+
+def nvidia_gpus() -> int:
+    """Count NVIDIA devices without importing torch, which takes seconds; 0 means none for sure.
+
+    A hidden device (`CUDA_VISIBLE_DEVICES`) does not count. WSL has no device files; there one GPU
+    is assumed when `nvidia-smi` is installed.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.strip() in ("", "-1"):
+        return 0
+    present = sum(path.name[6:].isdigit() for path in Path("/dev").glob("nvidia[0-9]*"))
+    if present == 0:
+        present = int(shutil.which("nvidia-smi") is not None)
+    return present if visible is None else min(present, len(visible.split(",")))
+
+
+def replay_bytes(config: Config, spec: EnvironmentSpec) -> int:
+    """Bytes that all shards together hold when full."""
+    row = sum(
+        np.dtype(column.dtype).itemsize * math.prod(column.shape)
+        for column in transition_columns(spec)
+    )
+    overhead = _PRIORITY_BYTES_PER_ROW if config.replay.sampling == "prioritized" else 0
+    return config.replay.capacity * (row + overhead)
+
+
+def check_devices(config: Config, machine: Machine) -> Iterator[Problem]:
+    """Whether the learner gets the GPU that it asks for."""
+    device, num_gpus = config.learner.device, config.learner.num_gpus
+    wants_cuda = device.startswith("cuda")
+    if wants_cuda and num_gpus == 0:
+        yield Problem(
+            "learner.device",
+            device,
+            "needs a GPU, but learner.num_gpus is 0",
+            "set learner.num_gpus to 1 or auto, or learner.device to cpu",
+        )
+    elif config.runtime == "ray" and device.startswith("cuda:"):
+        reserved = 1 if num_gpus == "auto" else num_gpus
+        if int(device[5:]) >= reserved:
+            yield Problem(
+                "learner.device",
+                device,
+                f"Ray shows the learner only its own {reserved} GPU(s), counted from cuda:0",
+                "set learner.device to cuda and choose the GPU with CUDA_VISIBLE_DEVICES",
+            )
+    if machine.cuda_available is None or (machine.cuda_available and machine.gpus > 0):
+        return
+    if wants_cuda and num_gpus != 0:
+        yield Problem(
+            "learner.device",
+            device,
+            "needs an NVIDIA GPU that torch can use, and there is none here",
+            "set it to auto or cpu; `qfleet doctor` says what is missing",
+        )
+    elif num_gpus not in ("auto", 0):
+        yield Problem(
+            "learner.num_gpus", num_gpus, "there is no NVIDIA GPU here", "set it to auto or 0"
+        )
+
+
+def check_memory(config: Config, spec: EnvironmentSpec, machine: Machine) -> Iterator[Problem]:
+    """Whether the full replay fits into memory."""
+    needed = replay_bytes(config, spec)
+    if needed > machine.memory_bytes:
+        fits = config.replay.capacity * machine.memory_bytes // needed
+        yield Problem(
+            "replay.capacity",
+            config.replay.capacity,
+            f"needs {needed / 2**30:.2f} GiB ({needed // config.replay.capacity} bytes for each "
+            f"transition) and there are {machine.memory_bytes / 2**30:.2f} GiB of memory",
+            f"set it to at most {fits}",
+        )

@@ -1,0 +1,157 @@
+"""From the resolved configuration to what each role is told: the only way between the two.
+
+Called by the composition root, before anything is started. Plans take numbers only: a configuration
+that still holds an `auto` where a number belongs is refused here.
+"""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+from qfleet.actors.plan import ActorPlan, EvaluatorPlan
+from qfleet.cluster.plan import ClusterPlan
+from qfleet.common.errors import ConfigError
+from qfleet.fleets.plan import FleetPlan, RoundPlan, RunPlans
+from qfleet.learner.plan import LearnerPlan
+from qfleet.replay_server.plan import ReplayPlan
+from qfleet.replay_server.rate_limiter import EpisodeLimiter, LearningRule
+from qfleet.settings.config import Config
+from qfleet.settings.config_auto import EVALUATOR_CPUS, SHARD_CPUS
+
+
+def run_plans(config: Config) -> RunPlans:
+    """The plans of a run.
+
+    Raises:
+        ConfigError: when an `auto` is left that `resolve_config` would have replaced.
+    """
+    try:
+        actor, evaluator = _actor_plan(config), _evaluator_plan(config)
+        learner = _learner_plan(config)
+        replay = _replay_plan(config, actor, learner)
+        return RunPlans(
+            actor,
+            evaluator,
+            replay,
+            learner,
+            _fleet_plan(config, actor, learner),
+            _cluster_plan(config, actor, evaluator, replay, learner),
+        )
+    except ValidationError as error:
+        fields = ", ".join(str(one["loc"][0]) for one in error.errors())
+        raise ConfigError(
+            f"plans need numbers, but the configuration is unresolved in {fields}"
+        ) from error
+
+
+def _actor_plan(config: Config) -> ActorPlan:
+    actors, learner = config.actors, config.learner
+    return ActorPlan(
+        seed=config.seed,
+        env=config.env,
+        network=config.network,
+        gives_priorities=config.replay.sampling == "prioritized",
+        double_q=learner.double_q,
+        has_target_syncs=learner.target_network and learner.target_tau is None,
+        **actors.model_dump(exclude={"min_count"}),
+    )
+
+
+def _evaluator_plan(config: Config) -> EvaluatorPlan:
+    return EvaluatorPlan(
+        env=config.env,
+        network=config.network,
+        epsilon=config.eval.epsilon,
+        num_cpus=EVALUATOR_CPUS,
+    )
+
+
+def _learner_plan(config: Config) -> LearnerPlan:
+    replay, run = config.replay, config.run
+    by_learner_steps = run.max_learner_steps is not None
+    return LearnerPlan(
+        seed=config.seed,
+        network=config.network,
+        eval_period_learner_steps=config.eval.period_learner_steps,
+        is_prioritized=replay.sampling == "prioritized",
+        importance_sampling_exponent=replay.importance_sampling_exponent,
+        importance_sampling_end_learner_steps=run.max_learner_steps,
+        importance_sampling_end_env_steps=None if by_learner_steps else run.max_env_steps,
+        max_learner_steps=run.max_learner_steps,
+        max_env_steps=run.max_env_steps,
+        max_wall_s=run.max_wall_s,
+        samples_per_insert=replay.samples_per_insert,
+        is_lockstep=config.effective_schedule == "lockstep",
+        **config.learner.model_dump(exclude={"device", "updates_per_episode"}),
+    )
+
+
+def _replay_plan(config: Config, actor: ActorPlan, learner: LearnerPlan) -> ReplayPlan:
+    replay = config.replay
+    shared = {"sampling", "priority_exponent", "priority_epsilon", "samples_per_insert"}
+    return ReplayPlan(
+        seed=config.seed,
+        num_cpus=SHARD_CPUS,
+        capacity=replay.capacity // replay.shards,
+        min_size_to_sample=-(-replay.min_size_to_sample // replay.shards),
+        **replay.model_dump(include={*shared, "limiter_tolerance_samples"}),
+        largest_chunk_transitions=actor.max_chunk_transitions,
+        largest_request_samples=(
+            learner.updates_per_call * learner.max_blocks_per_request * learner.batch_size
+        ),
+    )
+
+
+def _fleet_plan(config: Config, actor: ActorPlan, learner: LearnerPlan) -> FleetPlan:
+    return FleetPlan(
+        actors=actor.count,
+        min_actors=config.actors.min_count,
+        shards=config.replay.shards,
+        checkpoints_hold_replay=config.run.checkpoint_replay == "full",
+        rounds=_round_plan(config, actor, learner),
+    )
+
+
+def _round_plan(config: Config, actor: ActorPlan, learner: LearnerPlan) -> RoundPlan:
+    """A round is as long as the env steps that pay for one publish period of updates."""
+    per_block = learner.updates_per_call
+    draws = per_block * learner.batch_size
+    per_episode, ratio = config.learner.updates_per_episode, config.replay.samples_per_insert
+    blocks = max(1, learner.publish_period_learner_steps // per_block)
+    inserts = draws if ratio is None else blocks * draws / ratio
+    return RoundPlan(
+        n_env_steps=max(1, round(inserts / actor.count)) if per_episode is None else None,
+        updates_per_block=per_block,
+        learning=LearningRule(
+            min_size=config.replay.min_size_to_sample,
+            draws_per_block=draws,
+            samples_per_insert=ratio,
+            episodes=(
+                None if per_episode is None else EpisodeLimiter(per_episode, learner.batch_size)
+            ),
+            free_blocks=blocks,
+        ),
+    )
+
+
+def _cluster_plan(
+    config: Config,
+    actor: ActorPlan,
+    evaluator: EvaluatorPlan,
+    replay: ReplayPlan,
+    learner: LearnerPlan,
+) -> ClusterPlan:
+    return ClusterPlan(
+        cpus=(
+            learner.num_cpus
+            + config.replay.shards * replay.num_cpus
+            + actor.count * actor.num_cpus
+            + evaluator.num_cpus
+        ),
+        gpus=learner.num_gpus,
+        address=config.ray.address,
+        wait_for_resources_s=config.ray.wait_for_resources_s,
+        ship=config.ray.ship,
+        # Shipped files are unpacked by an agent that a lean start leaves out.
+        is_lean=bool(config.ray.lean) and not config.ray.ship,
+    )
