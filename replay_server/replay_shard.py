@@ -7,8 +7,7 @@ must wait is decided by `can_insert` and `can_sample`, which callers ask first.
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
@@ -33,6 +32,7 @@ from qfleet.replay_server.framed_rows import FramedRows
 from qfleet.replay_server.plan import ReplayPlan
 from qfleet.replay_server.rate_limiter import RatioLimiter
 from qfleet.replay_server.samplers import check_td_errors, make_sampler
+from qfleet.replay_server.shard_counters import ShardCounters
 from qfleet.replay_server.storage import RingStorage
 
 CAPTURE_STEP_BYTES = 256 * 1024
@@ -40,33 +40,6 @@ CAPTURE_STEP_BYTES = 256 * 1024
 
 _STORAGE = "storage."
 _SAMPLER = "sampler."
-
-
-@dataclass(slots=True)
-class _Counters:
-    """Everything a shard counts, in transitions where not said otherwise."""
-
-    inserted: int = 0
-    sampled: int = 0
-    limiter_inserted_base: int = 0
-    """`inserted` when the storage was last emptied: the limiter starts anew from there."""
-    limiter_sampled_base: int = 0
-    duplicate_chunks: int = 0
-    rejected_transitions: int = 0
-    dropped_priority_updates: int = 0
-    env_steps_by_slot: dict[int, int] = field(default_factory=dict)
-    episodes_by_slot: dict[int, int] = field(default_factory=dict)
-
-    def capture(self) -> dict[str, Any]:
-        state = {name: getattr(self, name) for name in self.__slots__}
-        state["env_steps_by_slot"] = sorted(self.env_steps_by_slot.items())
-        state["episodes_by_slot"] = sorted(self.episodes_by_slot.items())
-        return state
-
-    @classmethod
-    def restored(cls, state: dict[str, Any]) -> _Counters:
-        by_slot = ("env_steps_by_slot", "episodes_by_slot")
-        return cls(**{**state, **{name: dict(state[name]) for name in by_slot}})
 
 
 class ReplayShard:
@@ -97,7 +70,7 @@ class ReplayShard:
         self._framed = None if spec.frame_stack is None else FramedRows(spec, self._storage)
         self._sampler = make_sampler(plan, generator(plan.seed, "replay.sample", shard))
         self._ledger = ChunkLedger(run_id)
-        self._counters = _Counters()
+        self._counters = ShardCounters()
 
     @property
     def size(self) -> int:
@@ -297,7 +270,7 @@ class ReplayShard:
         self._sampler.restore(_part(capture, "sampler", _SAMPLER))
         self._storage.restore(storage)
         self._ledger.restore(capture.meta["ledger"])
-        self._counters = counters = _Counters.restored(capture.meta["counters"])
+        self._counters = counters = ShardCounters.restored(capture.meta["counters"])
         if not storage.meta["contents"]:
             counters.limiter_inserted_base = counters.inserted
             counters.limiter_sampled_base = counters.sampled

@@ -451,7 +451,7 @@ def test_check_valid_finds_a_miscounted_step():
     actor = _actor()
     actor.set_params(_snapshot(1))
     actor.step()
-    actor.env_steps += 1
+    actor._recorder.env_steps += 1
 
     with pytest.raises(InvariantError, match="windows were opened"):
         actor.check_valid()

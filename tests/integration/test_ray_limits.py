@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_started")]
 SLOWED = {
     "acting": ("actor", "_core._exploration", "epsilons"),
     "environment": ("actor", "_core._env", "step"),
-    "encoding": ("actor", "_core._accumulator", "push"),
+    "encoding": ("actor", "_core._recorder.windows", "push"),
     "replay": ("shard", "_core", "insert"),
     "sampling": ("shard", "_core", "sample"),
     "limiter": ("shard", "", "_hold_back"),
