@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -251,16 +252,10 @@ def measure_snapshot(effort: Effort) -> list[Measurement]:
             learner.publish()
             return encode_snapshot(learner.take_snapshots()[-1])
 
-        def build(config: Config = config, spec: Any = spec, arrays: Any = arrays) -> object:
-            return build_q_function(config.network, spec, arrays)
-
-        def decode(data: bytes = data) -> object:
-            return decode_snapshot(data)
-
         steps: dict[str, Callable[[], object]] = {
             "publish and encode": publish,
-            "decode": decode,
-            "build": build,
+            "decode": partial(decode_snapshot, data),
+            "build": partial(build_q_function, config.network, spec, arrays),
         }
         parts = {step: _milliseconds(call, effort) for step, call in steps.items()}
         total = tuple(map(sum, zip(*parts.values(), strict=True)))
