@@ -15,6 +15,8 @@ import pytest
 import yaml
 
 from qfleet import training
+from qfleet.command_line import cli
+from qfleet.common.config import Config, RayConfig
 from qfleet.common.errors import CheckpointError, ConfigError
 from qfleet.run_files.checkpoint import list_checkpoints, read_checkpoint
 from qfleet.run_files.run_directory import RunDirectory
@@ -66,6 +68,24 @@ def stop_at_evaluation(number):
             os.kill(os.getpid(), signal.SIGINT)
 
     return on_evaluation
+
+
+# The saved configuration
+
+
+def test_config_of_a_run_in_a_named_directory_runs_again_as_config(elsewhere, capsys):
+    first = config(run__dir="named", run__max_learner_steps=20)
+    assert run_train(first, run_dir=first.run.dir) == 0
+    words = ["train", "--config", "named/config.yaml"]
+
+    assert cli.main(words) == 0
+    assert cli.main([*words, "--run-dir", "other"]) == 0
+
+    fingerprints = [read_summary(Path(run)).params_sha256 for run in ("named", "other")]
+    assert fingerprints[0] == fingerprints[1] == read_summary(Path("runs/latest")).params_sha256
+    assert Path("runs/latest").resolve() == Path("other").resolve()
+    assert len(list(Path("runs").glob("CartPole*"))) == 1
+    assert capsys.readouterr().err == ""
 
 
 # The same bits

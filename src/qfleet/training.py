@@ -182,7 +182,7 @@ def _train_in(
 ) -> RunSummary:
     point = outcome.point
     if outcome.resume_kind is None:
-        directory.write_config(dump_yaml(config))
+        directory.write_config(_saved_text(config))
     directory.write_command(sys.argv)
     console = make_console(config.metrics.console)
     console.start(header_lines(config, directory, point, outcome.resume_kind))
@@ -220,6 +220,12 @@ def _train_in(
     if outcome.error is not None:
         print(f"qfleet: {outcome.error}", file=sys.stderr)
     return summary
+
+
+def _saved_text(config: Config) -> str:
+    """config.yaml; without `run.dir`, for as `--config` it begins a run somewhere else."""
+    run = config.run.model_copy(update={"dir": None})
+    return dump_yaml(config.model_copy(update={"run": run}))
 
 
 def _run(session: Session, outcome: Outcome) -> None:
