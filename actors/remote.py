@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import os
-import sys
 import threading
 import time
 from typing import Any
@@ -20,6 +19,7 @@ from qfleet.actors.build import build_actor
 from qfleet.actors.confirmation import run_request
 from qfleet.actors.evaluator import Evaluator
 from qfleet.actors.plan import MAX_UNACKNOWLEDGED_CHUNKS, ActorPlan, EvaluatorPlan
+from qfleet.common import user_code
 from qfleet.common.adaptive_size import AdaptiveSize
 from qfleet.common.errors import WaitTimeoutError
 from qfleet.common.messages import decode_snapshot, encode_chunk
@@ -44,9 +44,7 @@ DRAIN_S = 2.0
 
 def enter_role(kind: type[PlanT], plan_json: str, import_paths: list[str]) -> PlanT:
     """What a role that plays does first: import paths of the driver, and its plan."""
-    for path in reversed(import_paths):
-        if path not in sys.path:
-            sys.path.insert(0, path)
+    user_code.enter(import_paths)
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     return plan_from_json(kind, plan_json)
 

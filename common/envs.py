@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +22,7 @@ from qfleet.common.environment_checks import CheckedEnvironment, probe
 from qfleet.common.errors import ConfigError, EnvironmentFailedError
 from qfleet.common.observation_form import ObservationForm
 from qfleet.common.types import EnvironmentSpec
+from qfleet.common.user_code import search_working_directory
 from qfleet.common.user_errors import is_from_signal, user_error
 
 Environment = gymnasium.Env[Any, Any]
@@ -46,7 +46,7 @@ def make_env(
     Raises:
         ConfigError: when the environment cannot be made or its spaces are not supported.
     """
-    _make_working_directory_importable()
+    search_working_directory()
     _hide_pygame(render_mode)
     env = (
         _make_registered(config, render_mode)
@@ -97,13 +97,6 @@ def _name(config: EnvConfig) -> str:
 
 def _key(config: EnvConfig) -> str:
     return f"env.factory={config.factory!r}" if config.factory else f"env.id={config.id!r}"
-
-
-def _make_working_directory_importable() -> None:
-    """Append it, so that a user's `common.py` or `random.py` shadows nothing installed."""
-    working_directory = os.getcwd()
-    if working_directory not in sys.path and "" not in sys.path:
-        sys.path.append(working_directory)
 
 
 def _hide_pygame(render_mode: str | None) -> None:

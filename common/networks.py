@@ -7,8 +7,6 @@ public API. An actor on a built-in MLP uses `numpy_network.py` instead and never
 from __future__ import annotations
 
 import importlib
-import os
-import sys
 from collections.abc import Callable, Mapping
 from typing import cast
 
@@ -21,6 +19,7 @@ from qfleet.common.config import NetworkConfig
 from qfleet.common.errors import CheckpointError, ConfigError
 from qfleet.common.numpy_network import NORM_EPSILON
 from qfleet.common.types import Array, EnvironmentSpec
+from qfleet.common.user_code import search_working_directory
 from qfleet.common.user_errors import is_from_signal, user_error
 
 BATCH_NORM_MOMENTUM = 0.1
@@ -133,8 +132,7 @@ def load_factory(path: str, key: str) -> Callable[..., object]:
     module_name, separator, function_name = path.partition(":")
     if not separator:
         raise ConfigError(f"{key} must be `module:function`, got {path!r}")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    search_working_directory()
     try:
         factory = getattr(importlib.import_module(module_name), function_name)
     except (Exception, SystemExit) as error:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import collections
 import os
-import sys
 import threading
 import time
 from typing import Any, NamedTuple
 
 import ray
 
+from qfleet.common import user_code
 from qfleet.common.adaptive_size import AdaptiveSize
 from qfleet.common.errors import WaitTimeoutError
 from qfleet.common.inline_pieces import join, pieces_for
@@ -73,9 +73,7 @@ class LearnerShell:
         import_paths: list[str],
         device: str,
     ) -> None:
-        for path in reversed(import_paths):
-            if path not in sys.path:
-                sys.path.insert(0, path)
+        user_code.enter(import_paths)
         plan = plan_from_json(LearnerPlan, plan_json)
         limit_threads(plan.num_cpus)
         self._eval_period = plan.eval_period_learner_steps

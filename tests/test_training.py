@@ -16,7 +16,6 @@ import yaml
 
 from qfleet import training
 from qfleet.command_line import cli
-from qfleet.common.config import Config, RayConfig
 from qfleet.common.errors import CheckpointError, ConfigError
 from qfleet.run_files.checkpoint import list_checkpoints, read_checkpoint
 from qfleet.run_files.run_directory import RunDirectory

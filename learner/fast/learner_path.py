@@ -87,7 +87,7 @@ class BuildProcess:
     """One running build; it ends itself when the process that started it is gone."""
 
     def __init__(self, plan: LearnerPlan, spec: EnvironmentSpec) -> None:
-        command = [sys.executable, "-m", "qfleet.learner.fast.build_block"]
+        command = [sys.executable, "-P", "-m", "qfleet.learner.fast.build_block"]
         command += ["--plan-json", plan_to_json(plan)]
         command += ["--spec-json", spec.to_json(), "--parent-pid", str(os.getpid())]
         search = [str(Path.cwd()) if path == "" else path for path in sys.path]

@@ -5,6 +5,8 @@ None of this needs Ray. A policy on the built-in network needs neither torch nor
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +17,25 @@ from qfleet.common.errors import CheckpointError
 from qfleet.common.params import decode_safetensors
 from qfleet.common.q_functions import build_q_function
 from qfleet.common.types import Array, EnvironmentSpec
+from qfleet.common.user_code import installed_only
 from qfleet.run_files.checkpoint import PARAMS_FILE, read_checkpoint
 from qfleet.settings.config import Config
+from qfleet.settings.trust import check_loaded, env_code, network_code
 
 
 class Policy:
     """A trained Q-network that acts greedily.
 
-    `spec` says which observations it takes; `path` is the file that it came from.
+    `spec` says which observations it takes; `path` is the file that it came from. A network of
+    code that is not installed needs `allow_code`.
     """
 
-    def __init__(self, data: bytes, path: Path) -> None:
+    def __init__(self, data: bytes, path: Path, allow_code: bool = False) -> None:
         arrays, network, spec = decode_safetensors(data)
         self.spec: EnvironmentSpec = spec
         self.path = path
-        self._q_function = build_q_function(network, spec, arrays)
+        with _trusted(network_code(network), path, allow_code):
+            self._q_function = build_q_function(network, spec, arrays)
 
     def q_values(self, observation: Array) -> Array:
         """`float32 [B, A]` for one observation (B = 1) or a batch.
@@ -69,14 +75,20 @@ def load_params(run: str | Path) -> dict[str, Array]:
     return decode_safetensors(_params_bytes(run)[0])[0]
 
 
-def load_policy(run: str | Path | None = None) -> Policy:
+def load_policy(run: str | Path | None = None, *, allow_code: bool = False) -> Policy:
     """The policy of a run: its `best/`, or `RUN/latest`, or a checkpoint; None is the latest run.
 
+    Args:
+        run: A run's directory, or something in it.
+        allow_code: Whether its `network.factory` may come from a module that is neither installed
+            nor imported already.
+
     Raises:
-        ConfigError: when there is no such run.
+        ConfigError: when there is no such run, or it names such a module.
         CheckpointError: when its files are damaged.
     """
-    return Policy(*_params_bytes(run))
+    data, path = _params_bytes(run)
+    return Policy(data, path, allow_code)
 
 
 def _params_bytes(run: str | Path | None) -> tuple[bytes, Path]:
@@ -91,6 +103,17 @@ def _params_bytes(run: str | Path | None) -> tuple[bytes, Path]:
     return files[PARAMS_FILE], path
 
 
+@contextlib.contextmanager
+def _trusted(code: dict[str, str], where: Path, allow_code: bool) -> Iterator[None]:
+    """Inside, the code that a file at `where` names may be imported, when it may."""
+    if allow_code or not code:
+        yield
+        return
+    check_loaded(code, str(where))
+    with installed_only():
+        yield
+
+
 def load_run_config(run: str | Path | None) -> Config:
     """The resolved configuration that a run was trained with."""
     import yaml
@@ -101,41 +124,81 @@ def load_run_config(run: str | Path | None) -> Config:
     return Config.model_validate(yaml.safe_load(text))
 
 
-def _env_config(env: str | Path | EnvConfig) -> EnvConfig:
-    """An environment's id, its section, or the run directory whose environment is meant."""
-    from qfleet.run_files.run_directory import holds_run
+def _env_config(env: str | Path | EnvConfig) -> tuple[EnvConfig, Path | None]:
+    """An environment's section, and the run's file that it was loaded from.
+
+    Args:
+        env: An id, the section itself, or the run directory whose environment is meant.
+    """
+    from qfleet.run_files.run_directory import CONFIG_FILE, find_run, holds_run
 
     if isinstance(env, EnvConfig):
-        return env
+        return env, None
     if isinstance(env, Path) or holds_run(env):
-        return load_run_config(env).env
-    return EnvConfig(id=env)
+        return load_run_config(env).env, find_run(env) / CONFIG_FILE
+    return EnvConfig(id=env), None
 
 
-def make_env(run: str | Path | EnvConfig, render_mode: str | None = None) -> Any:
+@contextlib.contextmanager
+def _environment(env: str | Path | EnvConfig, allow_code: bool) -> Iterator[EnvConfig]:
+    """Inside, the environment may be made."""
+    config, loaded_from = _env_config(env)
+    if loaded_from is None:
+        yield config
+        return
+    with _trusted(env_code(config), loaded_from, allow_code):
+        yield config
+
+
+def make_env(
+    run: str | Path | EnvConfig, render_mode: str | None = None, *, allow_code: bool = False
+) -> Any:
     """The environment of a run (or an environment id), with the run's preprocessing.
+
+    Args:
+        run: A run's directory, an id or an `env` section.
+        render_mode: Gymnasium's.
+        allow_code: Whether a run's environment may come from a module that is neither installed
+            nor imported already; an id or a section is the caller's own word.
 
     Raises:
         ConfigError: when the id is unknown or its action space is not discrete.
     """
     from qfleet.common import envs
 
-    return envs.make_env(_env_config(run), render_mode)
+    with _environment(run, allow_code) as config:
+        return envs.make_env(config, render_mode)
 
 
 def evaluate(
-    policy: Policy, env: str | Path | EnvConfig, *, episodes: int = 100, seed: int = 0
+    policy: Policy,
+    env: str | Path | EnvConfig,
+    *,
+    episodes: int = 100,
+    seed: int = 0,
+    allow_code: bool = False,
 ) -> Array:
     """Undiscounted returns `float64 [episodes]` of greedy play.
+
+    Args:
+        policy: Of `load_policy`.
+        env: As for `make_env`.
+        episodes: How many.
+        seed: Of their initial states.
+        allow_code: As for `make_env`.
 
     Raises:
         ConfigError: when the environment's observations are not the policy's.
     """
+    with _environment(env, allow_code) as config:
+        return _returns(policy, config, episodes, seed)
+
+
+def _returns(policy: Policy, config: EnvConfig, episodes: int, seed: int) -> Array:
     from qfleet.actors.evaluator import Evaluator
     from qfleet.common import envs
     from qfleet.common.errors import ConfigError
 
-    config = _env_config(env)
     spec = envs.describe_environment(config)
     wanted = (policy.spec.observation_shape, policy.spec.n_actions)
     if (spec.observation_shape, spec.n_actions) != wanted:

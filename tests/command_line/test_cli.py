@@ -17,6 +17,7 @@ from qfleet.command_line.cli import main
 from qfleet.common.errors import CheckpointError, ConfigError, InvariantError, RoleLostError
 from qfleet.settings.config_loading import dump_yaml, load_config
 
+NO_CODE = {"allow_code": False}
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 
@@ -87,7 +88,7 @@ def test_help_of_train_has_about_a_dozen_flags(capsys):
     assert main(["train", "--help"]) == 0
 
     text = capsys.readouterr().out
-    assert sum(line.startswith(("  --", "  -n")) for line in text.splitlines()) == 15
+    assert sum(line.startswith(("  --", "  -n")) for line in text.splitlines()) == 16
     assert main(["train", "lunarlander", "-h"]) == 0
     assert capsys.readouterr().out == text
 
@@ -259,16 +260,16 @@ def test_resume_of_nothing_is_left_to_the_training_module(training, tmp_path):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["eval"], {"run": "runs/latest", "episodes": 100, "seed": None, "json": False}),
+        (["eval"], {"run": "runs/latest", "episodes": 100, "seed": None, "json": False} | NO_CODE),
         (
-            ["eval", "r", "--episodes", "1e3", "--seed", "0", "--json"],
-            {"run": "r", "episodes": 1000, "seed": 0, "json": True},
+            ["eval", "r", "--episodes", "1e3", "--seed", "0", "--json", "--allow-code"],
+            {"run": "r", "episodes": 1000, "seed": 0, "json": True, "allow_code": True},
         ),
         (
             ["play", "r", "--video", "a.mp4", "--seed", "5"],
-            {"run": "r", "video": "a.mp4", "episodes": 1, "seed": 5},
+            {"run": "r", "video": "a.mp4", "episodes": 1, "seed": 5} | NO_CODE,
         ),
-        (["play"], {"run": "runs/latest", "video": None, "episodes": 1, "seed": None}),
+        (["play"], {"run": "runs/latest", "video": None, "episodes": 1, "seed": None} | NO_CODE),
         (["status", "--json"], {"run": "runs/latest", "json": True}),
         (["bench", "replay"], {"name": "replay", "json": False}),
         (["doctor"], {"json": False}),

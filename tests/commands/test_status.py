@@ -180,12 +180,12 @@ def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         run.write_best(learner_step=1, generation=1, files={PARAMS_FILE: b"x"}, manifest={})
     asked: dict[str, Any] = {"env": _Env()}
 
-    def make_env(run_dir: Path, render_mode: str) -> _Env:
-        asked.update(run_dir=run_dir, render_mode=render_mode)
+    def make_env(run_dir: Path, render_mode: str, *, allow_code: bool) -> _Env:
+        asked.update(run_dir=run_dir, render_mode=render_mode, env_code=allow_code)
         return asked["env"]  # type: ignore[no-any-return]
 
-    def load_policy(path: Path) -> _Policy:
-        asked["params"] = path
+    def load_policy(path: Path, *, allow_code: bool) -> _Policy:
+        asked.update(params=path, network_code=allow_code)
         return _Policy()
 
     monkeypatch.setattr(qfleet, "make_env", make_env, raising=False)
@@ -196,8 +196,11 @@ def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return asked
 
 
+_PLAY = {"run": None, "video": None, "episodes": 2, "seed": 3, "allow_code": False}
+
+
 def play_arguments(**changes: Any) -> argparse.Namespace:
-    return argparse.Namespace(**({"run": None, "video": None, "episodes": 2, "seed": 3} | changes))
+    return argparse.Namespace(**(_PLAY | changes))
 
 
 def test_play_without_display_records_into_the_run(
@@ -239,6 +242,13 @@ def test_play_with_video_records_there_even_with_a_display(
 
     assert made["render_mode"] == "rgb_array"
     assert len(read_frames(Path("film.webp"))) == 8
+
+
+@pytest.mark.parametrize("allow_code", [False, True])
+def test_play_hands_on_whether_code_may_be_imported(made: dict[str, Any], allow_code: bool) -> None:
+    commands_play.main(play_arguments(video="film.webp", allow_code=allow_code))
+
+    assert (made["network_code"], made["env_code"]) == (allow_code, allow_code)
 
 
 def test_play_wrong_arguments_are_refused_before_anything_is_loaded(made: dict[str, Any]) -> None:

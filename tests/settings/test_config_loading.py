@@ -16,7 +16,11 @@ from qfleet.settings.config_loading import Config, choice_note, dump_yaml, load_
 def load(*words):
     arguments = parse_train_arguments(words)
     return load_config(
-        arguments.target, arguments.files, arguments.settings, problems=arguments.problems
+        arguments.target,
+        arguments.files,
+        arguments.settings,
+        problems=arguments.problems,
+        allow_code=arguments.allow_code,
     )
 
 
@@ -496,7 +500,7 @@ def test_choice_note_of_a_config_made_by_hand():
 def test_dump_yaml_loads_again_as_the_same(words, write):
     config = load(*words)
 
-    assert load("--config", write(dump_yaml(config))) == config
+    assert load("--config", write(dump_yaml(config)), "--allow-code") == config
 
 
 def test_dump_yaml_refuses_what_yaml_cannot_hold():

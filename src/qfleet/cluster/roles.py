@@ -6,7 +6,6 @@ sit in a placement group; actors outside it, so that they can come and go.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -16,6 +15,7 @@ from qfleet.cluster.ray_cluster import SMALLER, import_ray, resource_table
 from qfleet.common.errors import QfleetError, ResourcesError, RoleLostError, WaitTimeoutError
 from qfleet.common.plan_json import plan_to_json
 from qfleet.common.types import EnvironmentSpec
+from qfleet.common.user_code import paths_for_roles
 from qfleet.fleets.plan import RunPlans
 
 START_TIMEOUT_S = 180.0
@@ -68,7 +68,7 @@ class Roles:
 
         self.plans, self.run_id = plans, run_id
         self._spec_json = spec.to_json()
-        self._import_paths = [os.getcwd()]
+        self._import_paths = paths_for_roles()
         self._actor_class = remote_actor_class()
         self._evaluator_class = remote_evaluator_class()
         self._evaluators = 0

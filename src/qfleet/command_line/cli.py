@@ -7,6 +7,7 @@ torch nor Ray may be loaded for it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
@@ -44,6 +45,7 @@ TARGET  a preset (cartpole, tutorial-state, lunarlander, generic) or an environm
   --run-dir DIR               where everything is written (default: runs/<env>__<preset>__...)
   --resume RUN|auto           continue a run; auto: the one in --run-dir, or start it
   --init-from RUN             a new run that begins with that run's parameters
+  --allow-code                a loaded file may name code that is not installed (SECURITY.md)
   --seed N                    root of every random generator (default: 1)
   --env, --env-id ID          the environment
   -n, --total-timesteps N     stop after N env steps (1e6 and 2M are numbers too)
@@ -167,7 +169,9 @@ def _train(words: list[str]) -> int:
     if "--help-all" in words:
         return _print_help_all()
     from qfleet.command_line.cli_flags import parse_train_arguments
+    from qfleet.common.user_code import installed_only
     from qfleet.settings.config_loading import load_config
+    from qfleet.settings.trust import names_own_code
 
     arguments = parse_train_arguments(words)
     saved = _saved_config(arguments.resume, _run_dir(arguments.settings))
@@ -176,16 +180,18 @@ def _train(words: list[str]) -> int:
         [*saved, *arguments.files],
         arguments.settings,
         problems=arguments.problems,
+        allow_code=arguments.allow_code,
     )
     training = importlib.import_module("qfleet.training")
-    return int(
-        training.run_train(
+    own_code = arguments.allow_code or names_own_code(arguments.target, arguments.settings)
+    with contextlib.nullcontext() if own_code else installed_only():
+        code = training.run_train(
             config,
             resume=arguments.resume,
             run_dir=config.run.dir,
             init_from=arguments.init_from,
         )
-    )
+    return int(code)
 
 
 def _run_dir(settings: Sequence[object]) -> str | None:
@@ -246,7 +252,11 @@ def _show(words: list[str]) -> str:
 
     arguments = parse_train_arguments(words)
     config = load_config(
-        arguments.target, arguments.files, arguments.settings, problems=arguments.problems
+        arguments.target,
+        arguments.files,
+        arguments.settings,
+        problems=arguments.problems,
+        allow_code=True,  # nothing of it is imported
     )
     return f"# {choice_note(config)}\n{annotated_yaml(config)}"
 
@@ -266,6 +276,11 @@ def _parser(command: str) -> argparse.ArgumentParser:
             "--episodes", type=_count, default=episodes, metavar="N", help=f"default: {episodes}"
         )
         parser.add_argument("--seed", type=_seed, default=None, metavar="S", help="first seed")
+        parser.add_argument(
+            "--allow-code",
+            action="store_true",
+            help="the run may name code that is not installed (SECURITY.md)",
+        )
     if command == "play":
         parser.add_argument(
             "--video", default=None, metavar="FILE", help=".mp4, .webm, .gif or .webp"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from qfleet.command_line import foreign_names
 from qfleet.command_line.foreign_conversions import Scales
 from qfleet.settings.problems import Problem
+from qfleet.settings.trust import ALLOW_CODE
 from qfleet.settings.yaml_settings import Setting, parse_value
 
 _ALIASES: dict[str, tuple[str, ...]] = {
@@ -36,6 +37,7 @@ class TrainArguments:
     files: list[str] = field(default_factory=list)
     resume: str | None = None
     init_from: str | None = None
+    allow_code: bool = False
     settings: list[Setting] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
@@ -51,6 +53,9 @@ def parse_train_arguments(argv: Sequence[str]) -> TrainArguments:
             _take_positional(word, arguments)
             continue
         name, equals, value = word.partition("=")
+        if name.replace("_", "-") == ALLOW_CODE and not equals:
+            arguments.allow_code = True
+            continue
         if not equals:
             if position >= len(argv) or _is_flag(argv[position]):
                 _take_bare(name, arguments)
@@ -84,7 +89,9 @@ def _take_positional(word: str, arguments: TrainArguments) -> None:
 
 def _take_flag(name: str, text: str, arguments: TrainArguments) -> None:
     bare = name.lstrip("-").replace("-", "_")
-    if bare == "config":
+    if bare == "allow_code":
+        arguments.problems.append(Problem(name, text, "takes no value", f"write {ALLOW_CODE}"))
+    elif bare == "config":
         arguments.files.append(text)
     elif bare == "resume":
         if arguments.resume is not None:

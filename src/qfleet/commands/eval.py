@@ -11,15 +11,18 @@ from qfleet.api import evaluate, load_policy, load_run_config
 from qfleet.common.envs import describe_environment
 from qfleet.common.seeding import seed_int
 from qfleet.run_files.run_directory import find_run
+from qfleet.settings.config import Config
 
 
 def main(args: argparse.Namespace) -> int:
     """Evaluate `args.run` over `args.episodes`; seeds are disjoint from those of training."""
-    policy = load_policy(args.run)
+    policy = load_policy(args.run, allow_code=args.allow_code)
     config = load_run_config(args.run)
     seed = seed_int(config.seed, "eval.command") if args.seed is None else args.seed
-    returns = evaluate(policy, config.env, episodes=args.episodes, seed=seed)
-    threshold = describe_environment(config.env).reward_threshold
+    returns = evaluate(
+        policy, find_run(args.run), episodes=args.episodes, seed=seed, allow_code=args.allow_code
+    )
+    threshold, whose = _threshold(config)
     report = {
         "run": str(find_run(args.run)),
         "params": str(policy.path),
@@ -44,5 +47,13 @@ def main(args: argparse.Namespace) -> int:
     )
     if threshold is not None:
         verdict = "reached" if returns.mean() >= threshold else "not reached"
-        print(f"the registered threshold of {threshold:g} is {verdict}")
+        print(f"the {whose} threshold of {threshold:g} is {verdict}")
     return 0
+
+
+def _threshold(config: Config) -> tuple[float | None, str]:
+    """The return at which the run counts as solved, and where it comes from."""
+    wanted = config.eval.solved_at_return
+    if wanted != "auto":
+        return wanted, "run's own"
+    return describe_environment(config.env).reward_threshold, "registered"

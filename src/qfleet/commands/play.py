@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from qfleet.common.errors import ConfigError
 from qfleet.common.seeding import seed_int
@@ -31,12 +31,13 @@ def main(args: argparse.Namespace) -> int:
         check_video_path(video)
     params_path = resolve_run(args.run)
     run_dir = find_run(params_path)
+    wanted = _Wanted(run_dir, params_path, episodes, seed, args.allow_code)
     if video is None and not has_display():
         video = default_video(run_dir, params_path)
         print("no display found: recording instead of opening a window")
     if video is None:
-        return _show(run_dir, params_path, episodes, seed)
-    return _record(run_dir, params_path, video, episodes, seed)
+        return _show(wanted)
+    return _record(wanted, video)
 
 
 def has_display() -> bool:
@@ -53,20 +54,32 @@ def default_video(run_dir: Path, params_path: Path) -> Path:
     return run_dir / "videos" / f"play-{params_path.parent.name}.mp4"
 
 
-def _load(run_dir: Path, params_path: Path, render_mode: str) -> tuple[Any, Any]:
+class _Wanted(NamedTuple):
+    """What to play."""
+
+    run_dir: Path
+    params_path: Path
+    episodes: int
+    seed: int
+    allow_code: bool
+
+
+def _load(wanted: _Wanted, render_mode: str) -> tuple[Any, Any]:
     # pygame reads both when it is imported, which the environment does.
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     if render_mode == "rgb_array" and not has_display():
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     import qfleet
 
-    return qfleet.load_policy(params_path), qfleet.make_env(run_dir, render_mode=render_mode)
+    allow_code = wanted.allow_code
+    policy = qfleet.load_policy(wanted.params_path, allow_code=allow_code)
+    return policy, qfleet.make_env(wanted.run_dir, render_mode, allow_code=allow_code)
 
 
-def _record(run_dir: Path, params_path: Path, video: Path, episodes: int, seed: int) -> int:
-    policy, env = _load(run_dir, params_path, "rgb_array")
+def _record(wanted: _Wanted, video: Path) -> int:
+    policy, env = _load(wanted, "rgb_array")
     try:
-        recording = record_play(policy.act, env, video, episodes=episodes, seed=seed)
+        recording = record_play(policy.act, env, video, episodes=wanted.episodes, seed=wanted.seed)
     finally:
         env.close()
     for episode, episode_return in enumerate(recording.returns, start=1):
@@ -77,11 +90,11 @@ def _record(run_dir: Path, params_path: Path, video: Path, episodes: int, seed: 
     return 0
 
 
-def _show(run_dir: Path, params_path: Path, episodes: int, seed: int) -> int:
-    policy, env = _load(run_dir, params_path, "human")
+def _show(wanted: _Wanted) -> int:
+    policy, env = _load(wanted, "human")
     try:
-        for episode in range(1, episodes + 1):
-            observation, _ = env.reset(seed=seed if episode == 1 else None)
+        for episode in range(1, wanted.episodes + 1):
+            observation, _ = env.reset(seed=wanted.seed if episode == 1 else None)
             episode_return, is_over = 0.0, False
             while not is_over:
                 observation, reward, terminated, truncated, _ = env.step(

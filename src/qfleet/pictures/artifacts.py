@@ -43,7 +43,7 @@ class Artifacts:
             return
         search = [str(Path.cwd()) if path == "" else path for path in sys.path]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "qfleet.pictures.film_process", str(self._run_dir)],
+            [sys.executable, "-P", "-m", "qfleet.pictures.film_process", str(self._run_dir)],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(search)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -30,7 +30,7 @@ def film(run_dir: Path, env: Any) -> Path:
     """One episode of the run's best policy in `env`, as `videos/play.webp`."""
     path = run_dir / "videos" / VIDEO_FILE
     path.parent.mkdir(exist_ok=True)
-    act = load_policy(run_dir).act
+    act = load_policy(run_dir, allow_code=True).act  # of the run that started this
     return record_play(act, env, path, episodes=1, max_frames_per_s=MAX_FRAMES_PER_S).path
 
 

@@ -44,7 +44,7 @@ def _score(session: Session, outcome: Outcome) -> tuple[float, float, int] | Non
         outcome.phases.enter(FINAL_SCORE)
         try:
             returns = evaluate(
-                load_policy(session.directory.path),
+                load_policy(session.directory.path, allow_code=True),
                 config.env,
                 episodes=config.eval.confirm_episodes,
                 seed=seed_int(config.seed, "eval.final"),

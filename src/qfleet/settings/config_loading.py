@@ -26,6 +26,7 @@ from qfleet.settings import config_reference, presets
 from qfleet.settings.config_checks import check_config
 from qfleet.settings.machine_checks import nvidia_gpus
 from qfleet.settings.problems import Problem
+from qfleet.settings.trust import loaded_code
 from qfleet.settings.yaml_settings import Setting, dump, read_settings
 
 PRESET_PREFIX = "preset:"
@@ -51,6 +52,7 @@ def load_config(
     overrides: Mapping[str, object] | Sequence[Setting] = (),
     *,
     problems: Iterable[Problem] = (),
+    allow_code: bool = False,
 ) -> Config:
     """Build the configuration, or raise one `ConfigError` with every problem of every source.
 
@@ -59,6 +61,7 @@ def load_config(
         files: YAML files, or `preset:NAME`.
         overrides: Flags, or dotted keys to values.
         problems: What is already known to be wrong (by the command line's reader).
+        allow_code: Whether a file may name code that is not installed.
     """
     found = list(problems)
     given: list[Setting] = []
@@ -78,6 +81,7 @@ def load_config(
     found += wrong
     found += _rules_between_keys(config, known, {problem.key for problem in found})
     found += check_env_id(config, known, skip=bool(choice.problems))
+    found += [] if allow_code else loaded_code(config, known)
     if found:
         asked = Asked(target, [str(name) for name in files], given)
         raise ConfigError(error_message(found) + foreign_line(asked, unknown, scales, config))
