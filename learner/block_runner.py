@@ -67,14 +67,11 @@ class BlockPlanner:
         plan = self._plan
         if not plan.is_prioritized:
             return None
-        start = plan.importance_sampling_exponent
-        if plan.importance_sampling_end_learner_steps is not None:
-            end = plan.importance_sampling_end_learner_steps
-            return linear(learner.learner_steps, start, 1.0, end)
-        if plan.importance_sampling_end_env_steps is not None:
-            end = plan.importance_sampling_end_env_steps
-            return linear(learner.fleet_env_steps, start, 1.0, end)
-        return start
+        start, end = (
+            plan.importance_sampling_exponent,
+            plan.importance_sampling_end_learner_steps,
+        )
+        return start if end is None else linear(learner.learner_steps, start, 1.0, end)
 
     def priority_updates(self, sample: ReplaySample, errors: Array) -> dict[int, PriorityUpdate]:
         """|TD errors| `[K, B]` by shard, in draw order; empty for uniform replay."""

@@ -44,9 +44,7 @@ class LearnerPlan:
     importance_sampling_exponent: float
     """β at the start."""
     importance_sampling_end_learner_steps: int | None
-    """β is 1 from here on; None: the env steps say when."""
-    importance_sampling_end_env_steps: int | None
-    """The same in the fleet's env steps; both None: β stays as it begins."""
+    """β is 1 from here on; None: it stays as it begins."""
     # How long the run is, for what is decided by the time that is left
     max_learner_steps: int | None
     max_env_steps: int | None

@@ -180,6 +180,12 @@ class LearningDebt:
     """Counters at that moment; None while the replay holds too little."""
     sampled: int = 0
     episodes: int = 0
+    unfinished_blocks: int = 0
+    """What the update budget cut off the newest round: a run that goes on learns this first."""
+
+    def blocks_to_finish(self, rule: LearningRule, stats: Sequence[ReplayStats]) -> int:
+        """What is left of the newest round; nothing when the replay came back without contents."""
+        return self.unfinished_blocks if sum(s.size for s in stats) >= rule.min_size else 0
 
     def blocks_due(self, rule: LearningRule, stats: Sequence[ReplayStats]) -> int:
         """How many blocks this round learns, by the counters of all shards."""

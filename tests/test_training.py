@@ -142,6 +142,85 @@ def test_train_resumed_with_a_raised_budget_equals_one_run_straight(tmp_path):
     assert resumed.params_sha256 == straight.params_sha256
 
 
+@pytest.mark.parametrize("cut", [130, 155, 199])
+@pytest.mark.parametrize("sampling", ["uniform", "prioritized"])
+def test_train_cut_within_a_round_and_resumed_equals_one_run_straight(tmp_path, sampling, cut):
+    # Five blocks of 10 per round: each of these budgets ends one before it is over.
+    def budget(learner_steps):
+        return config(
+            replay__sampling=sampling,
+            replay__importance_sampling_end_learner_steps=400,
+            learner__updates_per_call=10,
+            learner__publish_period_learner_steps=50,
+            run__max_learner_steps=learner_steps,
+        )
+
+    straight = train(budget(250), run_dir=tmp_path / "straight")
+    first = train(budget(cut), run_dir=tmp_path / "parts")
+    resumed = train(budget(250), resume=str(tmp_path / "parts"))
+    # The last block is a whole one.
+    assert first.learner_steps == -(-cut // 10) * 10
+    assert resumed.resume_kind == "exact"
+    assert resumed.params_sha256 == straight.params_sha256
+    assert (resumed.learner_steps, resumed.env_steps) == (250, straight.env_steps)
+    assert (resumed.target_syncs, resumed.accounting) == (
+        straight.target_syncs,
+        straight.accounting,
+    )
+
+
+def test_train_cut_within_an_episodes_updates_and_resumed_equals_one_run_straight(tmp_path):
+    def budget(learner_steps):
+        return config(
+            actors__count=1,
+            actors__envs_per_actor=1,
+            replay__samples_per_insert=None,
+            replay__min_size_to_sample=20,
+            learner__updates_per_episode=60,
+            run__max_learner_steps=learner_steps,
+        )
+
+    straight = train(budget(300), run_dir=tmp_path / "straight")
+    train(budget(200), run_dir=tmp_path / "parts")
+    resumed = train(budget(300), resume=str(tmp_path / "parts"))
+    assert resumed.params_sha256 == straight.params_sha256
+    assert resumed.env_steps == straight.env_steps
+
+
+def test_train_cut_within_a_round_and_resumed_without_contents_plays_first(tmp_path):
+    def budget(learner_steps):
+        return config(
+            learner__updates_per_call=10,
+            learner__publish_period_learner_steps=50,
+            run__max_learner_steps=learner_steps,
+            run__checkpoint_replay="none",
+        )
+
+    first = train(budget(130), run_dir=tmp_path / "run")
+    resumed = train(budget(250), resume=str(tmp_path / "run"))
+    assert resumed.learner_steps == 250
+    assert resumed.env_steps >= first.env_steps + 100  # min_size_to_sample comes anew
+
+
+def test_train_resumed_with_a_raised_budget_keeps_the_schedule_of_beta(tmp_path):
+    def budget(learner_steps, **changes):
+        return config(
+            replay__sampling="prioritized", run__max_learner_steps=learner_steps, **changes
+        )
+
+    end = {"replay__importance_sampling_end_learner_steps": 100}
+    straight = train(budget(200, **end), run_dir=tmp_path / "straight")
+    train(budget(100), run_dir=tmp_path / "parts")
+    saved = yaml.safe_load((tmp_path / "parts" / "config.yaml").read_text())
+    assert saved["replay"]["importance_sampling_end_learner_steps"] == 100
+    resumed = train(budget(200), resume=str(tmp_path / "parts"))
+    assert resumed.params_sha256 == straight.params_sha256
+
+    other = {"replay__importance_sampling_end_learner_steps": 200}
+    with pytest.raises(CheckpointError, match="importance_sampling_end_learner_steps: the run has"):
+        train(budget(300, **other), resume=str(tmp_path / "parts"))
+
+
 def test_train_resumed_without_contents_refills_and_goes_on(tmp_path):
     wanted = {"run__checkpoint_replay": "none"}
     first = train(config(run__max_learner_steps=100, **wanted), run_dir=tmp_path / "run")

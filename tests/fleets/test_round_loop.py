@@ -235,6 +235,28 @@ def test_run_rounds_learns_at_most_the_blocks_left():
     assert [call[1] for call in fleet.calls if call[0] == "learn"] == [7, 7]
 
 
+def test_run_rounds_begins_with_what_a_budget_cut_off():
+    plan = resolved("tutorial-state")
+    fleet, debt = FakeFleet(plan, transitions_per_episode=1000), LearningDebt()
+    run_rounds(plan.rounds, fleet, Rounds(1, blocks=7), debt)
+    assert debt.unfinished_blocks == 13
+    fleet.calls.clear()
+    run_rounds(plan.rounds, fleet, Rounds(2), debt)
+    assert fleet.calls == [
+        *[("learn", 13), ("publish",), ("after",)],
+        *[("act", None), ("learn", 20), ("publish",), ("after",)],
+    ]
+    assert debt.unfinished_blocks == 0
+
+
+def test_run_rounds_plays_first_when_the_replay_came_back_empty():
+    plan = resolved("tutorial-state", replay__min_size_to_sample=50)
+    fleet, debt = FakeFleet(plan), LearningDebt(0, 0, 0, unfinished_blocks=13)
+    run_rounds(plan.rounds, fleet, Rounds(1), debt)
+    assert fleet.calls == [("act", None), ("after",)]
+    assert debt.unfinished_blocks == 0
+
+
 @given(st.integers(1, 5), st.sampled_from([1.0, 4.0, 16.0]), st.integers(20, 60))
 @settings(max_examples=25, deadline=None)
 def test_run_rounds_draws_per_insert_is_the_configured(count, samples_per_insert, rounds):

@@ -60,11 +60,11 @@ def test_async_resume_continues_parameters_ratio_epsilon_and_return(tmp_path, co
 
     # The limiter went on: updates after the resume were paid for by transitions after it.
     new_samples = 400 * 16
-    new_inserts = resumed.counters.accounting.produced - first.accounting.produced
+    new_inserts = resumed.accounting.produced - first.accounting.produced
     window = 2 * resolve_config(budget(1400), None, cpus=2, gpus=0).replay.limiter_tolerance_samples
     assert new_samples <= RATIO * new_inserts + window
-    assert resumed.counters.samples_per_insert == pytest.approx(first.samples_per_insert, rel=0.35)
-    assert resumed.counters.accounting.is_balanced
+    assert resumed.samples_per_insert == pytest.approx(first.samples_per_insert, rel=0.35)
+    assert resumed.accounting.is_balanced
 
     # ε went on: the schedule had ended before, and no episode explores as at the start again.
     assert first.env_steps > DECAY_ENV_STEPS

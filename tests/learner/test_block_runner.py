@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -182,23 +183,16 @@ def test_run_blocks_an_empty_second_shard_is_never_asked():
 
 
 @pytest.mark.parametrize(
-    ("run_budget", "steps", "expected"),
-    [
-        ({"max_learner_steps": 100}, 0, 0.4),
-        ({"max_learner_steps": 100}, 50, 0.7),
-        ({"max_learner_steps": 100}, 100, 1.0),
-        ({"max_learner_steps": 100}, 150, 1.0),
-        ({"max_env_steps": 1_000}, 0, 0.4),
-        ({"max_env_steps": 1_000}, 250, 0.55),
-        ({"max_env_steps": 1_000}, 1_000, 1.0),
-        ({"max_learner_steps": 100, "max_env_steps": 10}, 50, 0.7),
-        ({}, 50, 0.4),
-    ],
+    ("end", "step", "expected"),
+    [(100, 0, 0.4), (100, 50, 0.7), (100, 100, 1.0), (100, 150, 1.0), (None, 50, 0.4)],
 )
-def test_importance_exponent_rises_to_one_at_the_budget(run_budget, steps, expected):
-    plan = configuration(**run_budget)
+def test_importance_exponent_rises_to_one_at_its_end_whatever_the_budget(end, step, expected):
+    plan = replace(
+        configuration(max_learner_steps=1_000_000),
+        importance_sampling_end_learner_steps=end,
+    )
     learner = Learner(plan, SPEC)
-    learner.learner_steps = learner.fleet_env_steps = steps
+    learner.learner_steps = step
 
     assert BlockPlanner(plan).importance_exponent(learner) == pytest.approx(expected)
 

@@ -153,7 +153,7 @@ def test_stop_reason_of_a_solved_run_that_shall_go_on_is_none(make_session):
 
 def test_blocks_left_is_the_rest_of_the_update_budget(make_session):
     session = make_session(run__max_learner_steps=500)
-    for learner_steps, blocks in ((0, 10), (50, 9), (449, 1), (451, 0), (500, 0), (550, 0)):
+    for learner_steps, blocks in ((0, 10), (50, 9), (449, 2), (451, 1), (500, 0), (550, 0)):
         session.observe(report(learner_steps=learner_steps))
         assert session.blocks_left(50) == blocks
     assert make_session(run__max_learner_steps=None).blocks_left(50) is None

@@ -98,8 +98,16 @@ BROKEN = [
     ),
     (
         config(replay={"sampling": "prioritized"}),
-        "replay.importance_sampling_exponent",
-        "rises to 1 at the step budget, and this run has none",
+        "replay.importance_sampling_end_learner_steps",
+        "and this run has neither",
+    ),
+    (
+        config(
+            replay={"sampling": "prioritized", "samples_per_insert": None},
+            run={"max_env_steps": 5000},
+        ),
+        "replay.importance_sampling_end_learner_steps",
+        "what a budget of env steps pays for at a set samples_per_insert",
     ),
     (
         config(
@@ -375,6 +383,28 @@ def test_resolve_limiter_tolerance_by_hand():
     resolved = resolve_config(config(actors={"count": 3}), SPEC, cpus=8, gpus=0)
 
     assert resolved.replay.limiter_tolerance_samples == 2 * (16 * 128 * 2 * 3 + 64 * 50 * 2)
+
+
+@pytest.mark.parametrize(
+    ("replay", "run", "expected"),
+    [
+        ({}, {"max_learner_steps": 700}, 700),
+        ({}, {"max_learner_steps": 700, "max_env_steps": 5}, 700),
+        # (3000 − 1000) transitions · 16 draws / batches of 64
+        ({}, {"max_env_steps": 3000}, 500),
+        ({}, {"max_env_steps": 1000}, 1),
+        ({"importance_sampling_end_learner_steps": 9}, {"max_learner_steps": 700}, 9),
+        ({"importance_sampling_end_learner_steps": None}, {"max_learner_steps": 700}, None),
+        ({"importance_sampling_exponent": 1}, {"max_learner_steps": 700}, None),
+        ({"sampling": "uniform"}, {"max_learner_steps": 700}, None),
+    ],
+)
+def test_resolve_importance_sampling_end_table(replay, run, expected):
+    checked = config(replay={"sampling": "prioritized", **replay}, run=run)
+
+    assert [p for p in problems(checked) if p.key.startswith("replay.importance")] == []
+    resolved = resolve_config(checked, SPEC, cpus=8, gpus=0)
+    assert resolved.replay.importance_sampling_end_learner_steps == expected
 
 
 @pytest.mark.parametrize(

@@ -118,8 +118,8 @@ def test_learner_plan_by_hand():
         "eval_period_learner_steps": 40,
         "is_prioritized": True,
         "importance_sampling_exponent": 0.5,
-        "importance_sampling_end_learner_steps": None,
-        "importance_sampling_end_env_steps": 5000,
+        # (5000 env steps − 101) · 4 draws / batches of 10
+        "importance_sampling_end_learner_steps": 1960,
         "max_learner_steps": None,
         "max_env_steps": 5000,
         "max_wall_s": 60.0,

@@ -157,6 +157,7 @@ _NAMES: dict[str, Convert] = {
     "prioritized_replay": to.prioritized,
     "prioritized_replay_alpha": to.same("replay.priority_exponent"),
     "prioritized_replay_beta0": to.same("replay.importance_sampling_exponent"),
+    "prioritized_replay_beta_iters": to.same("replay.importance_sampling_end_learner_steps"),
     "double_dqn": to.double_q,
     "dueling": to.not_here("dueling networks are not available yet"),
     "n_frames": to.not_here(_PIXELS),

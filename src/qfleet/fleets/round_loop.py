@@ -29,23 +29,28 @@ class RoundObserver(Protocol):
 
 
 def run_rounds(plan: RoundPlan, fleet: Fleet, observer: RoundObserver, debt: LearningDebt) -> None:
-    """Rounds until the observer ends the run.
+    """Rounds until the observer ends the run; a round that a budget cut off is finished first.
 
     Raises:
         WaitTimeoutError: when a role did not answer in time, with what the round had come to.
     """
+    stats = fleet.shard_stats()
+    blocks = debt.blocks_to_finish(plan.learning, stats)
     going = True
     while going:
-        fleet.act(plan.n_env_steps)
-        stats = fleet.shard_stats()
-        blocks = debt.blocks_due(plan.learning, stats)
+        if not blocks:
+            fleet.act(plan.n_env_steps)
+            stats = fleet.shard_stats()
+            blocks = debt.blocks_due(plan.learning, stats)
         left = observer.blocks_left(plan.updates_per_block)
-        blocks = blocks if left is None else min(blocks, left)
-        if blocks:
+        now = blocks if left is None else min(blocks, left)
+        debt.unfinished_blocks = blocks - now
+        if now:
             try:
-                fleet.learn(blocks)
+                fleet.learn(now)
                 fleet.publish()
             except WaitTimeoutError as error:
                 state = debt.explain(plan.learning, stats)
                 raise WaitTimeoutError(f"{error}; {state}") from error
+        blocks = 0
         going = observer.after_round(fleet)

@@ -37,8 +37,8 @@ class Budgets:
         return None
 
     def blocks_left(self, updates_per_block: int) -> int | None:
-        """Blocks until the update budget; None without one."""
+        """Blocks until the update budget, the last one whole; None without one."""
         limit = self.limits.max_learner_steps
         if limit is None:
             return None
-        return max(0, (limit - self.counters.learner_steps) // updates_per_block)
+        return max(0, -(-(limit - self.counters.learner_steps) // updates_per_block))

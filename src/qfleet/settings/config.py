@@ -95,7 +95,9 @@ class ReplayConfig(Section):
     priority_exponent: Annotated[float, Field(ge=0, le=2), _NUMBER] = 0.6
     """α: 0 draws uniformly, 1 in full proportion."""
     importance_sampling_exponent: Fraction = 0.4
-    """β at the start; it rises linearly to 1 at the learner-step or env-step budget."""
+    """β at the start of prioritized replay; it rises linearly to 1."""
+    importance_sampling_end_learner_steps: AutoCount | None = "auto"
+    """Where β reaches 1; null: it stays as it begins. `auto`: the first start's step budget."""
     priority_epsilon: Positive = 1e-6
     """Added to |TD error| so that nothing becomes undrawable."""
     min_size_to_sample: Count = 1_000

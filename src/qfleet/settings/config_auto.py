@@ -53,7 +53,10 @@ def resolve_config(
             "chunk_transitions": chunk_transitions(config),
             "max_chunk_transitions": max_chunk_transitions(config),
         },
-        "replay": {"limiter_tolerance_samples": _limiter_tolerance(config, count)},
+        "replay": {
+            "limiter_tolerance_samples": _limiter_tolerance(config, count),
+            "importance_sampling_end_learner_steps": importance_sampling_end(config),
+        },
         "learner": {
             "updates_per_call": updates_per_call(config),
             "max_blocks_per_request": max_blocks_per_request(config),
@@ -152,6 +155,24 @@ def _limiter_tolerance(config: Config, count: int) -> int:
     largest_request = block * max_blocks_per_request(config)
     least = minimum_limiter_tolerance_samples(ratio, max_chunk_transitions(config), largest_request)
     return max(usual, least)
+
+
+def importance_sampling_end(config: Config) -> int | None:
+    """The learner step at which β reaches 1, as set or as the budgets give it; None: never.
+
+    A budget of env steps counts as the updates that it pays for.
+    """
+    replay, run = config.replay, config.run
+    if replay.importance_sampling_end_learner_steps != "auto":
+        return replay.importance_sampling_end_learner_steps
+    if replay.sampling == "uniform" or replay.importance_sampling_exponent == 1:
+        return None
+    if run.max_learner_steps is not None:
+        return run.max_learner_steps
+    if run.max_env_steps is None or replay.samples_per_insert is None:
+        return None
+    samples = (run.max_env_steps - replay.min_size_to_sample) * replay.samples_per_insert
+    return max(1, round(samples / config.learner.batch_size))
 
 
 def block_periods(config: Config) -> dict[str, int]:

@@ -15,6 +15,7 @@ from qfleet.settings.config import Config
 from qfleet.settings.config_auto import (
     block_periods,
     chunk_transitions,
+    importance_sampling_end,
     max_blocks_per_request,
     max_chunk_transitions,
     updates_per_call,
@@ -143,12 +144,14 @@ def _check_replay_start(config: Config) -> Iterator[Problem]:
             "lower it or raise run.max_env_steps",
         )
     anneals = replay.sampling == "prioritized" and replay.importance_sampling_exponent < 1
-    if anneals and run.max_env_steps is None and run.max_learner_steps is None:
+    end = replay.importance_sampling_end_learner_steps
+    if anneals and end == "auto" and importance_sampling_end(config) is None:
         yield Problem(
-            "replay.importance_sampling_exponent",
-            replay.importance_sampling_exponent,
-            "rises to 1 at the step budget, and this run has none",
-            "set run.max_learner_steps or run.max_env_steps, or set it to 1",
+            "replay.importance_sampling_end_learner_steps",
+            end,
+            "is the budget of updates, or what a budget of env steps pays for at a set "
+            "samples_per_insert, and this run has neither",
+            "set it, or run.max_learner_steps; null leaves β as it begins",
         )
 
 

@@ -68,20 +68,22 @@ def _evaluator_plan(config: Config) -> EvaluatorPlan:
 
 def _learner_plan(config: Config) -> LearnerPlan:
     replay, run = config.replay, config.run
-    by_learner_steps = run.max_learner_steps is not None
     return LearnerPlan(
         seed=config.seed,
         network=config.network,
         eval_period_learner_steps=config.eval.period_learner_steps,
         is_prioritized=replay.sampling == "prioritized",
-        importance_sampling_exponent=replay.importance_sampling_exponent,
-        importance_sampling_end_learner_steps=run.max_learner_steps,
-        importance_sampling_end_env_steps=None if by_learner_steps else run.max_env_steps,
         max_learner_steps=run.max_learner_steps,
         max_env_steps=run.max_env_steps,
         max_wall_s=run.max_wall_s,
-        samples_per_insert=replay.samples_per_insert,
         is_lockstep=config.effective_schedule == "lockstep",
+        **replay.model_dump(
+            include={
+                "importance_sampling_exponent",
+                "importance_sampling_end_learner_steps",
+                "samples_per_insert",
+            }
+        ),
         **config.learner.model_dump(exclude={"device", "updates_per_episode"}),
     )
 
