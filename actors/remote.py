@@ -120,6 +120,7 @@ class ActorShell:
             "slot": self._slot,
             "pid": os.getpid(),
             "env_steps": core.env_steps,
+            "episodes": core.episodes,
             "produced": core.produced,
             "unsent": core.pending_rows + self._unacknowledged_rows,
             "params_version": core.params_version,

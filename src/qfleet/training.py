@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import traceback
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ import psutil
 from qfleet.api import load_params
 from qfleet.command_line.console import make_console
 from qfleet.common.envs import describe_environment
-from qfleet.common.errors import ConfigError, QfleetError
+from qfleet.common.errors import ConfigError, EnvironmentFailedError, QfleetError
 from qfleet.common.types import EnvironmentSpec, EvaluationReport
 from qfleet.common.vector_envs import make_vector_env
 from qfleet.pictures.artifacts import Artifacts
@@ -234,6 +235,9 @@ def _run(session: Session, outcome: Outcome) -> None:
         run_session(session, outcome)
     except QfleetError as error:
         outcome.error, outcome.reason = error, str(error)
+        if isinstance(error, EnvironmentFailedError):
+            whole_text = "".join(traceback.format_exception(error))
+            session.incident("an environment failed", whole_text)
     except Exception as error:
         outcome.crash, outcome.reason = error, f"{type(error).__name__}: {error}"
     if outcome.startup_s > 0.0 and outcome.train_s == 0.0:  # an error ended the loop

@@ -5,18 +5,26 @@ Called by the asynchronous loop once per tick; the rules are the supervisor's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import contextlib
+from typing import Any, Protocol
 
 from qfleet.cluster.polled_call import PolledCall
 from qfleet.cluster.ray_cluster import import_ray
 from qfleet.cluster.roles import START_TIMEOUT_S, Roles, answer, first_line
-from qfleet.common.errors import RoleLostError, WaitTimeoutError
+from qfleet.common.errors import EnvironmentFailedError, RoleLostError, WaitTimeoutError
 from qfleet.fleets.fleet import ActorReport
 from qfleet.fleets.role_reports import make_actor_report
 from qfleet.fleets.supervisor import ActorSupervisor
 
-Incident = Callable[[str], None]
+LAST_WORDS_S = 2.0
+
+
+class Incident(Protocol):
+    """Tells a user of something, with the whole text of what was raised if anything was."""
+
+    def __call__(self, text: str, whole_text: str = "") -> None:
+        """See `Session.incident`."""
+        ...
 
 
 class ActorWatch:
@@ -31,6 +39,8 @@ class ActorWatch:
         self._reports: dict[int, ActorReport] = {}
         self.gone_produced = 0
         """Transitions numbered by actors that died, as far as they told before."""
+        self._failed_environments: set[int] = set()
+        """Slots whose environment has failed before."""
         for slot in roles.actors:
             self._supervisor.add(slot, incarnation)
 
@@ -77,17 +87,45 @@ class ActorWatch:
         """An actor's loop ended by itself: note why, fence the slot and plan its replacement."""
         slot = self.runs.pop(ref)
         ray = import_ray()
+        whole_text = ""
         try:
             ray.get(ref, timeout=1.0)
             reason = "it was refused by the replay server"
-        except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
+        except ray.exceptions.RayActorError as error:
             reason = first_line(error)
+        except ray.exceptions.RayTaskError as error:
+            reason, whole_text = first_line(error), str(error)
+            self._take_last(slot)
+            if isinstance(error.cause, EnvironmentFailedError):
+                reason = str(error.cause)
+                self._environment_failed(slot, error.cause)
         self._pings.pop(slot, None)
         last = self._reports.pop(slot, None)
         if last is not None:
             self.gone_produced += last.produced
         ray.kill(self._roles.actors[slot], no_restart=True)
-        incident(self._supervisor.died(slot, reason, last.env_steps if last else 0, now_s))
+        done = self._supervisor.died(slot, reason, last.env_steps if last else 0, now_s)
+        incident(done, whole_text)
+
+    def _take_last(self, slot: int) -> None:
+        """The counters of an actor whose loop raised: its process still answers."""
+        with contextlib.suppress(WaitTimeoutError, RoleLostError):
+            ping = self._roles.actors[slot].ping.remote()
+            self.take(answer(ping, "driver", f"actor {slot}", LAST_WORDS_S))
+
+    def _environment_failed(self, slot: int, error: EnvironmentFailedError) -> None:
+        """Let a new actor try once more, unless its predecessor had not ended an episode either.
+
+        Raises:
+            EnvironmentFailedError: the second time.
+        """
+        last = self._reports.get(slot)
+        has_ended_episodes = last is not None and last.episodes > 0
+        if slot in self._failed_environments and not has_ended_episodes:
+            raise EnvironmentFailedError(
+                f"{error}; actor {slot} failed twice without ending an episode in between"
+            ) from error
+        self._failed_environments.add(slot)
 
     def fill_slots(self, incident: Incident, now_s: float) -> None:
         """New actors where the supervisor says it is time."""

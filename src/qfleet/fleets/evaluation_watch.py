@@ -33,7 +33,7 @@ class EvaluationRecord(Protocol):
         """Take in an evaluation of parameters that `params` can give."""
         ...
 
-    def incident(self, text: str) -> None:
+    def incident(self, text: str, whole_text: str = "") -> None:
         """Something that a user should see."""
         ...
 

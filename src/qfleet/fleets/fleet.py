@@ -32,6 +32,8 @@ class ActorReport:
     params_learner_step: int
     times: dict[str, float] = field(default_factory=dict)
     """Seconds per stage (`common.stage_clock`) and of waiting, since its start."""
+    episodes: int = 0
+    """Episodes that this incarnation has ended."""
 
 
 @dataclass(frozen=True)

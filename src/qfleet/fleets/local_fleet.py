@@ -155,6 +155,7 @@ class LocalFleet:
                     actor.pending_rows,
                     actor.params_learner_step,
                     dict(actor.clock.seconds),
+                    actor.episodes,
                 )
                 for slot, actor in enumerate(self._actors)
             ],

@@ -42,4 +42,5 @@ def make_actor_report(counters: dict[str, Any]) -> ActorReport:
         counters["unsent"],
         counters["params_learner_step"],
         counters["times"],
+        counters["episodes"],
     )

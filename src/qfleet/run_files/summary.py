@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qfleet.common.errors import ConfigError
 from qfleet.run.phases import EVALUATION, TRAINING
+from qfleet.run_files.error_texts import ERRORS_DIRECTORY
 from qfleet.run_files.run_directory import (
     CONFIG_FILE,
     LEARNING_CURVE_FILE,
@@ -31,6 +32,7 @@ _LISTED_FILES = (
     "monitor.csv",
     "checkpoints",
     "videos",
+    ERRORS_DIRECTORY,
     LEARNING_CURVE_FILE,
     SUMMARY_FILE,
 )

@@ -17,6 +17,7 @@ from qfleet.common.types import EnvironmentSpec, EvaluationReport, EvaluationReq
 from qfleet.fleets.fleet import FleetReport
 from qfleet.pictures.artifacts import Artifacts
 from qfleet.run.stop_signals import StopSignal
+from qfleet.run_files.error_texts import write_error_text
 from qfleet.run_files.metrics import MetricsWriter
 from qfleet.run_files.run_directory import RunDirectory
 from qfleet.session.budgets import Budgets
@@ -142,9 +143,13 @@ class Session:
         """Commit one cut of all roles; a failure is counted and shown, training goes on."""
         self.checkpoints.save(files, params, learner_step)
 
-    def incident(self, text: str) -> None:
-        """Something that a user should see: shown once and kept for the summary."""
-        self.progress.incident(text)
+    def incident(self, text: str, whole_text: str = "") -> None:
+        """Something that a user should see: shown once and kept for the summary.
+
+        `whole_text`, a traceback for instance, goes into a file of the run directory.
+        """
+        path = write_error_text(self.directory.path, whole_text) if whole_text else None
+        self.progress.incident(f"{text}; the whole text is in {path}" if path else text)
 
     def write_row(self) -> None:
         """One row of metrics.jsonl and TensorBoard."""
