@@ -20,6 +20,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("actors", "common", "learner", "replay_server")
+CODE_SUFFIXES = (".py", ".yaml", ".typed", ".jinja")
 SHIPPED_PRESETS = {"cartpole", "tutorial-state", "lunarlander", "generic"}
 
 pytestmark = pytest.mark.timeout(120)
@@ -104,7 +105,7 @@ def expected_package_files() -> set[str]:
     door = ROOT / "src" / "qfleet"
     for path in door.rglob("*"):
         inner = path.relative_to(door)
-        if inner.parts[0] not in ROOMS and path.suffix in (".py", ".yaml", ".typed"):
+        if inner.parts[0] not in ROOMS and path.suffix in CODE_SUFFIXES:
             expected.add(inner.as_posix())
     return expected
 
@@ -117,7 +118,7 @@ def test_wheel_holds_exactly_the_package(built: Built) -> None:
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"qfleet"}
     package = {name.removeprefix("qfleet/") for name in names if name.startswith("qfleet/")}
-    code = {name for name in package if Path(name).suffix in (".py", ".yaml", ".typed")}
+    code = {name for name in package if Path(name).suffix in CODE_SUFFIXES}
     assert code == expected_package_files()
 
 
@@ -146,7 +147,7 @@ def test_sdist_holds_rooms_once_and_tests(built: Built) -> None:
 
 
 def test_installed_wheel_imports_every_module_and_loads_every_preset(built: Built) -> None:
-    presets = sorted(path.stem for path in (built.target / "qfleet").rglob("*.yaml"))
+    presets = sorted(path.stem for path in (built.target / "qfleet" / "settings").rglob("*.yaml"))
     paths = sysconfig.get_paths()
     code = IMPORT_EVERYTHING.format(
         target=str(built.target),

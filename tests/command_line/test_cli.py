@@ -137,8 +137,8 @@ def test_version(capsys):
         ),
         (
             ["zzzz"],
-            "qfleet: there is no command zzzz; commands are train, eval, play, status, bench, "
-            "doctor, config\n",
+            "qfleet: there is no command zzzz; commands are train, eval, play, status, study, "
+            "report, bench, doctor, config\n",
         ),
         (
             ["--seed", "3"],

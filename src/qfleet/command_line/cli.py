@@ -6,7 +6,6 @@ torch nor Ray may be loaded for it.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import os
@@ -17,8 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from qfleet import __version__
-
-LATEST_RUN = "runs/latest"
+from qfleet.command_line.command_flags import parser_of
 
 _HELP = """\
 qfleet: distributed deep Q-learning. One command on a laptop, the same on a Ray cluster.
@@ -27,6 +25,8 @@ qfleet: distributed deep Q-learning. One command on a laptop, the same on a Ray 
   qfleet eval [RUN]               score a run over fresh greedy episodes
   qfleet play [RUN]               film a run, or show it in a window
   qfleet status [RUN]             where a run stands
+  qfleet study NAME|FILE          compare arms over seeds, with a report (target-network)
+  qfleet report RUN...            compare runs: a table, or -o FILE.html, .csv, .json
   qfleet bench NAME               time one part of the system
   qfleet doctor                   check this machine
   qfleet config show|schema|reference   the configuration: as resolved, as JSON schema, as a page
@@ -63,7 +63,7 @@ Examples:
   qfleet train --config run.yaml --runtime local -n 200k
 """
 
-_COMMANDS = ("train", "eval", "play", "status", "bench", "doctor", "config")
+_COMMANDS = ("train", "eval", "play", "status", "study", "report", "bench", "doctor", "config")
 _SHOW_HELP = """\
 qfleet config show [TARGET] [flags of train]   print the whole configuration, each key explained
 qfleet config schema                           print the JSON schema of a configuration file
@@ -129,7 +129,7 @@ def _dispatch(words: list[str]) -> int:
     if command in handlers:
         return handlers[command](rest)
     if command in _COMMANDS:
-        arguments = _parser(command).parse_args(rest)
+        arguments = parser_of(command).parse_args(rest)
         return int(importlib.import_module(f"qfleet.commands.{command}").main(arguments) or 0)
     return _unknown_command(command)
 
@@ -259,49 +259,3 @@ def _show(words: list[str]) -> str:
         allow_code=True,  # nothing of it is imported
     )
     return f"# {choice_note(config)}\n{annotated_yaml(config)}"
-
-
-def _parser(command: str) -> argparse.ArgumentParser:
-    """The flags of the small commands; argparse says what is wrong and exits 2."""
-    parser = argparse.ArgumentParser(prog=f"qfleet {command}", allow_abbrev=False)
-    if command in ("eval", "play", "status"):
-        parser.add_argument(
-            "run", nargs="?", default=LATEST_RUN, metavar="RUN", help=f"default: {LATEST_RUN}"
-        )
-    if command == "bench":
-        parser.add_argument("name", metavar="NAME", help="what to time")
-    if command in ("eval", "play"):
-        episodes = 100 if command == "eval" else 1
-        parser.add_argument(
-            "--episodes", type=_count, default=episodes, metavar="N", help=f"default: {episodes}"
-        )
-        parser.add_argument("--seed", type=_seed, default=None, metavar="S", help="first seed")
-        parser.add_argument(
-            "--allow-code",
-            action="store_true",
-            help="the run may name code that is not installed (SECURITY.md)",
-        )
-    if command == "play":
-        parser.add_argument(
-            "--video", default=None, metavar="FILE", help=".mp4, .webm, .gif or .webp"
-        )
-    if command in ("eval", "status", "bench", "doctor"):
-        parser.add_argument("--json", action="store_true", help="print one JSON object")
-    return parser
-
-
-def _count(text: str) -> int:
-    return _whole_number(text, 1)
-
-
-def _seed(text: str) -> int:
-    return _whole_number(text, 0)
-
-
-def _whole_number(text: str, least: int) -> int:
-    from qfleet.common.config import parse_count
-
-    number = parse_count(text)
-    if not isinstance(number, int) or number < least:
-        raise argparse.ArgumentTypeError(f"must be a whole number ≥ {least}, got {text}")
-    return number

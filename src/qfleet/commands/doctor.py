@@ -43,6 +43,8 @@ PACKAGES: dict[str, tuple[str, str]] = {
     "safetensors": ("safetensors", "0.5"),
     "tensorboard": ("tensorboard", "2.21"),
     "matplotlib": ("matplotlib", "3.9"),
+    "scipy": ("scipy", "1.13"),
+    "jinja2": ("jinja2", "3.1"),
     "pillow": ("PIL", "11"),
     "threadpoolctl": ("threadpoolctl", "3.5"),
     "psutil": ("psutil", "5.9"),

@@ -1,0 +1,67 @@
+"""Sentences about the arms, computed from their figures: nothing is said that was not measured.
+
+Called by the report page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from qfleet.run_files.metrics import LEARNER_Q_MEAN
+from qfleet.studies.comparison import Arm, Figures
+from qfleet.studies.words import Words
+
+
+def findings(
+    arms: Sequence[Arm], found: Sequence[Figures], threshold: float | None, words: Words
+) -> list[str]:
+    """One line for each arm, and one that says whether their scores differ."""
+    lines = [_of_arm(arm, each, threshold, words) for arm, each in zip(arms, found, strict=True)]
+    verdict = _verdict(found, words)
+    return [*lines, verdict] if verdict else lines
+
+
+def _of_arm(arm: Arm, found: Figures, threshold: float | None, words: Words) -> str:
+    parts = []
+    n = found.n_complete
+    if threshold is not None and n:
+        text = words("reached_in", threshold=f"{threshold:g}", reached=found.reached, n=n)
+        if found.learner_steps_to_threshold is not None:
+            text += " " + words("after", steps=f"{found.learner_steps_to_threshold:,.0f}")
+        parts.append(text)
+    if found.score is not None:
+        score = found.score
+        value, low, high = (f"{x:.1f}" for x in (score.value, score.low, score.high))
+        parts.append(words("scored", value=value, low=low, high=high))
+    elif n:
+        parts.append(words("no_score"))
+    if arm.diverged:
+        steps = np.median([run.learner_steps for run in arm.diverged])
+        parts.append(words("diverged_in", diverged=len(arm.diverged), n=n, steps=f"{steps:,.0f}"))
+    largest = _largest_q(arm)
+    if largest is not None:
+        parts.append(words("q_grew", value=f"{largest:,.4g}"))
+    joined = ("、" if words.language == "ja" else ", ").join(parts)
+    return f"{arm.name}: {joined}" if joined else arm.name
+
+
+def _largest_q(arm: Arm) -> float | None:
+    values = [run.traces[LEARNER_Q_MEAN][1] for run in arm.complete]
+    peaks = [float(np.abs(each).max()) for each in values if len(each)]
+    return max(peaks, default=None)
+
+
+def _verdict(found: Sequence[Figures], words: Words) -> str | None:
+    """Whether the best and the worst arm's intervals are apart; None with fewer than two."""
+    scored = [
+        (each.score, each.arm) for each in found if each.score is not None and each.score.n > 1
+    ]
+    if len(scored) < 2:
+        return None
+    best = max(scored, key=lambda pair: pair[0].value)
+    worst = min(scored, key=lambda pair: pair[0].value)
+    if best[0].low > worst[0].high:
+        return words("apart", best=best[1], worst=worst[1])
+    return words("not_apart")

@@ -1,0 +1,58 @@
+"""How long a study will take, measured on a few seconds of its first run.
+
+Called by `qfleet study` before anything is kept.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from qfleet.settings.config_loading import Config
+from qfleet.studies.definition import Study
+from qfleet.studies.readings import read_run
+from qfleet.studies.runner import Cell, start
+
+PROBE_S = 5.0
+PROBE_TIMEOUT_S = 90.0
+START_S = 4.0
+"""Of each run: imports, a film and a curve."""
+
+
+def forecast_s(study: Study, missing: list[Cell], at_once: int) -> float | None:
+    """Seconds for the runs that are missing; None when no budget says where they end.
+
+    The first arm stands for all: one that diverges early only makes it shorter.
+    """
+    if not missing:
+        return 0.0
+    config = study.config(missing[0].arm)
+    with tempfile.TemporaryDirectory(prefix="qfleet-study-") as folder:
+        probe = Cell(missing[0].arm, missing[0].seed, Path(folder) / "arm" / "probe")
+        process = start(study, probe, "--run.max_wall_s", f"{PROBE_S:g}")
+        try:
+            process.wait(timeout=PROBE_TIMEOUT_S)
+        finally:
+            process.kill()
+        summary = read_run(probe.path).summary
+    steps, train_s = float(summary["learner_steps"]), float(summary["train_s"])
+    if not steps:
+        return None
+    left_s = _run_s(config, steps / train_s)
+    return None if left_s is None else -(-len(missing) // at_once) * (left_s + START_S)
+
+
+def _run_s(config: Config, learner_steps_per_s: float) -> float | None:
+    """Seconds of one run by the nearest of its budgets."""
+    run, learner = config.run, config.learner
+    updates: list[float] = []
+    if run.max_learner_steps is not None:
+        updates.append(run.max_learner_steps)
+    if run.max_episodes is not None and learner.updates_per_episode is not None:
+        updates.append(run.max_episodes * learner.updates_per_episode)
+    if run.max_env_steps is not None and config.replay.samples_per_insert is not None:
+        updates.append(run.max_env_steps * config.replay.samples_per_insert / learner.batch_size)
+    seconds = [n / learner_steps_per_s for n in updates]
+    if run.max_wall_s is not None:
+        seconds.append(run.max_wall_s)
+    return min(seconds, default=None)

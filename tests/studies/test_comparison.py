@@ -1,0 +1,154 @@
+"""Readings, arms and their figures, from run directories written by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qfleet.common.errors import ConfigError
+from qfleet.studies.comparison import Arm, compare, group_by_configuration
+from qfleet.studies.findings import findings
+from qfleet.studies.readings import differing_keys, read_run
+from qfleet.studies.words import Words
+
+
+def test_reading_holds_what_the_run_wrote(make_run) -> None:
+    run = read_run(make_run("a", seed=7, lengths=(10, 30), solved=True))
+
+    assert run.seed == 7
+    assert run.eval_learner_steps.tolist() == [100.0, 200.0]
+    assert run.eval_env_steps.tolist() == [50.0, 100.0]
+    assert run.eval_returns.tolist() == [20.0, 480.0]
+    assert run.episode_lengths.tolist() == [10.0, 30.0]
+    assert run.traces["learner/q_mean"][1].tolist() == [2.0, 48.0]
+    assert run.score == 480.0
+    assert run.is_complete
+    assert run.failure is None
+
+
+@pytest.mark.parametrize(
+    ("status", "exit_code", "complete", "failure"),
+    [
+        ("solved", 0, True, None),
+        ("failed", 4, True, None),  # diverged: a finding
+        ("failed", 5, False, "exit 5: lost"),
+        ("stopped", 130, False, "exit 130: lost"),
+    ],
+)
+def test_what_counts_as_an_end(make_run, status, exit_code, complete, failure) -> None:
+    run = read_run(make_run("a", status=status, exit_code=exit_code, stop_reason="lost"))
+
+    assert run.is_complete is complete
+    assert run.failure == failure
+    assert run.has_diverged is (exit_code == 4)
+
+
+def test_a_folder_without_a_run_is_named(tmp_path) -> None:
+    with pytest.raises(ConfigError, match=r"is no run directory: it holds no config\.yaml"):
+        read_run(tmp_path)
+
+
+def test_runs_that_differ_in_their_seeds_alone_are_one_arm(make_run) -> None:
+    runs = [
+        read_run(make_run("a1", seed=1)),
+        read_run(make_run("b1", seed=1, learner={"batch_size": 64})),
+        read_run(make_run("a2", seed=2)),
+    ]
+
+    arms = group_by_configuration(runs)
+
+    assert differing_keys(runs) == {"learner.batch_size": [32, 64, 32]}
+    assert [(arm.name, [run.seed for run in arm.runs]) for arm in arms] == [
+        ("learner.batch_size 32", [1, 2]),
+        ("learner.batch_size 64", [1]),
+    ]
+
+
+def test_figures_of_an_arm_by_hand(make_run) -> None:
+    arm = Arm(
+        "x",
+        [
+            read_run(make_run("a", seed=1, evaluations=((100, 20.0), (200, 480.0)), solved=True)),
+            read_run(make_run("b", seed=2, evaluations=((100, 30.0), (200, 40.0)))),
+            read_run(make_run("c", seed=3, status="failed", exit_code=5)),
+        ],
+    )
+
+    (found,) = compare([arm], 475.0)
+
+    assert (found.n_complete, found.n_failed, found.n_diverged, found.n_solved) == (2, 1, 0, 1)
+    assert found.score is not None
+    assert found.over_training is not None
+    assert found.score.value == 260.0  # of 480 and 40: the failed run is not averaged in
+    assert found.over_training.value == pytest.approx((20 + 30) / 2)  # up to the budget of 200
+    assert (found.reached, found.learner_steps_to_threshold) == (1, 200.0)
+    assert found.env_steps_to_threshold == 100.0
+    assert found.curve is not None
+    assert found.curve.mean[0] == pytest.approx(25.0)
+    assert found.curve.mean[-1] == pytest.approx(260.0)
+    assert found.as_row()["score_low"] == found.score.low
+
+
+def test_arm_of_which_nothing_is_complete_has_no_figures(make_run) -> None:
+    arm = Arm("x", [read_run(make_run("a", status="failed", exit_code=5))])
+
+    (found,) = compare([arm], 475.0)
+
+    assert (found.score, found.over_training, found.curve) == (None, None, None)
+    assert found.n_failed == 1
+
+
+def test_findings_say_what_the_numbers_say(make_run) -> None:
+    good = Arm("with", [read_run(make_run(f"a{s}", seed=s)) for s in (1, 2)])
+    gone = Arm(
+        "without",
+        [
+            read_run(
+                make_run(f"b{s}", seed=s, evaluations=(), status="failed", exit_code=4)
+                if s == 1
+                else make_run(f"b{s}", seed=s, evaluations=((100, 9.0),))
+            )
+            for s in (1, 2, 3)
+        ],
+    )
+    arms = [good, gone]
+
+    lines = findings(arms, compare(arms, 475.0), 475.0, Words("en"))
+
+    assert lines == [
+        "with: reached 475 in 2 of 2 seeds after 200 updates (median), best parameters scored "
+        "480.0 (480.0–480.0), mean Q-value up to 48",
+        "without: reached 475 in 0 of 3 seeds, best parameters scored 9.0 (9.0–9.0), diverged in "
+        "1 of 3 seeds, after 0 updates (median), mean Q-value up to 0.9",
+        "The score of 'with' lies above that of 'without', interval against interval.",
+    ]
+    japanese = findings(arms, compare(arms, 475.0), 475.0, Words("ja"))
+    assert japanese[1].startswith("without: 3シード中0で475に到達")
+
+
+def test_overlapping_intervals_are_said_to_tell_nothing(make_run) -> None:
+    arms = [
+        Arm(name, [read_run(make_run(f"{name}{s}", seed=s, evaluations=((100, value),)))
+                   for s, value in enumerate(values)])
+        for name, values in (("a", (100.0, 300.0)), ("b", (120.0, 250.0)))
+    ]  # fmt: skip
+
+    assert "not told apart" in findings(arms, compare(arms, None), None, Words("en"))[-1]
+
+
+def test_unknown_language_names_those_there_are() -> None:
+    with pytest.raises(ConfigError, match="--language must be one of en, ja, got fr"):
+        Words("fr")
+
+
+def test_curve_ends_at_the_longest_run(make_run) -> None:
+    arms = [
+        Arm("a", [read_run(make_run("a", evaluations=((100, 1.0),)))]),
+        Arm("b", [read_run(make_run("b", evaluations=((400, 2.0),)))]),
+    ]
+
+    found = compare(arms, None)
+
+    assert all(each.curve is not None for each in found)
+    assert [float(each.curve.learner_steps[-1]) for each in found if each.curve] == [400.0, 400.0]
+    assert np.array_equal(found[0].curve.mean if found[0].curve else [], np.full(200, 1.0))

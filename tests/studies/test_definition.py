@@ -1,0 +1,98 @@
+"""Study files: what they may hold, and that every arm is checked before anything starts."""
+
+from __future__ import annotations
+
+import pytest
+
+from qfleet.common.errors import ConfigError
+from qfleet.studies.definition import Study, in_language, load_study, shipped
+
+
+def test_every_shipped_study_is_one_and_speaks_both_languages() -> None:
+    assert "target-network" in shipped()
+    for name in shipped():
+        study = load_study(name, {})
+        for text in (study.title, study.question):
+            assert isinstance(text, dict)
+            assert set(text) == {"en", "ja"}
+        for arm in study.arms:
+            assert study.label(arm, "ja") != study.label(arm, "en")
+
+
+def test_exercise_1_is_the_courses_program_but_for_the_target_network() -> None:
+    study = load_study("target-network", {})
+
+    with_it, without = (study.config(arm).model_dump() for arm in study.arms)
+
+    assert (study.preset, study.seeds) == ("tutorial-state", 3)
+    assert with_it["learner"].pop("target_network") is True
+    assert without["learner"].pop("target_network") is False
+    assert with_it == without
+    assert with_it["eval"]["stop_when_solved"] is False
+    assert with_it["runtime"] == "local"
+
+
+def test_changes_replace_a_studys_own_fields() -> None:
+    study = load_study("target-network", {"seeds": 5, "preset": "cartpole"})
+
+    assert study.seed_numbers() == [1, 2, 3, 4, 5]
+    assert study.config("no target network").learner.batch_size == 64
+
+
+def test_own_file(tmp_path) -> None:
+    file = tmp_path / "batch.yaml"
+    file.write_text(
+        "title: What a larger batch brings\npreset: cartpole\nseeds: 2\n"
+        "overrides: {run.max_env_steps: 100_000}\n"
+        "arms:\n  batch 64:\n  batch 128: {learner.batch_size: 128}\n"
+    )
+
+    study = load_study(str(file), {})
+
+    assert study.name == "batch"
+    assert study.config("batch 64").learner.batch_size == 64
+    assert study.config("batch 128").learner.batch_size == 128
+    assert study.config("batch 128").run.max_env_steps == 100_000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("preset: cartpole\n", r"arms: Field required"),
+        ("preset: cartpole\ntitle: x\narms: {}\n", "arms: .*at least 1"),
+        ("preset: cartpole\ntitle: x\nseeds: 0\narms: {a: {}}\n", "seeds: .*got 0"),
+        ("preset: cartpole\ntitle: x\narm: {a: {}}\narms: {a: {}}\n", "arm: Extra inputs"),
+        (
+            "preset: cartpole\ntitle: x\narms: {a: {learner.batch_sise: 3}}\n",
+            r"arm 'a' of study s: .*learner\.batch_sise",
+        ),
+        ("just words", "must hold a mapping"),
+    ],
+)
+def test_bad_file_says_what_is_wrong(tmp_path, text, message) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text(text)
+
+    with pytest.raises(ConfigError, match=rf"(?s){message}"):
+        load_study(str(file), {})
+
+
+def test_unknown_study_suggests_one(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="did you mean target-network"):
+        load_study("target-networks", {})
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        load_study(str(tmp_path / "none.yaml"), {})
+
+
+def test_text_in_a_language_falls_back_to_english() -> None:
+    assert in_language({"en": "a", "ja": "b"}, "ja") == "b"
+    assert in_language({"en": "a"}, "ja") == "a"
+    assert in_language("c", "ja") == "c"
+
+
+def test_label_is_the_arms_key_unless_said_otherwise() -> None:
+    study = Study(
+        name="s", title="t", preset="cartpole", arms={"a": {}, "b": {}}, labels={"b": "B"}
+    )
+
+    assert [study.label(arm, "ja") for arm in study.arms] == ["a", "B"]
