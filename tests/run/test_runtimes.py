@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
 
+from qfleet.cluster import ray_cluster
 from qfleet.common.errors import NonFiniteError, RoleLostError, WaitTimeoutError
 from qfleet.run import runtimes
 from qfleet.run.outcome import Outcome
 from qfleet.settings.config import Config, RunConfig
+from qfleet.settings.config_auto import resolve_config
 
 
 class Rehearsal:
@@ -124,3 +128,23 @@ def test_restart_before_the_first_cut_begins_with_the_other_runs_parameters_agai
 
     session.rolled_back.assert_called_once_with(fleet.report())
     fleet.init_params.assert_called_once_with({"weight": "of another run"})
+
+
+def test_run_on_ray_says_what_lets_others_in(monkeypatch):
+    said = []
+    session = SimpleNamespace(
+        config=resolve_config(Config(), None, cpus=2, gpus=0),
+        stop=SimpleNamespace(interrupting=nullcontext, listen=lambda: None),
+        incident=said.append,
+    )
+    for name in ("import_ray", "connect", "disconnect"):
+        monkeypatch.setattr(ray_cluster, name, lambda *_: None)
+    monkeypatch.setattr(runtimes, "import_in_background", lambda *_: None)
+    monkeypatch.setattr(runtimes, "with_restarts", lambda *_: said.append("roles"))
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+
+    runtimes._run_on_ray(session, Outcome(time.monotonic()))
+
+    assert len(said) == 2
+    assert said[0].startswith("Ray runs without authentication (RAY_AUTH_MODE=disabled)")
+    assert said[1] == "roles"  # said before anything of the run is started

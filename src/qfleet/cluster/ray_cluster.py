@@ -7,17 +7,16 @@ that the roles ask for, so that four actors run on a two-core laptop.
 from __future__ import annotations
 
 import os
-import secrets
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
 
+from qfleet.cluster.exposure import ensure_token, on_loopback
 from qfleet.cluster.lean_start import lean_start
 from qfleet.cluster.plan import ClusterPlan
 from qfleet.common.errors import ConfigError, ResourcesError
@@ -61,7 +60,7 @@ def import_ray() -> Any:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if "ray" not in sys.modules:
-        _ensure_token()  # Ray reads the mode once, when it is imported
+        ensure_token()  # Ray reads the mode once, when it is imported
     try:
         import ray
     except ImportError as error:
@@ -96,7 +95,7 @@ def connect(plan: ClusterPlan) -> Cluster:
         common["runtime_env"] = {"py_modules": list(plan.ship)}
     if address in (None, "local"):
         lean = lean_start(ray) if plan.is_lean else nullcontext()
-        with _nothing_left_on_error(), lean:
+        with _nothing_left_on_error(), lean, on_loopback():
             ray.init(
                 address="local",
                 num_cpus=max(1, round(plan.cpus + 0.499)),
@@ -157,27 +156,6 @@ def disconnect(cluster: Cluster) -> None:
     """Shut Ray down if we connected; a cluster that was there before stays."""
     if cluster.connected_by_us:
         import_ray().shutdown()
-
-
-def _ensure_token() -> None:
-    """Token authentication on, with a token file that only its owner can read.
-
-    Ray would write the file itself with the umask's mode, readable by others.
-    """
-    if os.environ.get("RAY_AUTH_MODE") or os.environ.get("RAY_AUTH_TOKEN"):
-        return
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        pass
-    except OSError:
-        return  # a read-only home: Ray then decides by its own rules
-    else:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(32))
-    os.environ["RAY_AUTH_MODE"] = "token"
 
 
 def _wait_for_resources(ray: Any, plan: ClusterPlan) -> None:

@@ -113,6 +113,7 @@ def _run_ray(session: Session, outcome: Outcome) -> None:
 
 def _run_on_ray(session: Session, outcome: Outcome) -> None:
     outcome.phases.enter(RAY)
+    from qfleet.cluster.exposure import unsafe_settings
     from qfleet.cluster.ray_cluster import connect, disconnect, import_ray
 
     import_ray()
@@ -123,6 +124,8 @@ def _run_on_ray(session: Session, outcome: Outcome) -> None:
     try:
         session.stop.listen()  # again, in the place of the SIGTERM handler that ray.init installs
         outcome.device = _remote_device(session.config)
+        for text in unsafe_settings():
+            session.incident(text)
         with_restarts(session, outcome, _run_ray_lockstep if lockstep else _run_ray_async)
     finally:
         outcome.phases.enter(SHUTDOWN)
