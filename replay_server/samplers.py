@@ -122,7 +122,7 @@ class UniformSampler:
 
     def restore(self, capture: Capture) -> None:
         """See `Sampler`."""
-        _check_kind(self.kind, capture)
+        check_kind(self.kind, capture)
         self._rng.bit_generator.state = capture.meta["rng"]
         self._size = capture.meta["size"]
 
@@ -217,7 +217,7 @@ class ProportionalSampler:
 
     def restore(self, capture: Capture) -> None:
         """See `Sampler`; the tree is rebuilt from its leaves, which gives the same bits."""
-        _check_kind(self.kind, capture)
+        check_kind(self.kind, capture)
         for key, ours in self._formula().items():
             if capture.meta[key] != ours:
                 raise CheckpointError(f"replay.{key} is {capture.meta[key]}, here {ours}")
@@ -246,7 +246,8 @@ def check_td_errors(td_errors_abs: Array) -> None:
         raise ValueError("priorities must be finite and not negative")
 
 
-def _check_kind(kind: str, capture: Capture) -> None:
+def check_kind(kind: str, capture: Capture) -> None:
+    """Raise `CheckpointError` when `capture` is of another kind of sampler."""
     if capture.meta.get("kind") != kind:
         raise CheckpointError(
             f"checkpoint samples {capture.meta.get('kind')!r}, this run {kind!r} (replay.sampling)"
