@@ -18,7 +18,7 @@ class ReplayPlan:
     num_cpus: float
     capacity: int
     """Transitions that one shard holds."""
-    sampling: Literal["uniform", "prioritized"]
+    sampling: Literal["uniform", "prioritized", "rank"]
     priority_exponent: float
     priority_epsilon: float
     min_size_to_sample: int

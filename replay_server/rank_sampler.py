@@ -18,7 +18,7 @@ import numpy as np
 
 from qfleet.common.errors import CheckpointError, InvariantError
 from qfleet.common.types import Array, Capture
-from qfleet.replay_server.samplers import INITIAL_TD_ERROR_ABS, check_kind, check_td_errors
+from qfleet.replay_server.sampler import INITIAL_TD_ERROR_ABS, check_kind, check_td_errors
 
 CHANGED_TO_SORT = 1 / 32
 """Sorted anew when more than this share of the items was written or updated since: an item's rank
@@ -28,7 +28,7 @@ _LOWER_BITS = 15
 
 
 class RankSampler:
-    """P(i) = r_i^−α / Σ r^−α over the ranks r = 1…size; see `samplers.Sampler`.
+    """P(i) = r_i^−α / Σ r^−α over the ranks r = 1…size; see `sampler.Sampler`.
 
     Invariant: `_order[:_ranked]` is a permutation of the slots 0…_ranked−1 by falling |δ| as of the
     last sort; items newer than that in slots from `_ranked` on come before them, newest first.

@@ -31,7 +31,8 @@ from qfleet.replay_server.chunk_ledger import ACCEPTED, DUPLICATE, ChunkLedger
 from qfleet.replay_server.framed_rows import FramedRows
 from qfleet.replay_server.plan import ReplayPlan
 from qfleet.replay_server.rate_limiter import RatioLimiter
-from qfleet.replay_server.samplers import check_td_errors, make_sampler
+from qfleet.replay_server.sampler import check_td_errors
+from qfleet.replay_server.samplers import make_sampler
 from qfleet.replay_server.shard_counters import ShardCounters
 from qfleet.replay_server.storage import RingStorage
 

@@ -10,76 +10,28 @@ independently, so that draws compose over shards and over the batches of one req
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 
 from qfleet.common.errors import CheckpointError, InvariantError
 from qfleet.common.prioritization import sampling_weights
 from qfleet.common.types import Array, Capture
 from qfleet.replay_server.plan import ReplayPlan
+from qfleet.replay_server.rank_sampler import RankSampler
+from qfleet.replay_server.sampler import (
+    INITIAL_TD_ERROR_ABS,
+    Sampler,
+    check_kind,
+    check_td_errors,
+)
 from qfleet.replay_server.sum_tree import SumTree
-
-INITIAL_TD_ERROR_ABS = 1.0
-"""What a new item without a priority counts as before any priority is known (the paper's p₁)."""
-
-
-class Sampler(Protocol):
-    """A distribution over the slots 0…size−1 of a ring; overwritten slots simply change weight."""
-
-    kind: str
-    """The value of `replay.sampling` that chose it."""
-
-    @property
-    def mass(self) -> float:
-        """Sum of sampling weights: a draw's probability is its weight divided by it."""
-        ...
-
-    def on_insert(self, slots: Array, td_errors_abs: Array | None) -> None:
-        """Items were written to `slots` int64 [n], consecutive in the ring and without repeats.
-
-        Args:
-            slots: where they lie now.
-            td_errors_abs: float64 [n], or None when nobody has computed any.
-
-        Raises:
-            ValueError: when a TD error is negative or not finite; nothing was changed.
-        """
-        ...
-
-    def sample(self, n: int, size: int) -> tuple[Array, Array]:
-        """Draw n of `size` > 0 items: slots int64 [n], their probabilities float64 [n]."""
-        ...
-
-    def update(self, slots: Array, td_errors_abs: Array) -> None:
-        """New |TD errors| for `slots`; of a repeated slot the last one wins.
-
-        Raises:
-            ValueError: when one is negative or not finite; nothing was changed.
-        """
-        ...
-
-    def capture(self, contents: bool = True) -> Capture:
-        """State including the generator's; without `contents`, none of it per item."""
-        ...
-
-    def restore(self, capture: Capture) -> None:
-        """Become the captured sampler; a capture without contents makes an empty one.
-
-        Raises:
-            CheckpointError: when it is of another kind or does not fit; nothing was changed.
-        """
-        ...
-
-    def check_valid(self, size: int) -> None:
-        """Raise `InvariantError` unless exactly the slots below `size` can be drawn."""
-        ...
 
 
 def make_sampler(plan: ReplayPlan, rng: np.random.Generator) -> Sampler:
     """The sampler that `replay.sampling` names, over the shard's slots, drawing from `rng`."""
     if plan.sampling == "uniform":
         return UniformSampler(rng)
+    if plan.sampling == "rank":
+        return RankSampler(plan.capacity, rng, priority_exponent=plan.priority_exponent)
     return ProportionalSampler(
         plan.capacity,
         rng,
@@ -237,18 +189,3 @@ class ProportionalSampler:
         leaves = self._tree.leaves
         if not leaves[:size].all() or leaves[size:].any():
             raise InvariantError(f"sampler's weights are not positive on exactly {size} slots")
-
-
-def check_td_errors(td_errors_abs: Array) -> None:
-    """Raise `ValueError` when a |TD error| is negative, NaN or infinite."""
-    # NaN fails every comparison, so the two ends tell all.
-    if len(td_errors_abs) and not 0.0 <= td_errors_abs.min() <= td_errors_abs.max() < np.inf:
-        raise ValueError("priorities must be finite and not negative")
-
-
-def check_kind(kind: str, capture: Capture) -> None:
-    """Raise `CheckpointError` when `capture` is of another kind of sampler."""
-    if capture.meta.get("kind") != kind:
-        raise CheckpointError(
-            f"checkpoint samples {capture.meta.get('kind')!r}, this run {kind!r} (replay.sampling)"
-        )

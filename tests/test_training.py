@@ -110,6 +110,7 @@ def test_train_same_seed_same_parameters_other_seed_others(tmp_path):
 VARIANTS = {
     "uniform": {},
     "prioritized": {"replay__sampling": "prioritized", "replay__shards": 2},
+    "rank": {"replay__sampling": "rank", "replay__shards": 2},
     "batch-norm": {"network__normalization": "batch"},
 }
 

@@ -124,6 +124,8 @@ def test_rates_per_s_calls_at_least_once_per_repeat(monkeypatch: pytest.MonkeyPa
                 "replay, sample, uniform",
                 "replay, insert, prioritized",
                 "replay, sample + weights + update, prioritized",
+                "replay, insert, rank",
+                "replay, sample + weights + update, rank",
             ],
             "transitions/s",
         ),

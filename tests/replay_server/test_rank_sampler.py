@@ -211,3 +211,28 @@ def test_check_valid_finds_a_broken_order() -> None:
     sampler._order[0] = sampler._order[1]
     with pytest.raises(InvariantError, match="no permutation"):
         sampler.check_valid(4)
+
+
+def test_draws_over_two_shards_follow_the_mixture_of_their_ranks() -> None:
+    """As the learner draws: split by mass, then by rank within each shard."""
+    rng = np.random.default_rng(8)
+    errors = [rng.exponential(size=30), rng.exponential(size=10)]
+    shards = [rank_sampler(32, seed=9), rank_sampler(32, seed=10)]
+    for sampler, own in zip(shards, errors, strict=True):
+        sampler.on_insert(np.arange(len(own)), own)
+    masses = np.array([sampler.mass for sampler in shards])
+    assert masses.tolist() == [30.0, 10.0]
+    counts = [np.zeros(30), np.zeros(10)]
+    n_calls, n = 400, 64
+
+    for _ in range(n_calls):
+        for i, draws in enumerate(rng.multinomial(n, masses / masses.sum())):
+            slots, _ = shards[i].sample(int(draws), len(errors[i]))
+            np.add.at(counts[i], slots, 1)
+
+    expected = np.concatenate(
+        [m / 40 * exact_probabilities(own, 0.7) for m, own in zip(masses, errors, strict=True)]
+    )
+    seen = np.concatenate(counts)
+    chi2 = float(((seen - n * n_calls * expected) ** 2 / (n * n_calls * expected)).sum())
+    assert chi2 < 72.1  # the 0.999 quantile with 39 degrees

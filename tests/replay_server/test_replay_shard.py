@@ -273,7 +273,7 @@ def test_update_priorities_uniform_counts_but_changes_nothing():
     assert shard.stats().mass == 4.0
 
 
-@pytest.mark.parametrize("sampling", ["uniform", "prioritized"])
+@pytest.mark.parametrize("sampling", ["uniform", "prioritized", "rank"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -0.5])
 def test_update_priorities_bad_value_raises_and_changes_nothing(sampling, bad):
     shard = make_shard(4, sampling)
@@ -320,7 +320,7 @@ def busy_shard(sampling: str = "prioritized") -> ReplayShard:
     return shard
 
 
-@pytest.mark.parametrize("sampling", ["uniform", "prioritized"])
+@pytest.mark.parametrize("sampling", ["uniform", "prioritized", "rank"])
 def test_capture_round_trip_continues_exactly(sampling):
     shard, other = busy_shard(sampling), make_shard(16, sampling, RatioLimiter(2.0, 4, 60))
     other.insert(make_chunk(5, 3, slot=9), 1.0)
@@ -397,7 +397,7 @@ def test_restore_misfit_raises_with_differences_and_changes_nothing():
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.sampled_from(["uniform", "prioritized"]),
+    st.sampled_from(["uniform", "prioritized", "rank"]),
     st.lists(
         st.tuples(st.integers(0, 1), st.integers(0, 2), st.integers(0, 14), st.integers(0, 9)),
         max_size=40,

@@ -8,6 +8,7 @@ import pytest
 from qfleet.common.errors import CheckpointError, InvariantError
 from qfleet.common.wire import decode_capture, encode_capture
 from qfleet.replay_server.plan import ReplayPlan
+from qfleet.replay_server.rank_sampler import RankSampler
 from qfleet.replay_server.samplers import ProportionalSampler, UniformSampler, make_sampler
 
 
@@ -34,7 +35,8 @@ def replay_plan(**changes) -> ReplayPlan:
 
 
 @pytest.mark.parametrize(
-    ("sampling", "cls"), [("uniform", UniformSampler), ("prioritized", ProportionalSampler)]
+    ("sampling", "cls"),
+    [("uniform", UniformSampler), ("prioritized", ProportionalSampler), ("rank", RankSampler)],
 )
 def test_make_sampler_kind_follows_the_plan(sampling, cls):
     sampler = make_sampler(replay_plan(sampling=sampling), np.random.default_rng(0))

@@ -249,11 +249,13 @@ def test_check_config_memory_message_states_both_sides():
     assert problems(broken, SPEC, memory_bytes=44 * 2**28) == []
 
 
-def test_replay_bytes_counts_the_tree_of_prioritized_sampling():
+def test_replay_bytes_counts_what_prioritizing_holds_per_row():
     uniform = config(replay={"capacity": 10_000})
     prioritized = config(replay={"capacity": 10_000, "sampling": "prioritized"})
+    by_rank = config(replay={"capacity": 10_000, "sampling": "rank"})
 
     assert replay_bytes(prioritized, SPEC) - replay_bytes(uniform, SPEC) == 160_000
+    assert replay_bytes(by_rank, SPEC) - replay_bytes(uniform, SPEC) == 320_000
 
 
 @given(st.floats(0.25, 32), st.integers(1, 64), st.integers(1, 64), st.integers(1, 8))
@@ -383,6 +385,23 @@ def test_resolve_limiter_tolerance_by_hand():
     resolved = resolve_config(config(actors={"count": 3}), SPEC, cpus=8, gpus=0)
 
     assert resolved.replay.limiter_tolerance_samples == 2 * (16 * 128 * 2 * 3 + 64 * 50 * 2)
+
+
+@pytest.mark.parametrize(
+    ("replay", "expected"),
+    [
+        ({"sampling": "prioritized"}, (0.6, 0.4)),
+        ({"sampling": "rank"}, (0.7, 0.5)),
+        ({"sampling": "rank", "priority_exponent": 1}, (1, 0.5)),
+        ({"sampling": "rank", "importance_sampling_exponent": 0.2}, (0.7, 0.2)),
+    ],
+)
+def test_resolve_exponents_are_the_papers_unless_set(replay, expected):
+    checked = config(replay=replay, run={"max_learner_steps": 700})
+
+    resolved = resolve_config(checked, SPEC, cpus=8, gpus=0).replay
+
+    assert (resolved.priority_exponent, resolved.importance_sampling_exponent) == expected
 
 
 @pytest.mark.parametrize(

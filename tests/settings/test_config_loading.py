@@ -64,7 +64,7 @@ def test_precedence_defaults_preset_files_left_to_right_flags(write):
     assert config.learner.learning_rate == 4e-3  # second file over the first
     assert config.actors.n_step == 9  # flag over both
     assert config.learner.optimizer == "adam"  # the preset over the default
-    assert config.replay.priority_exponent == 0.6  # the default
+    assert config.replay.priority_epsilon == 1e-6  # the default
 
 
 def test_a_bad_value_that_a_later_source_replaces_is_no_error(write):

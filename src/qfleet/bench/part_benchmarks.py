@@ -167,11 +167,11 @@ def measure_actor_of(
 def measure_replay(effort: Effort) -> list[Measurement]:
     """Transitions per second of one shard: inserts, uniform draws, the prioritized cycle."""
     found = []
-    for sampling in ("uniform", "prioritized"):
+    for sampling in ("uniform", "prioritized", "rank"):
         shard, spec = _full_shard(sampling)
         rng = np.random.default_rng(SEED)
         columns = random_columns(rng, CHUNK_TRANSITIONS, spec)
-        priorities = rng.random(CHUNK_TRANSITIONS) if sampling == "prioritized" else None
+        priorities = None if sampling == "uniform" else rng.random(CHUNK_TRANSITIONS)
         insert = _insert(shard, columns, priorities, first_seq=1)
         rates = rates_per_s(insert, CHUNK_TRANSITIONS, effort)
         detail = {"chunk": CHUNK_TRANSITIONS, "rows": REPLAY_ROWS}
@@ -179,12 +179,12 @@ def measure_replay(effort: Effort) -> list[Measurement]:
         found.append(Measurement(f"replay, insert, {sampling}", unit, tuple(rates), detail))
 
         draws = BATCHES_PER_CALL * REPLAY_BATCH
-        cycle = _cycle(shard, draws, rng.random(draws), sampling == "prioritized")
+        cycle = _cycle(shard, draws, rng.random(draws), sampling != "uniform")
         rates = rates_per_s(cycle, draws, effort)
         detail = {"batch": REPLAY_BATCH, "batches per call": BATCHES_PER_CALL, "rows": REPLAY_ROWS}
         name = "replay, sample, uniform"
-        if sampling == "prioritized":
-            name = "replay, sample + weights + update, prioritized"
+        if sampling != "uniform":
+            name = f"replay, sample + weights + update, {sampling}"
         found.append(Measurement(name, unit, tuple(rates), detail))
     return found
 
@@ -200,7 +200,7 @@ def _full_shard(sampling: str) -> tuple[Any, EnvironmentSpec]:
     config, spec = resolved_preset("cartpole", overrides)
     shard = build_shard(run_plans(config).replay, spec, run_id="bench", shard=0)
     rng = np.random.default_rng(SEED)
-    priorities = rng.random(REPLAY_ROWS) if sampling == "prioritized" else None
+    priorities = None if sampling == "uniform" else rng.random(REPLAY_ROWS)
     _insert(shard, random_columns(rng, REPLAY_ROWS, spec), priorities, first_seq=0)()
     return shard, spec
 

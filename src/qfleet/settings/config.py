@@ -47,6 +47,10 @@ Number = Annotated[float, Field(allow_inf_nan=False), _NUMBER]
 NumberFromZero = Annotated[float, Field(ge=0, allow_inf_nan=False), _NUMBER]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), _NUMBER]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), _NUMBER]
+AutoFraction = Annotated[
+    Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | Literal["auto"], _NUMBER
+]
+AutoExponent = Annotated[Annotated[float, Field(ge=0, le=2)] | Literal["auto"], _NUMBER]
 PositiveFraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), _NUMBER]
 
 
@@ -90,12 +94,12 @@ class ReplayConfig(Section):
     """Transitions over all shards; the oldest leave first."""
     shards: Count = 1
     """Replay server processes. Actor slot i writes to shard i mod shards; others stay empty."""
-    sampling: Literal["uniform", "prioritized"] = "uniform"
-    """`prioritized`: proportional to |TD error| (Schaul et al. 2016). Always with replacement."""
-    priority_exponent: Annotated[float, Field(ge=0, le=2), _NUMBER] = 0.6
-    """α: 0 draws uniformly, 1 in full proportion."""
-    importance_sampling_exponent: Fraction = 0.4
-    """β at the start of prioritized replay; it rises linearly to 1."""
+    sampling: Literal["uniform", "prioritized", "rank"] = "uniform"
+    """`prioritized`: in proportion to |TD error|, `rank`: to 1/rank of it (Schaul et al. 2016)."""
+    priority_exponent: AutoExponent = "auto"
+    """α: 0 draws uniformly, 1 in full proportion. `auto`, the paper's: 0.6, by rank 0.7."""
+    importance_sampling_exponent: AutoFraction = "auto"
+    """β at the start; it rises linearly to 1. `auto`, the paper's: 0.4, by rank 0.5."""
     importance_sampling_end_learner_steps: AutoCount | None = "auto"
     """Where β reaches 1; null: it stays as it begins. `auto`: the first start's step budget."""
     priority_epsilon: Positive = 1e-6

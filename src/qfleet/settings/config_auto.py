@@ -55,6 +55,8 @@ def resolve_config(
         },
         "replay": {
             "limiter_tolerance_samples": _limiter_tolerance(config, count),
+            "priority_exponent": priority_exponent(config),
+            "importance_sampling_exponent": importance_sampling_exponent(config),
             "importance_sampling_end_learner_steps": importance_sampling_end(config),
         },
         "learner": {
@@ -157,6 +159,22 @@ def _limiter_tolerance(config: Config, count: int) -> int:
     return max(usual, least)
 
 
+def priority_exponent(config: Config) -> float:
+    """α, as set or as Schaul et al. 2016 chose it for each way of prioritizing."""
+    replay = config.replay
+    if replay.priority_exponent != "auto":
+        return replay.priority_exponent
+    return 0.7 if replay.sampling == "rank" else 0.6
+
+
+def importance_sampling_exponent(config: Config) -> float:
+    """β at the start, as set or as Schaul et al. 2016 chose it."""
+    replay = config.replay
+    if replay.importance_sampling_exponent != "auto":
+        return replay.importance_sampling_exponent
+    return 0.5 if replay.sampling == "rank" else 0.4
+
+
 def importance_sampling_end(config: Config) -> int | None:
     """The learner step at which β reaches 1, as set or as the budgets give it; None: never.
 
@@ -165,7 +183,7 @@ def importance_sampling_end(config: Config) -> int | None:
     replay, run = config.replay, config.run
     if replay.importance_sampling_end_learner_steps != "auto":
         return replay.importance_sampling_end_learner_steps
-    if replay.sampling == "uniform" or replay.importance_sampling_exponent == 1:
+    if replay.sampling == "uniform" or importance_sampling_exponent(config) == 1:
         return None
     if run.max_learner_steps is not None:
         return run.max_learner_steps

@@ -16,6 +16,7 @@ from qfleet.settings.config_auto import (
     block_periods,
     chunk_transitions,
     importance_sampling_end,
+    importance_sampling_exponent,
     max_blocks_per_request,
     max_chunk_transitions,
     updates_per_call,
@@ -143,7 +144,7 @@ def _check_replay_start(config: Config) -> Iterator[Problem]:
             f"must be at most run.max_env_steps ({run.max_env_steps}), or nothing is ever learned",
             "lower it or raise run.max_env_steps",
         )
-    anneals = replay.sampling == "prioritized" and replay.importance_sampling_exponent < 1
+    anneals = replay.sampling != "uniform" and importance_sampling_exponent(config) < 1
     end = replay.importance_sampling_end_learner_steps
     if anneals and end == "auto" and importance_sampling_end(config) is None:
         yield Problem(

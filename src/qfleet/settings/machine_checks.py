@@ -18,7 +18,11 @@ from qfleet.common.types import EnvironmentSpec, transition_columns
 from qfleet.settings.config import Config
 from qfleet.settings.problems import Problem
 
-_PRIORITY_BYTES_PER_ROW = 16  # one float64 leaf and one inner node of the sum tree
+_PRIORITY_BYTES_PER_ROW = {
+    "uniform": 0,
+    "prioritized": 16,  # one float64 leaf and one inner node of the sum tree
+    "rank": 32,  # |TD error|, place in the order, weight of a rank and their running sum
+}
 
 
 class Machine(NamedTuple):
@@ -52,8 +56,7 @@ def replay_bytes(config: Config, spec: EnvironmentSpec) -> int:
         np.dtype(column.dtype).itemsize * math.prod(column.shape)
         for column in transition_columns(spec)
     )
-    overhead = _PRIORITY_BYTES_PER_ROW if config.replay.sampling == "prioritized" else 0
-    return config.replay.capacity * (row + overhead)
+    return config.replay.capacity * (row + _PRIORITY_BYTES_PER_ROW[config.replay.sampling])
 
 
 def check_devices(config: Config, machine: Machine) -> Iterator[Problem]:
