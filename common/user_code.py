@@ -8,7 +8,6 @@ module of that name. The door checks the names; the factories call `search_worki
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -45,20 +44,18 @@ def installed_only() -> Iterator[None]:
 
 
 def is_installed(module: str) -> bool:
-    """Whether an import of `module` runs no file of the working directory.
-
-    A module that this process has imported already counts: its code has run.
-    """
+    """Whether installed packages hold `module`; nothing is imported."""
     top = module.partition(".")[0]
-    if top == "__main__":
-        return False
-    if module in sys.modules:
-        return True
     with installed_only():
-        try:
-            return importlib.util.find_spec(top) is not None
-        except (ImportError, ValueError):  # it has no spec
-            return False
+        # Not importlib.util.find_spec: that believes what this process has imported already.
+        finders = [f.find_spec for f in sys.meta_path if hasattr(f, "find_spec")]
+        return any(find_spec(top, None) is not None for find_spec in finders)
+
+
+def is_known(module: str) -> bool:
+    """Whether an import of it runs no code of strangers: installed, or this program imported it."""
+    is_imported = module in sys.modules and module != "__main__"
+    return is_imported or is_installed(module)
 
 
 def _installed_path() -> list[str]:

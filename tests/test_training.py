@@ -87,6 +87,56 @@ def test_config_of_a_run_in_a_named_directory_runs_again_as_config(elsewhere, ca
     assert capsys.readouterr().err == ""
 
 
+# The best
+
+
+def test_on_evaluation_that_returns_false_stops_the_run(elsewhere):
+    seen = []
+
+    def on_evaluation(report):
+        seen.append(report.learner_step)
+        return len(seen) < 2
+
+    summary = train(config(eval__period_learner_steps=50), on_evaluation, run_dir=elsewhere / "a")
+
+    assert len(seen) == 2
+    assert (summary.status, summary.exit_code) == ("stopped", 0)
+    assert (summary.stop_reason, summary.resumable) == ("on_evaluation", True)
+    assert summary.learner_steps == seen[-1] < 200
+
+
+def test_best_of_a_solved_run_follows_a_better_evaluation_after_a_resume(elsewhere):
+    """What the last block of a solved run proposes: go on, and look for better parameters."""
+    wanted = {
+        "eval__solved_at_return": 9.0,  # the first evaluation reaches it
+        "eval__period_learner_steps": 500,
+        "eval__confirm_episodes": 10,
+        "eval__episodes": 10,
+        "replay__min_size_to_sample": 200,
+        "learner__learning_rate": 3e-2,
+        "network__hidden_sizes": [32],
+    }
+    run = elsewhere / "run"
+    first = train(config(run__max_learner_steps=5000, **wanted), run_dir=run)
+    assert first.status == "solved"
+    manifests = [json.loads((run / "best/manifest.json").read_text())]
+
+    on = config(run__max_learner_steps=5000, eval__stop_when_solved=False, **wanted)
+    second = train(on, resume=str(run))
+
+    manifests.append(json.loads((run / "best/manifest.json").read_text()))
+    before, after = (manifest["evaluation"] for manifest in manifests)
+    assert second.eval_return_mean > first.eval_return_mean
+    assert after["learner_step"] > before["learner_step"]
+    assert (
+        second.eval_return_mean
+        == after["confirm_return_mean"]
+        == read_summary(run).eval_return_mean
+    )
+    assert second.solved_at_env_step == first.solved_at_env_step == before["env_steps"]
+    assert second.stop_reason == "max_learner_steps"
+
+
 # The same bits
 
 

@@ -29,6 +29,7 @@ from qfleet.run.outcome import Outcome
 from qfleet.run.phases import process_started_s
 from qfleet.run.runtimes import run_session
 from qfleet.run.stop_signals import noticed
+from qfleet.run_files.final_block import final_block
 from qfleet.run_files.metrics import MetricsWriter
 from qfleet.run_files.resume import (
     ResumePoint,
@@ -40,7 +41,7 @@ from qfleet.run_files.resume import (
     with_saved_numbers,
 )
 from qfleet.run_files.run_directory import RunDirectory
-from qfleet.run_files.summary import RunSummary, final_block, read_summary
+from qfleet.run_files.summary import RunSummary, read_summary
 from qfleet.session.session import Session
 from qfleet.settings.config import Config
 from qfleet.settings.config_auto import resolve_config
@@ -72,7 +73,7 @@ def run_train(
 
 def train(
     config: Config,
-    on_evaluation: Callable[[EvaluationReport], None] | None = None,
+    on_evaluation: Callable[[EvaluationReport], object] | None = None,
     *,
     resume: str | None = None,
     run_dir: str | Path | None = None,
@@ -84,7 +85,7 @@ def train(
 
     Args:
         config: With or without its `auto` values resolved.
-        on_evaluation: Called with every periodic evaluation.
+        on_evaluation: Called with every periodic evaluation; False stops the run.
         resume: A run to continue in place, or `auto` (start or continue `run_dir`).
         run_dir: Where everything is written; None: `run.dir`, else a new one under `runs/`.
         init_from: A run whose parameters a new run begins with.
@@ -109,7 +110,7 @@ def _with_lean(config: Config, default: bool) -> Config:
 
 def _train(
     config: Config,
-    on_evaluation: Callable[[EvaluationReport], None] | None,
+    on_evaluation: Callable[[EvaluationReport], object] | None,
     resume: str | None,
     run_dir: str | Path | None,
     init_from: str | Path | None,
@@ -179,7 +180,7 @@ def _train_in(
     config: Config,
     spec: EnvironmentSpec,
     outcome: Outcome,
-    on_evaluation: Callable[[EvaluationReport], None] | None,
+    on_evaluation: Callable[[EvaluationReport], object] | None,
 ) -> RunSummary:
     point = outcome.point
     if outcome.resume_kind is None:

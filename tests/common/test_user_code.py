@@ -42,7 +42,7 @@ def test_is_installed_does_not_look_into_the_working_directory(
 
     assert not user_code.is_installed("lies_here")
     assert not user_code.is_installed("lies_here.deeper")
-    assert not user_code.is_installed("__main__")
+    assert not user_code.is_known("__main__")
     assert user_code.is_installed("gymnasium")
     assert user_code.is_installed("gymnasium.envs.classic_control")
     assert "lies_here" not in sys.modules
@@ -54,13 +54,15 @@ def test_is_installed_accepts_a_package_installed_in_place(elsewhere: Path) -> N
     assert user_code.is_installed("lies_here")
 
 
-def test_is_installed_accepts_what_the_program_has_imported(
+def test_is_known_accepts_what_the_program_has_imported_and_is_installed_does_not(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "lies_here", type(sys)("lies_here"))
 
-    assert user_code.is_installed("lies_here")
-    assert not user_code.is_installed("lies_here_too")
+    assert user_code.is_known("lies_here")
+    assert not user_code.is_installed("lies_here")
+    assert not user_code.is_known("lies_here_too")
+    assert user_code.is_known("gymnasium")
 
 
 def test_installed_only_hides_the_working_directory_and_puts_the_path_back(

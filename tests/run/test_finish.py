@@ -144,9 +144,65 @@ def test_finish_reports_the_confirmation_not_the_selection(session):
     assert (summary.solved, summary.solved_at_env_step) == (True, 1600)
 
 
-def test_finish_after_a_signal_reports_the_last_evaluation(session):
-    session.evaluations.tracker.record(EvaluationReport(9, 500, 1600, 44.0, 5.0, 20, None, None, 0))
+def evaluated(session, *means):
+    for step, mean in enumerate(means, start=1):
+        session.evaluations.tracker.record(
+            EvaluationReport(9, 500 * step, 1600 * step, mean, 5.0, 20, None, None, 0)
+        )
+
+
+@pytest.mark.parametrize("outcome", [ended(), ended(error=NonFiniteError("x"))])
+def test_finish_after_a_signal_or_an_error_reports_the_best_and_how_it_was_chosen(session, outcome):
+    evaluated(session, 44.0, 500.0, 19.3)
     session.stop.note(SIGINT, None)
-    summary = finish(session, ended())
-    assert (summary.eval_return_mean, summary.eval_episodes) == (44.0, 20)
+
+    summary = finish(session, outcome)
+
+    assert (summary.eval_return_mean, summary.eval_episodes) == (500.0, 20)
+    assert summary.eval_seeds == "selection"
     assert summary.solved is False
+
+
+def test_finish_after_a_confirmation_that_failed_reports_that_one(session):
+    session.evaluations.tracker.record(EvaluationReport(9, 5, 16, 490.0, 5.0, 20, 470.0, 2.5, 100))
+    session.stop.note(SIGINT, None)
+
+    summary = finish(session, ended())
+
+    assert (summary.eval_return_mean, summary.eval_return_std) == (470.0, 2.5)
+    assert (summary.eval_episodes, summary.eval_seeds) == (100, "selection")
+
+
+def test_finish_of_a_solved_run_calls_its_confirmation_fresh(session):
+    solved(session)
+
+    assert finish(session, ended()).eval_seeds == "fresh"
+
+
+@pytest.mark.parametrize(("signal", "code"), [(SIGINT, 130), (None, 0)])
+def test_finish_of_a_stopped_run_is_stopped_also_when_it_was_solved_before(session, signal, code):
+    solved(session)
+    if signal is None:
+        session.evaluations.is_stop_asked = True
+    else:
+        session.stop.note(signal, None)
+
+    summary = finish(session, ended())
+
+    assert (summary.status, summary.solved, summary.exit_code) == ("stopped", True, code)
+
+
+def test_finish_follows_a_better_confirmation_and_keeps_when_it_was_solved(session):
+    solved(session)
+    session.evaluations.tracker.record(
+        EvaluationReport(20, 900, 3200, 500.0, 0.0, 20, 499.0, 1.0, 100)
+    )
+
+    summary = finish(session, ended())
+
+    assert (summary.eval_return_mean, summary.eval_return_std) == (499.0, 1.0)
+    assert summary.solved_at_env_step == 1600
+
+
+def test_finish_keeps_the_budgets_in_force(session):
+    assert finish(session, ended()).budgets == {"max_learner_steps": 60_000}

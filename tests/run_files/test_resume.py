@@ -41,7 +41,7 @@ def run(tmp_path, monkeypatch):
         yield directory
 
 
-def end(run, status):
+def end(run, status, **changes):
     """Leave the summary of a run that ended with `status`."""
     numbers = dict.fromkeys(
         ("eval_episodes", "env_steps", "learner_steps", "target_syncs", "params_version"), 0
@@ -73,6 +73,11 @@ def end(run, status):
         versions={},
         **numbers,
         **seconds,
+        **{
+            "stop_reason": "solved" if status == "solved" else "max_learner_steps",
+            "budgets": {"max_env_steps": 10_000, "max_learner_steps": 500},
+            **changes,
+        },
     )
     write_summary(summary, run.path)
 
@@ -197,6 +202,28 @@ def test_is_complete_by_status_and_budgets(run, status, changes, complete):
     end(run, status)
     wanted = make(**{"run__max_env_steps": 10_000, "run__max_learner_steps": 500, **changes})
     assert is_complete(run.path, wanted) is complete
+
+
+@pytest.mark.parametrize(
+    ("changes", "complete"),
+    [
+        ({}, True),  # solved before, and the budget is as spent as it was
+        ({"run__max_learner_steps": 501}, False),
+    ],
+)
+def test_is_complete_of_a_solved_run_that_went_on_to_its_budget(run, changes, complete):
+    end(run, "solved", stop_reason="max_learner_steps")
+    limits = {"run__max_env_steps": 10_000, "run__max_learner_steps": 500}
+
+    assert is_complete(run.path, make(eval__stop_when_solved=False, **limits | changes)) is complete
+
+
+def test_is_complete_holds_budgets_against_those_a_resume_had_raised(run):
+    end(run, "finished", budgets={"max_env_steps": 10_000, "max_learner_steps": 2_000})
+    limits = {"run__max_env_steps": 10_000}
+
+    assert is_complete(run.path, make(run__max_learner_steps=2_000, **limits))
+    assert not is_complete(run.path, make(run__max_learner_steps=2_001, **limits))
 
 
 # Which checkpoint

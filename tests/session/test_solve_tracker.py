@@ -7,7 +7,7 @@ import json
 import pytest
 
 from qfleet.common.types import EnvironmentSpec, EvaluationReport
-from qfleet.session.solve_tracker import SolveTracker, Verdict
+from qfleet.session.solve_tracker import SolveTracker, Verdict, score
 from qfleet.settings.config import Config, EvalConfig
 
 
@@ -73,14 +73,14 @@ def test_record_best_is_the_highest_score_and_ties_keep_the_first():
     table = [(10.0, True), (9.0, False), (10.0, False), (11.0, True), (-5.0, False)]
     for step, (mean, is_best) in enumerate(table):
         assert subject.record(report(mean, step=step)) == Verdict(is_best, False)
-    assert (subject.best_return_mean, subject.best_learner_step) == (11.0, 3)
+    assert subject.best == report(11.0, step=3)
 
 
 def test_record_failed_confirmation_counts_by_its_own_mean():
     # 480 selected itself and was confirmed at 460: 470 without a confirmation is better than that.
     subject = tracker()
     subject.record(report(480.0, confirm=460.0))
-    assert subject.best_return_mean == 460.0
+    assert score(subject.best) == 460.0
     assert subject.record(report(470.0)).is_best
 
 
@@ -89,19 +89,54 @@ def test_record_solved_is_best_even_below_an_earlier_selection():
     subject.record(report(99.0))
     subject.record(report(500.0))
     assert subject.record(report(150.0, confirm=120.0, step=9)) == Verdict(True, True)
-    assert (subject.best_return_mean, subject.best_learner_step) == (120.0, 9)
+    assert subject.best == subject.confirmed == report(150.0, confirm=120.0, step=9)
 
 
-def test_record_after_the_confirmation_never_replaces_the_best():
+def test_record_after_the_confirmation_takes_only_what_is_confirmed_higher():
     subject = tracker()
-    subject.record(report(480.0, confirm=476.0, step=5))
-    confirmed = subject.confirmed
-    for mean, confirm in ((500.0, None), (500.0, 500.0)):
-        assert subject.record(report(mean, confirm, step=9)) == Verdict(False, False)
-    assert subject.confirmed == confirmed
-    assert (subject.best_return_mean, subject.best_learner_step) == (476.0, 5)
-    assert subject.last == report(500.0, 500.0, step=9)
-    assert subject.request().threshold is None
+    subject.record(report(480.0, confirm=475.4, step=5))
+    table = [
+        (500.0, None, False),  # not confirmed
+        (500.0, 475.3, False),
+        (500.0, 475.4, False),  # equal: the first stays
+        (477.0, 490.0, True),
+        (500.0, 489.0, False),  # above the first, below the newest
+        (500.0, 500.0, True),
+    ]
+    best = 5
+    for step, (mean, confirm, is_best) in enumerate(table, start=6):
+        evaluated = report(mean, confirm, step=step)
+        assert subject.record(evaluated) == Verdict(is_best, False)
+        best = step if is_best else best
+        assert subject.best.learner_step == subject.confirmed.learner_step == best
+        assert subject.last == evaluated
+    assert subject.solved_at_env_step == 15  # the first confirmation's
+
+
+def test_request_after_the_confirmation_asks_for_one_of_what_is_strictly_better():
+    subject = tracker()
+    subject.request()
+    subject.record(report(480.0, confirm=475.4))
+
+    request = subject.request()
+
+    assert 475.4 < request.threshold < 475.4 + 1e-9
+    assert request.confirm_seed not in {r.confirm_seed for r in (tracker().request(),)}
+    subject.record(report(500.0, confirm=500.0))
+    assert subject.request().threshold > 500.0  # nothing can be better
+
+
+def test_confirmed_one_that_a_raised_threshold_no_longer_accepts_is_not_solved():
+    subject = tracker(solved_at_return=100)
+    subject.record(report(120.0, confirm=110.0))
+    raised = tracker(solved_at_return=200)
+
+    raised.restore(json.loads(json.dumps(subject.capture())))
+
+    assert (raised.confirmed, raised.solved_at_env_step) == (None, None)
+    assert score(raised.best) == 110.0
+    assert raised.request().threshold == 200
+    assert raised.record(report(250.0, confirm=240.0)) == Verdict(True, True)
 
 
 @pytest.mark.parametrize("confirm", [None, 480.0])

@@ -5,7 +5,7 @@ Called by `train` on every exit, also after an error.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from qfleet.api import evaluate, load_policy
 from qfleet.common.errors import QfleetError
@@ -28,33 +28,53 @@ def finish(session: Session, outcome: Outcome) -> RunSummary:
     return summary
 
 
-def _score(session: Session, outcome: Outcome) -> tuple[float, float, int] | None:
-    """(mean, standard deviation, episodes) over seeds that selected nothing.
+class _Score(NamedTuple):
+    """What the parameters in `best/` are worth, and how that is known."""
+
+    mean: float
+    std: float
+    episodes: int
+    seeds: Literal["fresh", "selection"]
+    """`selection`: over the episodes for which these parameters were chosen; biased upwards."""
+
+
+def _score(session: Session, outcome: Outcome) -> _Score | None:
+    """The score of `best/`, over seeds that selected nothing where there are such.
 
     A solved run reports its confirmation. An unsolved one that ended by itself is scored now; after
-    a signal or an error the best periodic evaluation stands, because nobody wants to wait.
+    a signal or an error the evaluation that chose `best/` stands, because nobody wants to wait.
     """
-    confirmed = session.evaluations.tracker.confirmed
+    tracker = session.evaluations.tracker
+    confirmed = tracker.confirmed
     if confirmed is not None and confirmed.confirm_return_mean is not None:
         std = confirmed.confirm_return_std or 0.0
-        return confirmed.confirm_return_mean, std, confirmed.confirm_episodes
+        return _Score(confirmed.confirm_return_mean, std, confirmed.confirm_episodes, "fresh")
     ended_by_itself = outcome.error is None and outcome.crash is None and session.stop.name is None
     if ended_by_itself and session.directory.best_path.is_dir():
-        config = session.config
-        outcome.phases.enter(FINAL_SCORE)
-        try:
-            returns = evaluate(
-                load_policy(session.directory.path, allow_code=True),
-                config.env,
-                episodes=config.eval.confirm_episodes,
-                seed=seed_int(config.seed, "eval.final"),
-            )
-        except QfleetError as error:
-            session.incident(f"the best parameters could not be scored: {error}")
-            return None
-        return float(returns.mean()), float(returns.std()), len(returns)
-    last = session.evaluations.tracker.last
-    return None if last is None else (last.return_mean, last.return_std, last.episodes)
+        return _fresh_score(session, outcome)
+    best = tracker.best
+    if best is None:
+        return None
+    if best.confirm_return_mean is not None:
+        std = best.confirm_return_std or 0.0
+        return _Score(best.confirm_return_mean, std, best.confirm_episodes, "selection")
+    return _Score(best.return_mean, best.return_std, best.episodes, "selection")
+
+
+def _fresh_score(session: Session, outcome: Outcome) -> _Score | None:
+    config = session.config
+    outcome.phases.enter(FINAL_SCORE)
+    try:
+        returns = evaluate(
+            load_policy(session.directory.path, allow_code=True),
+            config.env,
+            episodes=config.eval.confirm_episodes,
+            seed=seed_int(config.seed, "eval.final"),
+        )
+    except QfleetError as error:
+        session.incident(f"the best parameters could not be scored: {error}")
+        return None
+    return _Score(float(returns.mean()), float(returns.std()), len(returns), "fresh")
 
 
 def _status(
@@ -62,9 +82,9 @@ def _status(
 ) -> Literal["solved", "finished", "stopped", "failed"]:
     if outcome.error is not None or outcome.crash is not None:
         return "failed"
-    if session.evaluations.tracker.confirmed is not None:
-        return "solved"
-    return "stopped" if session.stop.name is not None else "finished"
+    if session.stop.name is not None or session.evaluations.is_stop_asked:
+        return "stopped"  # also when it was solved before
+    return "solved" if session.evaluations.tracker.confirmed is not None else "finished"
 
 
 def _exit_code(session: Session, outcome: Outcome) -> int:
@@ -78,7 +98,7 @@ def _exit_code(session: Session, outcome: Outcome) -> int:
 def _summary(
     session: Session,
     outcome: Outcome,
-    score: tuple[float, float, int] | None,
+    score: _Score | None,
     phases_s: dict[str, float],
 ) -> RunSummary:
     config, report = session.config, session.report
@@ -105,10 +125,10 @@ def _summary(
         schedule=config.effective_schedule,
         seed=config.seed,
         solved=confirmed is not None,
-        solved_at_env_step=None if confirmed is None else confirmed.env_steps,
-        eval_return_mean=None if score is None else score[0],
-        eval_return_std=None if score is None else score[1],
-        eval_episodes=0 if score is None else score[2],
+        solved_at_env_step=session.evaluations.tracker.solved_at_env_step,
+        eval_return_mean=None if score is None else score.mean,
+        eval_return_std=None if score is None else score.std,
+        eval_episodes=0 if score is None else score.episodes,
         actors=int(config.actors.count),
         replay_shards=config.replay.shards,
         startup_s=outcome.startup_s,
@@ -128,5 +148,7 @@ def _summary(
         role_restarts=outcome.role_restarts,
         incidents=session.progress.incidents,
         phases_s=phases_s,
+        eval_seeds=None if score is None else score.seeds,
+        budgets=session.budgets.in_force(),
         **counts,
     )

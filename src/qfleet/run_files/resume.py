@@ -21,7 +21,6 @@ from qfleet.settings.problems import show_value
 
 CHANGEABLE_SECTIONS = frozenset({"run", "eval", "metrics", "ray"})
 CHANGEABLE_KEYS = frozenset({"actors.count"})
-_BUDGETS = ("max_env_steps", "max_learner_steps", "max_episodes", "max_wall_s")
 AUTO = "auto"
 
 
@@ -110,18 +109,24 @@ def _flatten(config: Config) -> dict[str, Any]:
 
 
 def is_complete(run: Path, wanted: Config) -> bool:
-    """Whether the run is finished or solved and `wanted` gives it nothing more to do."""
+    """Whether the run is finished or solved and `wanted` gives it nothing more to do.
+
+    Budgets are held against those in force when it ended, which a resume may have raised.
+    """
     summary = read_summary(run)
     if summary is None or summary.status not in ("solved", "finished"):
         return False
-    if summary.status == "solved":
-        return wanted.eval.stop_when_solved
-    saved = load_saved_config(run).run
-    return not any(_is_raised(getattr(saved, name), getattr(wanted.run, name)) for name in _BUDGETS)
+    if summary.solved and wanted.eval.stop_when_solved:
+        return True
+    if summary.stop_reason == "solved":
+        return False  # the goal ended it, and is none any more
+    return not any(
+        _is_raised(limit, getattr(wanted.run, name)) for name, limit in summary.budgets.items()
+    )
 
 
-def _is_raised(old: float | None, new: float | None) -> bool:
-    return old is not None and (new is None or new > old)
+def _is_raised(old: float, new: float | None) -> bool:
+    return new is None or new > old
 
 
 def find_point(directory: RunDirectory) -> ResumePoint | None:

@@ -29,6 +29,11 @@ class Budgets:
         pairs = self._used_and_limit().values()
         return max((used / limit for used, limit in pairs if limit is not None), default=None)
 
+    def in_force(self) -> dict[str, float]:
+        """The limits there are, by name."""
+        limits = {name: limit for name, (_, limit) in self._used_and_limit().items()}
+        return {name: limit for name, limit in limits.items() if limit is not None}
+
     def spent(self) -> str | None:
         """The name of the first budget that is spent, if any."""
         for name, (used, limit) in self._used_and_limit().items():

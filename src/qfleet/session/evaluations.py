@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from qfleet.common.types import EnvironmentSpec, EvaluationReport, EvaluationRequest
 from qfleet.pictures.artifacts import Artifacts
 from qfleet.run_files.checkpoint import PARAMS_FILE
@@ -26,13 +28,15 @@ class Evaluations:
     writer: MetricsWriter
     counters: Counters
     run_id: str
-    on_evaluation: Callable[[EvaluationReport], None] | None = None
+    on_evaluation: Callable[[EvaluationReport], object] | None = None
+    """Called with each; False asks the run to stop."""
     artifacts: Artifacts | None = None
     """Prepared with the first evaluation: from then on there is something to film."""
 
     def __post_init__(self) -> None:
         self.tracker = SolveTracker(self.config, self.spec)
         self._evaluated_period = 0
+        self.is_stop_asked = False
 
     def due(self) -> bool:
         """Whether an evaluation period has ended since the last evaluation."""
@@ -58,8 +62,9 @@ class Evaluations:
         self._write_row(report)
         if verdict.is_best:
             self._write_best(report, params())
-        if self.on_evaluation is not None:
-            self.on_evaluation(report)
+        answer = None if self.on_evaluation is None else self.on_evaluation(report)
+        if isinstance(answer, bool | np.bool_) and not answer:
+            self.is_stop_asked = True
 
     def _write_row(self, report: EvaluationReport) -> None:
         """The evaluation as a row at its own env step."""

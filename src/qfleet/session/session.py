@@ -27,6 +27,9 @@ from qfleet.session.evaluations import Evaluations
 from qfleet.session.progress import Progress
 from qfleet.settings.config import Config
 
+ON_EVALUATION = "on_evaluation"
+"""Why a run stopped whose caller said False."""
+
 
 @dataclass
 class Session:
@@ -39,13 +42,13 @@ class Session:
     console: Console
     run_id: str
     stop: StopSignal
-    on_evaluation: InitVar[Callable[[EvaluationReport], None] | None] = None
+    on_evaluation: InitVar[Callable[[EvaluationReport], object] | None] = None
     artifacts: Artifacts | None = None
     clock: Callable[[], float] = time.monotonic
     round_state: Callable[[], dict[str, Any]] = dict
     """The round loop's own state, for the checkpoint."""
 
-    def __post_init__(self, on_evaluation: Callable[[EvaluationReport], None] | None) -> None:
+    def __post_init__(self, on_evaluation: Callable[[EvaluationReport], object] | None) -> None:
         self.counters = Counters(self.clock)
         self.budgets = Budgets(self.config.run, self.counters)
         self.evaluations = Evaluations(
@@ -111,9 +114,11 @@ class Session:
         self.progress.rolled_back()
 
     def stop_reason(self) -> str | None:
-        """Why to stop now: a signal, `solved`, or the name of a spent budget."""
+        """Why to stop now: a signal, `on_evaluation`, `solved`, or the name of a spent budget."""
         if self.stop.name is not None:
             return self.stop.name
+        if self.evaluations.is_stop_asked:
+            return ON_EVALUATION
         confirmed = self.evaluations.tracker.confirmed
         if confirmed is not None and self.config.eval.stop_when_solved:
             return "solved"

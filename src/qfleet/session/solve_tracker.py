@@ -2,11 +2,12 @@
 
 Pure; called by the session. A periodic evaluation that reaches the threshold is confirmed on
 disjoint seeds, and only the confirmation is reported: the evaluation that selects a moment of
-training is biased upwards.
+training is biased upwards. A run that goes on has every better one confirmed again.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -29,9 +30,12 @@ class SolveTracker:
     config: Config
     spec: EnvironmentSpec
     evaluations: int = 0
-    best_return_mean: float | None = None
-    best_learner_step: int = 0
+    best: EvaluationReport | None = None
+    """The one whose parameters are `best/`."""
     confirmed: EvaluationReport | None = None
+    """The best one that was confirmed."""
+    solved_at_env_step: int | None = None
+    """Of the first one that was confirmed."""
     last: EvaluationReport | None = None
 
     @property
@@ -44,48 +48,61 @@ class SolveTracker:
         """The next evaluation; seeds depend on its number alone."""
         self.evaluations += 1
         seed, evaluation = self.config.seed, self.config.eval
+        worth_confirming = self.threshold
+        if self.confirmed is not None:
+            worth_confirming = math.nextafter(score(self.confirmed), math.inf)
         return EvaluationRequest(
             evaluation.episodes,
             seed_int(seed, "eval.select", self.evaluations),
-            None if self.confirmed else self.threshold,
+            worth_confirming,
             evaluation.confirm_episodes,
             seed_int(seed, "eval.confirm", self.evaluations),
         )
 
     def record(self, report: EvaluationReport) -> Verdict:
-        """Take in a report; a confirmed one stays the best whatever comes after it."""
+        """Take in a report; a confirmed one gives way to one that is confirmed higher only."""
         self.last = report
-        confirmation = report.confirm_return_mean
-        threshold = self.threshold
-        is_solved = (
-            self.confirmed is None
-            and threshold is not None
-            and confirmation is not None
-            and confirmation >= threshold
-        )
-        score = report.return_mean if confirmation is None else confirmation
-        is_best = is_solved or (
-            self.confirmed is None
-            and (self.best_return_mean is None or score > self.best_return_mean)
-        )
-        if is_best:
-            self.best_return_mean, self.best_learner_step = score, report.learner_step
+        is_confirmed = self._is_confirmed(report)
+        is_solved = is_confirmed and self.confirmed is None
+        if self.confirmed is not None:
+            is_best = is_confirmed and score(report) > score(self.confirmed)
+        else:
+            is_best = is_solved or self.best is None or score(report) > score(self.best)
         if is_solved:
-            self.confirmed = report
+            self.solved_at_env_step = report.env_steps
+        if is_best:
+            self.best = report
+            self.confirmed = report if is_confirmed else None
         return Verdict(is_best, is_solved)
+
+    def _is_confirmed(self, report: EvaluationReport) -> bool:
+        threshold, confirmation = self.threshold, report.confirm_return_mean
+        return threshold is not None and confirmation is not None and confirmation >= threshold
 
     def capture(self) -> dict[str, Any]:
         """State for a checkpoint."""
         state = asdict(self)
         del state["config"], state["spec"]
-        state["confirmed"] = None if self.confirmed is None else list(self.confirmed)
-        state["last"] = None if self.last is None else list(self.last)
+        for name in _REPORTS:
+            report = getattr(self, name)
+            state[name] = None if report is None else list(report)
         return state
 
     def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of `capture`."""
-        for name in ("evaluations", "best_return_mean", "best_learner_step"):
-            setattr(self, name, state[name])
-        for name in ("confirmed", "last"):
+        """The inverse of `capture`; what was confirmed must still reach the threshold."""
+        self.evaluations = state["evaluations"]
+        self.solved_at_env_step = state["solved_at_env_step"]
+        for name in _REPORTS:
             value = state[name]
             setattr(self, name, None if value is None else EvaluationReport(*value))
+        if self.confirmed is not None and not self._is_confirmed(self.confirmed):
+            self.confirmed = self.solved_at_env_step = None
+
+
+_REPORTS = ("best", "confirmed", "last")
+
+
+def score(report: EvaluationReport) -> float:
+    """The mean over the confirmation's seeds where there was one, else over the selection's."""
+    confirmation = report.confirm_return_mean
+    return report.return_mean if confirmation is None else confirmation

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from qfleet.common.config import EnvConfig, NetworkConfig
 from qfleet.common.errors import ConfigError
-from qfleet.common.user_code import is_installed
+from qfleet.common.user_code import is_installed, is_known
 from qfleet.settings.config import Config
 from qfleet.settings.problems import Problem
 from qfleet.settings.yaml_settings import Setting
@@ -87,7 +87,7 @@ def check_loaded(code: dict[str, str], where: str) -> None:
     Raises:
         ConfigError: with the remedy.
     """
-    foreign = {key: module for key, module in code.items() if not is_installed(module)}
+    foreign = {key: module for key, module in code.items() if not is_known(module)}
     for key, module in foreign.items():
         raise ConfigError(
             f"{where} names code of {module} ({key}), which is no installed package: a file that "
