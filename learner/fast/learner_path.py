@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +35,8 @@ MIN_UPDATES_MEASURED = 1_000
 BUILD_TIMEOUT_S = 1_200.0
 _POLL_S = 0.5
 _END_TIMEOUT_S = 5.0
+_REASON_BYTES = 4_096
+"""How much of what a build has written is read for its last line."""
 
 
 def starting_backend(plan: LearnerPlan, spec: EnvironmentSpec, device: str) -> LearnerBackend:
@@ -92,13 +95,14 @@ class BuildProcess:
         command += ["--spec-json", spec.to_json(), "--parent-pid", str(os.getpid())]
         search = [str(Path.cwd()) if path == "" else path for path in sys.path]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(search)}
+        # A file: nobody reads while it compiles, and a full pipe would hold it back for ever.
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `end`
         self._process = subprocess.Popen(
             command,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
+            stderr=self._errors,
             start_new_session=True,
         )
 
@@ -110,21 +114,22 @@ class BuildProcess:
     def wait(self) -> str | None:
         """Wait for the end; None when the package is in the cache, else the reason."""
         try:
-            _, errors = self._process.communicate(timeout=BUILD_TIMEOUT_S)
+            code = self._process.wait(timeout=BUILD_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             return f"the compiler did not end within {BUILD_TIMEOUT_S:.0f} s"
-        if self._process.returncode == 0:
+        if code == 0:
             return None
-        lines = errors.strip().splitlines()
-        return lines[-1] if lines else f"exit code {self._process.returncode}"
+        size = self._errors.seek(0, os.SEEK_END)
+        self._errors.seek(max(0, size - _REASON_BYTES))
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else f"exit code {code}"
 
     def end(self) -> None:
         """Stop it together with the compiler it started; does nothing after its end."""
         if self.is_running:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait(timeout=_END_TIMEOUT_S)
-        if self._process.stderr is not None:
-            self._process.stderr.close()
+        self._errors.close()
 
 
 class Progress(NamedTuple):

@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -176,6 +178,29 @@ def test_build_process_failure_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
         "no C++ compiler: `no-such-compiler` is not on the PATH; install g++ or name a compiler "
         "in CXX"
     )
+
+
+def test_build_process_that_writes_much_ends_and_its_last_line_is_the_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\n"
+        "head -c 1000000 /dev/zero | tr '\\0' x >&2\n"  # more than any pipe holds
+        "printf '\\nthe cause\\n' >&2\n"
+        "exit 1\n"
+    )
+    python.chmod(0o755)
+    monkeypatch.setattr(learner_path.sys, "executable", str(python))
+    build = BuildProcess(small_plan(), SPEC)
+    try:
+        deadline_s = time.monotonic() + 20.0
+        while build.is_running and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        assert not build.is_running
+        assert build.wait() == "the cause"
+    finally:
+        build.end()
 
 
 def test_build_process_ends_with_a_parent_that_was_killed() -> None:
