@@ -39,7 +39,7 @@ from qfleet.learner.block_inputs import initial_block_inputs
 from qfleet.learner.fast.cuda_graph import Replay, StaticBlock, StaticFunction, capture_graph
 from qfleet.learner.learner import Learner
 from qfleet.learner.optimizers import Hyperparameters
-from qfleet.learner.update import Batches, BlockFunction, LearnerState, copy_tensors, run_block
+from qfleet.learner.update import Batches, BlockFunction, LearnerState, copy_tensors, eager_block
 
 ACTING_SUB_ENVIRONMENTS = (16, 64, 256)
 REPEATS, MIN_REPEATS = 15, 3
@@ -98,20 +98,20 @@ class Bench:
 
     def block(self, workload: Workload) -> None:
         """The K-update block, the copy to the device left out and included."""
-        rule, state, hyper = initial_block_inputs(workload.plan, workload.environment, self._device)
-        stager = BatchStager(self._device, workload.observation_dtype)
+        device = str(self._device)
+        rule, state, hyper = initial_block_inputs(workload.plan, workload.environment, device)
+        stager = BatchStager(self._device)
         sample = workload.sample(seed=0)
-        batches = Batches(*(column.clone() for column in stager.stage(sample)))
+        batches = Batches(*(column.clone() for column in stager.stage(sample).tensors()))
         started_s = time.perf_counter()
         capture = capture_graph if self._has_gpu else unrecorded
         fast = StaticBlock(rule, state, batches, hyper, capture)
         recording_s = time.perf_counter() - started_s
-        forms: dict[str, BlockFunction] = {"eager": partial(run_block, rule), self._fast: fast}
-        states = {"eager": own(state), self._fast: state}
+        forms: dict[str, BlockFunction] = {"eager": eager_block(rule), self._fast: fast}
 
         def call(form: str, *, with_copy: bool) -> Tensor:
             given = stager.stage(sample) if with_copy else batches
-            return forms[form](states[form], given, hyper).td_errors_abs.cpu()
+            return forms[form](state, given, hyper).td_errors_abs.cpu()
 
         for what, with_copy in (("block", False), ("block with copy", True)):
             calls = {form: partial(call, form, with_copy=with_copy) for form in forms}
@@ -132,9 +132,9 @@ class Bench:
         state: LearnerState,
         hyper: Hyperparameters,
     ) -> None:
-        stager = BatchStager(self._device, workload.observation_dtype)
+        stager = BatchStager(self._device)
         runs = {"eager": forms["eager"], "again": forms["eager"], "fast": forms[self._fast]}
-        states = {name: own(state) for name in runs}
+        states = dict.fromkeys(runs, state)
         n_updates, end_s = 0, time.perf_counter() + min(self._part_s, self._left_s())
         while n_updates < self._twin_updates and (not n_updates or time.perf_counter() < end_s):
             batches = stager.stage(workload.sample(seed=n_updates))
@@ -225,11 +225,6 @@ def calls_per_s(call: Callable[[], object], repeat_s: float) -> float:
     return calls / elapsed_s
 
 
-def own(state: LearnerState) -> LearnerState:
-    """A state whose buffers the eager form may write."""
-    return state._replace(buffers=copy_tensors(state.buffers))
-
-
 def synced(state: LearnerState) -> LearnerState:
     return state._replace(
         target_parameters=copy_tensors(state.parameters),
@@ -244,7 +239,8 @@ def distance(a: LearnerState, b: LearnerState) -> float:
 
 
 def bytes_per_update(batches: Batches) -> int:
-    return sum(c.numel() * c.element_size() for c in batches) // batches.actions.shape[0]
+    n_bytes = sum(column.numel() * column.element_size() for column in batches.tensors())
+    return n_bytes // batches.actions.shape[0]
 
 
 def accelerator(device: torch.device) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What `gpu_figures.py` measures: two presets and a convolutional network, with batches of noise.
 
 Observations of the convolutional network are stacks of four 84x84 frames as bytes, as they would
-lie in the replay; the network makes numbers of them on the device.
+lie in the replay; they become numbers on the device.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from qfleet.bench.part_benchmarks import random_sample, resolved_preset
@@ -29,7 +28,7 @@ PRESETS = {
 
 
 class NatureNetwork(nn.Module):
-    """The convolutional network of Mnih et al. 2015, from bytes to action values."""
+    """The convolutional network of Mnih et al. 2015, from gray values to action values."""
 
     def __init__(self, n_inputs: int, n_actions: int) -> None:
         super().__init__()
@@ -48,7 +47,7 @@ class NatureNetwork(nn.Module):
         )
 
     def forward(self, observations: Tensor) -> Tensor:
-        """Q-values `[B, A]` of `uint8 [B, 84·84·4]`."""
+        """Q-values `[B, A]` of gray values 0…255 `[B, 84·84·4]`."""
         frames = observations.reshape(-1, 84, 84, 4).permute(0, 3, 1, 2)  # [B, H, W, K] -> K first
         q_values: Tensor = self.layers(frames.float() / 255.0)
         return q_values
@@ -62,7 +61,6 @@ class Workload:
     about: str
     plan: LearnerPlan
     environment: EnvironmentSpec
-    observation_dtype: torch.dtype
 
     @property
     def n_updates(self) -> int:
@@ -74,7 +72,7 @@ class Workload:
         rng = np.random.default_rng(seed)
         batch_size = self.plan.batch_size
         sample = random_sample(rng, self.n_updates, batch_size, self.environment)
-        if self.observation_dtype == torch.uint8:
+        if self.environment == FRAMES:
             for name in (OBSERVATION, NEXT_OBSERVATION):
                 shape = sample.columns[name].shape
                 sample.columns[name] = rng.integers(0, 256, shape, dtype=np.uint8)
@@ -87,7 +85,7 @@ def preset_workload(name: str, updates_per_block: int | None) -> Workload:
     if updates_per_block is not None:
         changes["learner.updates_per_call"] = updates_per_block
     config, environment = resolved_preset(name, changes)
-    return Workload(name, PRESETS[name], run_plans(config).learner, environment, torch.float32)
+    return Workload(name, PRESETS[name], run_plans(config).learner, environment)
 
 
 def frames_workload(batch_size: int, updates_per_block: int | None) -> Workload:
@@ -111,4 +109,4 @@ def frames_workload(batch_size: int, updates_per_block: int | None) -> Workload:
     )
     about = f"the network of Mnih et al. 2015, frames as bytes, batch {batch_size}, Adam, double Q"
     plan = run_plans(resolve_config(config, FRAMES, cpus=2, gpus=0)).learner
-    return Workload(f"frames-{batch_size}", about, plan, FRAMES, torch.uint8)
+    return Workload(f"frames-{batch_size}", about, plan, FRAMES)

@@ -4,11 +4,11 @@
 
 Each workload is a preset. Both forms take the same batches of noise, in blocks of the preset's K,
 on one thread; they take turns within each repeat, so that a busy machine slows both. `block` is the
-block alone; `learner` is `Learner.update_block` with copying in, statistics, target syncs and
-publishing. Packages that are missing are compiled first (about half a minute each). The learning
-twin: the largest relative distance of parameters and errors from eager after 1,000 updates.
-`matrix products alone` is what no compilation around them can be faster than: every product of the
-traced block, one after the other, into memory that is there.
+block with copying in; `update_block` is the whole `Learner`: statistics, target syncs, publishing.
+Packages that are missing are compiled first (about half a minute each). The learning twin: the
+largest relative distance of parameters from eager after 1,000 updates. `matrix products alone` is
+what no compilation around them can be faster than: every product of the traced block, one after the
+other, into memory that is there.
 """
 
 from __future__ import annotations
@@ -26,14 +26,18 @@ from machine import finish, make_parser
 
 from qfleet.bench.bench_record import Measurement
 from qfleet.common.envs import describe_environment
+from qfleet.common.types import EnvironmentSpec, ReplaySample
+from qfleet.learner.backend import LearnerBackend
 from qfleet.learner.block_inputs import initial_block_inputs
+from qfleet.learner.fast.backends import cached_backend, eager_backend
 from qfleet.learner.fast.build_block import prebuild
-from qfleet.learner.fast.compiled import CompiledBlock, load_flat_block, trace_block
-from qfleet.learner.fast.fast_block import random_batches
+from qfleet.learner.fast.flat_block import random_batches
 from qfleet.learner.fast.package_spec import PackageSpec, cpu_identity
+from qfleet.learner.fast.traced_block import trace_block
 from qfleet.learner.learner import Learner
 from qfleet.learner.optimizers import Hyperparameters
-from qfleet.learner.update import Batches, LearnerState, UpdateRule, copy_tensors, run_block
+from qfleet.learner.plan import LearnerPlan
+from qfleet.learner.update import Batches, LearnerState, UpdateRule
 from qfleet.settings.config_auto import resolve_config
 from qfleet.settings.config_loading import Config
 from qfleet.settings.plans import run_plans
@@ -65,9 +69,7 @@ def side_by_side(
     return rates
 
 
-def sample_of(batches: Batches) -> Any:
-    from qfleet.common.types import ReplaySample
-
+def sample_of(batches: Batches) -> ReplaySample:
     columns = {
         "observation": batches.observations.numpy(),
         "action": batches.actions.numpy().astype(np.int32),
@@ -85,23 +87,23 @@ def measure(preset: str, repeats: int, repeat_s: float) -> dict[str, Any]:
     config = resolve_config(config, environment, cpus=os.cpu_count() or 1, gpus=0)
     plan = run_plans(config).learner
     spec = PackageSpec(plan, environment)
-    path = prebuild(plan, environment)
+    prebuild(plan, environment)
     started_s = time.perf_counter()
-    compiled = CompiledBlock(load_flat_block(path), spec)
+    compiled = compiled_backend(plan, environment)
     load_s = time.perf_counter() - started_s
-    rule, state, hyper = initial_block_inputs(plan, environment, torch.device("cpu"))
+    rule, state, hyper = initial_block_inputs(plan, environment, "cpu")
     k = plan.updates_per_call
-    batches = random_batches(plan, spec.environment, k)
-    eager_state = state._replace(buffers=copy_tensors(state.buffers))
-    blocks = side_by_side(
-        {
-            "eager": lambda: run_block(rule, eager_state, batches, hyper),
-            "compiled": lambda: compiled(state, batches, hyper),
-        },
-        k,
-        repeats,
-        repeat_s,
-    )
+    sample = sample_of(random_batches(plan, environment, k))
+    forms = {"eager": eager_backend(plan, environment, "cpu"), "compiled": compiled}
+
+    def advance(backend: LearnerBackend) -> Callable[[], object]:
+        def call() -> None:
+            backend.run(sample)
+            backend.accept()
+
+        return call
+
+    blocks = side_by_side({n: advance(one) for n, one in forms.items()}, k, repeats, repeat_s)
     products = matrix_products(spec, rule, state, hyper)
     alone = side_by_side({"products": products}, spec.n_updates, repeats, repeat_s)["products"]
     learners = {
@@ -109,7 +111,6 @@ def measure(preset: str, repeats: int, repeat_s: float) -> dict[str, Any]:
         "compiled": Learner(replace(plan, compile="required"), environment),
     }
     assert learners["compiled"].path == "compiled"
-    sample = sample_of(batches)
 
     def learn(learner: Learner) -> Callable[[], object]:
         def call() -> None:
@@ -127,7 +128,7 @@ def measure(preset: str, repeats: int, repeat_s: float) -> dict[str, Any]:
             "updates_per_block": k,
             "updates_per_package_call": spec.n_updates,
             "load_s": round(load_s, 4),
-            "distance_after_1000_updates": f"{distance(spec, compiled, k):.1e}",
+            "distance_after_1000_updates": f"{distance(plan, environment, sample):.1e}",
         },
         "block": blocks,
         "update_block": whole,
@@ -179,23 +180,22 @@ def measurements(preset: str, result: dict[str, Any]) -> list[Measurement]:
     return found
 
 
-def distance(spec: PackageSpec, compiled: CompiledBlock, k: int) -> float:
-    inputs = initial_block_inputs(spec.plan, spec.environment, torch.device("cpu"))
-    rule, ours, hyper = inputs
-    eager = ours._replace(buffers=copy_tensors(ours.buffers))
-    batches = random_batches(spec.plan, spec.environment, k)
-    for _ in range(TWIN_UPDATES // k):
-        eager = _synced(run_block(rule, eager, batches, hyper).state)
-        ours = _synced(compiled(ours, batches, hyper).state)
-    pairs = zip(eager.parameters.values(), ours.parameters.values(), strict=True)
-    return max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs)
+def compiled_backend(plan: LearnerPlan, environment: EnvironmentSpec) -> LearnerBackend:
+    backend = cached_backend(plan, environment)
+    assert backend is not None
+    return backend
 
 
-def _synced(state: LearnerState) -> LearnerState:
-    return state._replace(
-        target_parameters=copy_tensors(state.parameters),
-        target_buffers=copy_tensors(state.buffers),
-    )
+def distance(plan: LearnerPlan, environment: EnvironmentSpec, sample: ReplaySample) -> float:
+    """Largest difference of a parameter over the largest magnitude of its array."""
+    eager, ours = eager_backend(plan, environment, "cpu"), compiled_backend(plan, environment)
+    for _ in range(TWIN_UPDATES // sample.n_batches):
+        for backend in (eager, ours):
+            backend.run(sample)
+            backend.accept()
+            backend.sync_target()
+    pairs = zip(eager.online().values(), ours.online().values(), strict=True)
+    return max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in pairs)
 
 
 def main() -> int:

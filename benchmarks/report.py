@@ -44,17 +44,16 @@ TWINS = {
         "tests/actors/test_actor.py::test_actor_corridor_chunk_equals_hand_table",
     ),
     "learner_speed": (
-        "tests/learner/fast/test_compiled.py::test_trace_block_1000_updates_float64_equal_eager",
-        "tests/learner/fast/test_compiled.py::test_compiled_1000_updates_float32_equal_eager",
-        "tests/learner/fast/test_compiled.py::test_learner_with_package_has_the_bits_of_torchs_own_loader",
-        "tests/learner/fast/test_compiled.py::test_learner_with_package_trains_to_the_eager_result",
+        "tests/learner/fast/test_traced_block.py::test_trace_block_1000_updates_float64_equal_eager",
+        "tests/learner/fast/test_package_backend.py::test_learner_with_package_1000_updates_equal_eager",
+        "tests/learner/fast/test_package_backend.py::test_learner_with_package_has_the_bits_of_torchs_own_loader",
     ),
     "learner_over_ray": (
         "tests/integration/test_ray_async.py::test_async_run_keeps_its_accounts_ratio_and_targets",
         "tests/replay_server/test_remote.py::test_sample_in_pieces_is_the_sample_whole",
     ),
     "compile_choice": (
-        "tests/learner/fast/test_compiled.py::test_learner_with_package_trains_to_the_eager_result",
+        "tests/learner/fast/test_package_backend.py::test_learner_with_package_1000_updates_equal_eager",
     ),
     "replay_in_process": (
         "tests/replay_server/test_sum_tree.py::test_operations_random_equal_naive_oracle",

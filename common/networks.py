@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -25,22 +25,50 @@ from qfleet.common.user_errors import is_from_signal, user_error
 BATCH_NORM_MOMENTUM = 0.1
 
 Tensors = dict[str, Tensor]
-Forward = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Tensor, bool], Tensor]
-"""`(parameters, buffers, observations [B, n_inputs], training) -> q_values [B, A]`.
+InputTransform = Callable[[Tensor], Tensor]
+"""From observations as they are stored, `[B, *O]` of any dtype, to what a network takes."""
 
-With `training` true, BatchNorm normalizes by the batch and updates its buffers in place.
-"""
+
+class Forward(Protocol):
+    """A network as a pure function of its parameters."""
+
+    def __call__(
+        self,
+        parameters: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        inputs: Tensor,
+        training: bool,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """`float [B, n_outputs]`.
+
+        Args:
+            parameters: The trained ones, by name.
+            buffers: What training updates in place: BatchNorm's statistics.
+            inputs: [B, …] from the network's `InputTransform`.
+            training: Whether BatchNorm normalizes by the batch.
+            noise: float [N], standard normal, for a network that takes N random numbers.
+
+        Raises:
+            TypeError: when there is noise and the network takes none.
+        """
+        ...
+
+
+def flat_inputs(observations: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Observations as they are stored, `[B, *O]`, as an MLP takes them: `[B, n_inputs]` floats."""
+    return observations.reshape(observations.shape[0], -1).to(dtype)
 
 
 class Mlp(nn.Sequential):
-    """Linear, normalization and ReLU per hidden layer, then a linear layer to the actions.
+    """Linear, normalization and ReLU per hidden layer, then a linear layer to the outputs.
 
     A linear layer before a normalization has no bias. With `normalization="batch"` and hidden
     sizes (128, 64) this is the course's network, layer by layer.
     """
 
     def __init__(
-        self, n_inputs: int, n_actions: int, hidden_sizes: tuple[int, ...], normalization: str
+        self, n_inputs: int, n_outputs: int, hidden_sizes: tuple[int, ...], normalization: str
     ) -> None:
         layers: list[nn.Module] = []
         width = n_inputs
@@ -52,24 +80,28 @@ class Mlp(nn.Sequential):
                 layers.append(nn.LayerNorm(units))
             layers.append(nn.ReLU(inplace=True))
             width = units
-        layers.append(nn.Linear(width, n_actions))
+        layers.append(nn.Linear(width, n_outputs))
         super().__init__(*layers)
 
 
-def build_network(config: NetworkConfig, spec: EnvironmentSpec, seed: int) -> nn.Module:
+def build_network(
+    config: NetworkConfig, spec: EnvironmentSpec, seed: int, n_outputs: int | None = None
+) -> nn.Module:
     """The configured network with PyTorch's default initialization drawn from `seed`.
 
-    Torch's global generator is left as it was found.
+    It has one output per action unless `n_outputs` says otherwise. Torch's global generator is left
+    as it was found.
 
     Raises:
         ConfigError: when a factory cannot be imported or does not return an `nn.Module`.
     """
+    n_outputs = spec.n_actions if n_outputs is None else n_outputs
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.factory is None:
-            return Mlp(spec.n_inputs, spec.n_actions, config.hidden_sizes, config.normalization)
+            return Mlp(spec.n_inputs, n_outputs, config.hidden_sizes, config.normalization)
         network = load_factory(config.factory, "network.factory")(
-            spec.n_inputs, spec.n_actions, **config.kwargs
+            spec.n_inputs, n_outputs, **config.kwargs
         )
     if not isinstance(network, nn.Module):
         raise ConfigError(
@@ -181,16 +213,22 @@ def forward_function(network: nn.Module) -> Forward:
     def forward(
         parameters: Mapping[str, Tensor],
         buffers: Mapping[str, Tensor],
-        observations: Tensor,
+        inputs: Tensor,
         training: bool,
+        noise: Tensor | None = None,
     ) -> Tensor:
+        _refuse_noise(noise)
         network.train(training)
         state = {**parameters, **buffers}
         # A copy: a custom network may scale its input in place, and s′ is passed twice.
-        inputs = observations.clone()
-        return cast("Tensor", torch.func.functional_call(network, state, (inputs,)))
+        return cast("Tensor", torch.func.functional_call(network, state, (inputs.clone(),)))
 
     return forward
+
+
+def _refuse_noise(noise: Tensor | None) -> None:
+    if noise is not None:
+        raise TypeError(f"this network takes no noise, got {list(noise.shape)}")
 
 
 def _mlp_forward(network: Mlp) -> Forward:
@@ -199,10 +237,12 @@ def _mlp_forward(network: Mlp) -> Forward:
     def forward(
         parameters: Mapping[str, Tensor],
         buffers: Mapping[str, Tensor],
-        observations: Tensor,
+        inputs: Tensor,
         training: bool,
+        noise: Tensor | None = None,
     ) -> Tensor:
-        x = observations
+        _refuse_noise(noise)
+        x = inputs
         for name, layer in layers:
             if isinstance(layer, nn.ReLU):
                 x = functional.relu(x)

@@ -28,7 +28,7 @@ class QFunction(Protocol):
 
 
 class TorchQFunction:
-    """A torch module in eval mode; the module is kept, new parameters are copied into it."""
+    """A torch module in eval mode."""
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network.eval()
@@ -37,10 +37,12 @@ class TorchQFunction:
         """See `QFunction`."""
         import torch
 
+        from qfleet.common.networks import flat_inputs
+
         with torch.inference_mode():
             # A copy: a network may scale its input in place, and these are the caller's.
-            inputs = torch.from_numpy(np.array(observations, dtype=np.float32))
-            return np.asarray(self._network(inputs.reshape(len(inputs), -1)).numpy())
+            inputs = flat_inputs(torch.from_numpy(np.array(observations)))
+            return np.asarray(self._network(inputs).numpy())
 
 
 def build_q_function(

@@ -1,15 +1,24 @@
 """What computes a learner's updates, as the learner sees it: arrays in, arrays out.
 
-`torch_backend.py` computes with PyTorch, eagerly or with a CUDA graph or a compiled block;
-`package_backend.py` calls a compiled block's machine code and needs no torch module. Which one a
-run begins with is decided in `learner_path.py`. No torch here: most processes never import it.
+`torch_backend.py` computes with PyTorch; `fast/` holds the fast forms and chooses among all of
+them (`fast/backends.py`). No torch here: most processes never import it.
 """
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple, Protocol
 
-from qfleet.common.types import Array, ReplaySample
+import numpy as np
+
+from qfleet.common.types import (
+    ACTION,
+    BOOTSTRAP_DISCOUNT,
+    N_STEP_RETURN,
+    NEXT_OBSERVATION,
+    OBSERVATION,
+    Array,
+    ReplaySample,
+)
 
 LearnerPath = Literal["eager", "compiled", "cuda graph"]
 """How blocks are computed; `learner_path` of a run's summary."""
@@ -33,6 +42,27 @@ class Measured(NamedTuple):
     """float32 [K], as the others below."""
     q_means: Array
     grad_norms: Array
+
+
+N_MEASURED = len(Measured._fields)
+
+
+def batch_columns(sample: ReplaySample) -> list[tuple[Array, np.dtype]]:
+    """A sample's columns in the order of `update.Batches`, and the dtype each has there.
+
+    Observations stay as they are stored.
+    """
+    columns = sample.columns
+    observation, next_observation = columns[OBSERVATION], columns[NEXT_OBSERVATION]
+    single = np.dtype(np.float32)
+    return [
+        (observation, observation.dtype),
+        (columns[ACTION], np.dtype(np.int64)),
+        (columns[N_STEP_RETURN], single),
+        (columns[BOOTSTRAP_DISCOUNT], single),
+        (next_observation, next_observation.dtype),
+        (sample.is_weights, single),
+    ]
 
 
 class LearnerBackend(Protocol):
@@ -68,9 +98,8 @@ class LearnerBackend(Protocol):
         ...
 
     def load(self, groups: Groups) -> None:
-        """Go on from these, which have the names, shapes and dtypes of `groups()`."""
-        ...
+        """Go on from these, which have the names, shapes and dtypes of `groups()`.
 
-    def take_package(self) -> bool:
-        """Use a compiled block that has come into the cache; whether one is used now."""
+        They may be another backend's: `new.load(old.groups())` swaps what computes.
+        """
         ...

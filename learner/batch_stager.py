@@ -1,7 +1,7 @@
 """Batches from the replay on the learner's device: one host buffer, on a GPU one transfer.
 
 Called by the learner for every block. On a GPU the buffer is page-locked, so that the transfer runs
-beside the host; bytes of pixels travel as bytes and become numbers there.
+beside the host. Observations travel as they are stored: pixels as bytes.
 """
 
 from __future__ import annotations
@@ -12,21 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qfleet.common.types import (
-    ACTION,
-    BOOTSTRAP_DISCOUNT,
-    N_STEP_RETURN,
-    NEXT_OBSERVATION,
-    OBSERVATION,
-    Array,
-    ReplaySample,
-)
+from qfleet.common.types import Array, ReplaySample
+from qfleet.learner.backend import batch_columns
 from qfleet.learner.update import Batches
 
 _ALIGNMENT_BYTES = 64
 """Of every column in the buffer: as torch's own allocations, and enough for any dtype."""
 
-_Layout = tuple[tuple[tuple[int, ...], torch.dtype], ...]
+_Layout = list[tuple[tuple[int, ...], np.dtype]]
 
 
 class BatchStager:
@@ -36,29 +29,18 @@ class BatchStager:
     its transfer has ended. Owned by one thread.
     """
 
-    def __init__(
-        self, device: torch.device, observation_dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._observation_dtype = observation_dtype
-        self._layout: _Layout = ()
+        self._layout: _Layout = []
         self._on_host, self._on_device = torch.empty(0), torch.empty(0)
         self._arrays: list[Array] = []
         self._tensors: list[Tensor] = []
         self._sent: torch.cuda.Event | None = None
 
     def stage(self, sample: ReplaySample) -> Batches:
-        """The sample as tensors `[K, B, …]`, observations flattened to `[K, B, n_inputs]`."""
-        columns = sample.columns
-        wanted: list[tuple[Array, torch.dtype]] = [
-            (columns[OBSERVATION], _transferred(columns[OBSERVATION])),
-            (columns[ACTION], torch.int64),
-            (columns[N_STEP_RETURN], torch.float32),
-            (columns[BOOTSTRAP_DISCOUNT], torch.float32),
-            (columns[NEXT_OBSERVATION], _transferred(columns[NEXT_OBSERVATION])),
-            (sample.is_weights, torch.float32),
-        ]
-        layout = tuple((array.shape, dtype) for array, dtype in wanted)
+        """The sample as tensors `[K, B, …]`."""
+        wanted = batch_columns(sample)
+        layout = [(array.shape, dtype) for array, dtype in wanted]
         if layout != self._layout:
             self._allocate(layout)
         if self._sent is not None:
@@ -67,11 +49,7 @@ class BatchStager:
             np.copyto(target, source, casting="unsafe")
         if self._device.type == "cuda":
             self._send()
-        batches = Batches(*self._tensors)
-        return batches._replace(
-            observations=batches.observations.to(self._observation_dtype).flatten(2),
-            next_observations=batches.next_observations.to(self._observation_dtype).flatten(2),
-        )
+        return Batches(*self._tensors)
 
     def _allocate(self, layout: _Layout) -> None:
         sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in layout]
@@ -86,7 +64,10 @@ class BatchStager:
 
         def views(buffer: Tensor) -> list[Tensor]:
             columns = zip(torch.split(buffer, padded), sizes, layout, strict=True)
-            return [part[:n].view(dtype).view(shape) for part, n, (shape, dtype) in columns]
+            return [
+                part[:n].view(_torch_dtype(dtype)).view(shape)
+                for part, n, (shape, dtype) in columns
+            ]
 
         self._arrays = [tensor.numpy() for tensor in views(self._on_host)]
         self._tensors = views(self._on_device)
@@ -99,6 +80,5 @@ class BatchStager:
         self._sent.record(torch.cuda.current_stream(self._device))
 
 
-def _transferred(observations: Array) -> torch.dtype:
-    """Pixels stay bytes on their way."""
-    return torch.uint8 if observations.dtype == np.uint8 else torch.float32
+def _torch_dtype(dtype: np.dtype) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, dtype)).dtype

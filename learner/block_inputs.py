@@ -5,42 +5,63 @@ Called by the learner, which trains on from it, and by the process that compiles
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from functools import partial
 
 import torch
+from torch import Tensor
 
-from qfleet.common.networks import build_network, forward_function
+from qfleet.common.networks import (
+    Tensors,
+    build_network,
+    flat_inputs,
+    forward_function,
+    to_arrays,
+)
 from qfleet.common.seeding import seed_int
-from qfleet.common.types import EnvironmentSpec
+from qfleet.common.types import Array, EnvironmentSpec
+from qfleet.learner.losses import LOSSES
 from qfleet.learner.optimizers import Hyperparameters, initial_state
 from qfleet.learner.plan import LearnerPlan
 from qfleet.learner.update import LearnerState, UpdateRule, copy_tensors
+
+TARGET_FORWARD_INPUTS = 4_000_000
+"""Numbers in one forward of a target network that is constant within a block: 16 MB of float32. A
+block of CartPole's is one forward; of 84 × 84 × 4 images it takes 141 at once."""
 
 
 def initial_block_inputs(
     plan: LearnerPlan,
     spec: EnvironmentSpec,
-    device: torch.device,
+    device: str,
     dtype: torch.dtype | None = None,
 ) -> tuple[UpdateRule, LearnerState, Hyperparameters]:
     """The rule, the seeded networks with an empty optimizer, and the rates.
 
     With `dtype` the network is cast to it; without, it stays as built and the rates are float32.
     """
-    network = build_network(plan.network, spec, seed_int(plan.seed, "learner.network"))
+    loss = LOSSES[plan.loss]
+    network = build_network(
+        plan.network,
+        spec,
+        seed_int(plan.seed, "learner.network"),
+        loss.n_outputs(spec.n_actions),
+    )
     network.to(device=device, dtype=dtype)
     trained = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
     frozen = [(n, p) for n, p in network.named_parameters() if not p.requires_grad]
-    parameters = {n: p.detach().clone() for n, p in trained}
-    buffers = {n: b.detach().clone() for n, b in [*frozen, *network.named_buffers()]}
+    parameters, buffers = _own(trained), _own([*frozen, *network.named_buffers()])
     rule = UpdateRule(
         forward=forward_function(network),
-        loss=plan.loss,
+        inputs=partial(flat_inputs, dtype=dtype or torch.float32),
+        loss=loss,
         optimizer=plan.optimizer,
         double_q=plan.double_q,
         target_network=plan.target_network,
         polyak=plan.target_tau is not None,
         clip=plan.max_grad_norm is not None,
+        max_target_rows=TARGET_FORWARD_INPUTS // math.prod(spec.observation_shape),
     )
     state = LearnerState(
         parameters,
@@ -49,12 +70,19 @@ def initial_block_inputs(
         copy_tensors(buffers) if plan.target_network else {},
         initial_state(plan.optimizer, list(parameters.values())),
     )
-    values = (
-        plan.learning_rate,
-        plan.momentum,
-        plan.target_tau or 0.0,
-        plan.max_grad_norm or 0.0,
-        plan.huber_delta,
-    )
     scalar = partial(torch.tensor, dtype=dtype or torch.float32, device=device)
-    return rule, state, Hyperparameters(*(scalar(value) for value in values))
+    return rule, state, Hyperparameters(*map(scalar, plan.rates))
+
+
+def first_arrays(
+    plan: LearnerPlan, spec: EnvironmentSpec
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The seeded network's parameters and buffers as arrays."""
+    _, state, _ = initial_block_inputs(plan, spec, "cpu")
+    return to_arrays(state.parameters), to_arrays(state.buffers)
+
+
+def _own(tensors: Iterable[tuple[str, Tensor]]) -> Tensors:
+    """Contiguous copies: a layout of the network's own would be lost when a run is resumed."""
+    contiguous = torch.contiguous_format
+    return {name: t.detach().clone(memory_format=contiguous) for name, t in tensors}

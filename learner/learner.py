@@ -7,7 +7,6 @@ threads, no clock; what computes is a `LearnerBackend`. Source: Mnih et al. 2013
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from qfleet.common.types import (
     TargetSyncEvent,
 )
 from qfleet.learner.backend import GROUPS, Groups, LearnerPath, Measured
-from qfleet.learner.fast.learner_path import starting_backend, torch_backend
+from qfleet.learner.fast.backends import cached_backend, eager_backend, starting_backend
 from qfleet.learner.plan import LearnerPlan
 
 _STATS = ("loss", "q_mean", "td_error_abs_mean", "grad_norm")
@@ -57,11 +56,16 @@ class Learner:
             self.publish()
 
     def take_package(self) -> bool:
-        """Use the compiled block from now on when the cache holds one that equals the eager form.
+        """Go on with the compiled block when the cache holds one; call between two blocks.
 
-        Call between two blocks. Returns whether the path is compiled now.
+        Returns whether the path is compiled now.
         """
-        return self._backend.take_package()
+        package = cached_backend(self._plan, self._spec)
+        if package is None:
+            return False
+        package.load(self._backend.groups())
+        self._backend = package
+        return True
 
     @property
     def path(self) -> LearnerPath:
@@ -199,7 +203,8 @@ class Learner:
             and self._plan.compile == "auto"
             and capture.meta["path"] == "eager"
         ):
-            self._stay_eager()
+            # Go on as the run began, with the same bits.
+            self._backend = eager_backend(self._plan, self._spec, self._device)
         self._backend.load(_grouped(capture.arrays))
         self.learner_steps = capture.meta["learner_steps"]
         self._version = capture.meta["version"]
@@ -210,11 +215,6 @@ class Learner:
         self._sums = dict(capture.meta["sums"])
         self._updates_in_sums = capture.meta["updates_in_sums"]
         self._outbox = self.current_snapshots()
-
-    def _stay_eager(self) -> None:
-        """Go on as the run began, with the same bits."""
-        off = replace(self._plan, compile="off")
-        self._backend = torch_backend(off, self._spec, self._device)
 
     def keep_versions_above(self, version: int) -> None:
         """Number the next snapshot above `version`; a learner rolled back must not repeat one."""

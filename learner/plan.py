@@ -59,3 +59,14 @@ class LearnerPlan:
     def has_hard_syncs(self) -> bool:
         """Whether the target network is copied from the online one, every so many updates."""
         return self.target_network and self.target_tau is None
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """In the order of `optimizers.Hyperparameters`; 0 where something is not used."""
+        return (
+            self.learning_rate,
+            self.momentum,
+            self.target_tau or 0.0,
+            self.max_grad_norm or 0.0,
+            self.huber_delta,
+        )

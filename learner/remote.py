@@ -38,7 +38,7 @@ from qfleet.common.types import (
 )
 from qfleet.common.wire import decode_capture, encode_capture, encode_parts
 from qfleet.learner.block_runner import BlockPlanner, run_blocks
-from qfleet.learner.fast.learner_path import PathUpgrade, Progress
+from qfleet.learner.fast.package_builds import PathUpgrade, Progress
 from qfleet.learner.learner import Learner
 from qfleet.learner.plan import REQUESTS_IN_FLIGHT, LearnerPlan
 from qfleet.learner.remote_broadcast import SnapshotBroadcaster

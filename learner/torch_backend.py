@@ -1,7 +1,6 @@
-"""A learner on PyTorch: eager updates, a CUDA graph, or a compiled package called through torch.
+"""A learner on PyTorch: eager updates, or another form of the block with the same arguments.
 
-Chosen by `learner_path.starting_backend`: on a GPU, for custom networks, and where no package is
-in the cache.
+Chosen by `fast/backends.py`; `fast/cuda_graph.py` brings the other form.
 """
 
 from __future__ import annotations
@@ -14,43 +13,33 @@ from qfleet.common.types import Array, EnvironmentSpec, ReplaySample
 from qfleet.learner.backend import Groups, LearnerPath, Measured
 from qfleet.learner.batch_stager import BatchStager
 from qfleet.learner.block_inputs import initial_block_inputs
-from qfleet.learner.fast.package_spec import PackageSpec
-from qfleet.learner.fast.starting_block import load_package, starting_block
-from qfleet.learner.optimizers import OptimizerState
+from qfleet.learner.optimizers import Hyperparameters, OptimizerState
 from qfleet.learner.plan import LearnerPlan
-from qfleet.learner.update import Batches, BlockResult, LearnerState, copy_tensors, run_block
+from qfleet.learner.update import BlockFunction, LearnerState, copy_tensors, eager_block
+
+
+def eager_backend(plan: LearnerPlan, spec: EnvironmentSpec, device: str) -> TorchBackend:
+    """A learner at its start on `device`, without any fast form."""
+    rule, state, hyper = initial_block_inputs(plan, spec, device)
+    return TorchBackend(eager_block(rule), "eager", state, hyper)
 
 
 class TorchBackend:
-    """See `LearnerBackend`.
+    """See `LearnerBackend`."""
 
-    Raises:
-        ConfigError: when `learner.compile` is `required` and there is no fast form.
-    """
-
-    def __init__(self, plan: LearnerPlan, spec: EnvironmentSpec, device: str) -> None:
-        self._device = torch.device(device)
-        self._package = PackageSpec(plan, spec)
-        self._rule, self._state, self._hyper = initial_block_inputs(plan, spec, self._device)
-        self._next = self._state
+    def __init__(
+        self, block: BlockFunction, path: LearnerPath, state: LearnerState, hyper: Hyperparameters
+    ) -> None:
+        self.path = path
+        self._block = block
+        self._state = self._next = state
+        self._hyper = hyper
+        self._device = hyper.learning_rate.device
         self._stager = BatchStager(self._device)
-        self._fast = starting_block(
-            self._package, self._rule, self._state, self._hyper, self._device
-        )
-
-    @property
-    def path(self) -> LearnerPath:
-        """See `LearnerBackend`."""
-        return "eager" if self._fast is None else self._fast.path
-
-    def take_package(self) -> bool:
-        """See `LearnerBackend`."""
-        self._fast = load_package(self._package, self._rule, self._state, self._hyper)
-        return self._fast is not None
 
     def run(self, sample: ReplaySample) -> Measured:
         """See `LearnerBackend`."""
-        result = self._run_block(self._stager.stage(sample))
+        result = self._block(self._state, self._stager.stage(sample), self._hyper)
         self._next = result.state
         return Measured(
             result.td_errors_abs.cpu().numpy().astype(np.float64),
@@ -58,14 +47,6 @@ class TorchBackend:
             result.q_means.cpu().numpy(),
             result.grad_norms.cpu().numpy(),
         )
-
-    def _run_block(self, batches: Batches) -> BlockResult:
-        """On the fast path where there is one and the batches are of the configured size."""
-        if self._fast is not None and self._fast.fits(batches):
-            return self._fast(self._state, batches, self._hyper)
-        # Training forwards update buffers in place: a refused block must not leave its NaN there.
-        state = self._state._replace(buffers=copy_tensors(self._state.buffers))
-        return run_block(self._rule, state, batches, self._hyper)
 
     def accept(self) -> None:
         """See `LearnerBackend`."""

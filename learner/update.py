@@ -1,7 +1,7 @@
 """One update, and a block of K of them, as pure functions of the learner's state.
 
-Called by `learner.py`. Everything that a block reads or writes is an argument or a result, so that
-the very same functions run eagerly today and can be traced into one graph.
+Called by the backends. Everything that a block reads or writes is an argument or a result, so that
+the very same functions run eagerly, are traced into a package and recorded as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qfleet.common.networks import Forward, Tensors
-from qfleet.learner.losses import LOSSES, bootstrap_values, td_errors, td_targets
+from qfleet.common.networks import Forward, InputTransform, Tensors
+from qfleet.learner.losses import Loss
 from qfleet.learner.optimizers import (
     OPTIMIZERS,
     Hyperparameters,
@@ -36,15 +36,31 @@ class LearnerState(NamedTuple):
     optimizer: OptimizerState
 
 
+TRAINED, CHOOSING, VALUING = range(3)
+"""The forwards of one update: online at s, online at s′, target at s′."""
+
+
 class Batches(NamedTuple):
-    """K batches on the learner's device, each tensor `[K, B, …]`; inputs are already scaled."""
+    """K batches on the learner's device, each tensor `[K, B, …]`; one update's are `[B, …]`."""
 
     observations: Tensor
+    """[K, B, *O] as they are stored, of any dtype; `UpdateRule.inputs` makes inputs of them."""
     actions: Tensor
     n_step_returns: Tensor
     bootstrap_discounts: Tensor
     next_observations: Tensor
     is_weights: Tensor
+    noise: Tensor | None = None
+    """float [K, 3, N], standard normal, for a network that takes noise: N numbers for each forward
+    of each update. No network of ours takes any."""
+
+    def tensors(self) -> list[Tensor]:
+        """Those that there are, in order."""
+        return [tensor for tensor in self if tensor is not None]
+
+    def of_update(self, k: int) -> Batches:
+        """The batch of one update."""
+        return Batches(*(tensor[k] for tensor in self.tensors()))
 
 
 class BlockResult(NamedTuple):
@@ -62,24 +78,32 @@ class UpdateRule:
     """What of the configuration decides the computation's shape (not its values)."""
 
     forward: Forward
-    loss: str
+    inputs: InputTransform
+    """From observations as they are stored to what `forward` takes."""
+    loss: Loss
     optimizer: str
     double_q: bool
     target_network: bool
     polyak: bool
     clip: bool
+    max_target_rows: int
+    """Most next observations in one forward of a target that is constant within a block, in whole
+    batches and one batch at least: what bounds the memory of K·B images."""
 
 
 def run_block(
     rule: UpdateRule, state: LearnerState, batches: Batches, hyper: Hyperparameters
 ) -> BlockResult:
-    """K updates one after the other, K being the batches' leading extent."""
+    """K updates one after the other, K being the batches' leading extent.
+
+    BatchNorm's buffers in `state` are updated in place; `eager_block` leaves them alone.
+    """
     errors, losses, q_means, norms = [], [], [], []
-    q_next_targets = _target_values_of_block(rule, state, batches)
+    next_outputs = _target_outputs_of_block(rule, state, batches)
     for k in range(batches.actions.shape[0]):
-        q_next_target = None if q_next_targets is None else q_next_targets[k]
-        batch = Batches(*(column[k] for column in batches))
-        state, error_abs, loss, q_mean, norm = update_once(rule, state, batch, hyper, q_next_target)
+        batch = batches.of_update(k)
+        constant = None if next_outputs is None else next_outputs[k]
+        state, error_abs, loss, q_mean, norm = update_once(rule, state, batch, hyper, constant)
         errors.append(error_abs)
         losses.append(loss)
         q_means.append(q_mean)
@@ -88,17 +112,37 @@ def run_block(
     return BlockResult(state, stack(errors), stack(losses), stack(q_means), stack(norms))
 
 
-def _target_values_of_block(
+def _target_outputs_of_block(
     rule: UpdateRule, state: LearnerState, batches: Batches
 ) -> Tensor | None:
-    """Q_target(s′) `[K, B, A]` in one forward: a hard-synced target is constant within a block."""
-    if not rule.target_network or rule.polyak:
+    """The target network at s′, `[K, B, n_outputs]`, in few forwards; None where it may change.
+
+    A hard-synced target is constant within a block, unless each update has noise of its own.
+    """
+    if not rule.target_network or rule.polyak or batches.noise is not None:
         return None
     k, b = batches.actions.shape
+    n_updates = max(1, rule.max_target_rows // b)
+    parts = []
     with torch.no_grad():
-        flat = batches.next_observations.reshape(k * b, -1)
-        q = rule.forward(state.target_parameters, state.target_buffers, flat, False)
-    return q.reshape(k, b, -1)
+        for first in range(0, k, n_updates):
+            rows = batches.next_observations[first : first + n_updates].flatten(0, 1)
+            parts.append(_outputs(rule, state.target_parameters, state.target_buffers, rows))
+    outputs = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return outputs.reshape(k, b, -1)
+
+
+def _outputs(
+    rule: UpdateRule,
+    parameters: Tensors,
+    buffers: Tensors,
+    observations: Tensor,
+    noise: Tensor | None = None,
+    *,
+    training: bool = False,
+) -> Tensor:
+    """The one place where observations `[B, *O]` as stored become a network's outputs."""
+    return rule.forward(parameters, buffers, rule.inputs(observations), training, noise)
 
 
 def update_once(
@@ -106,19 +150,20 @@ def update_once(
     state: LearnerState,
     batch: Batches,
     hyper: Hyperparameters,
-    q_next_target: Tensor | None = None,
+    next_outputs: Tensor | None = None,
 ) -> tuple[LearnerState, Tensor, Tensor, Tensor, Tensor]:
     """One update on one batch `[B, …]`: (state, |δ| [B], loss, mean Q(s, a), gradient norm).
 
-    The passes over s′ are in eval mode: they must neither use nor shift the batch's statistics.
+    `next_outputs` are the target network's at s′ where they are known already. The passes over s′
+    are in eval mode: they must neither use nor shift the batch's statistics.
     """
     with torch.no_grad():
-        next_values = _next_values(rule, state, batch, q_next_target)
-        targets = td_targets(batch.n_step_returns, batch.bootstrap_discounts, next_values)
+        targets = _targets(rule, state, batch, next_outputs)
     leaves = {name: p.detach().requires_grad_() for name, p in state.parameters.items()}
-    q = rule.forward(leaves, state.buffers, batch.observations, True)
-    error = td_errors(q, batch.actions, targets)
-    loss = (batch.is_weights * LOSSES[rule.loss](error, hyper.huber_delta)).mean()
+    noise = _noise(batch, TRAINED)
+    outputs = _outputs(rule, leaves, state.buffers, batch.observations, noise, training=True)
+    items = rule.loss.items(outputs, batch.actions, targets, hyper)
+    loss = (batch.is_weights * items.losses).mean()
     # A custom network may hold parameters that this forward does not use: their gradient is 0.
     gradients = list(torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True))
     with torch.no_grad():
@@ -128,24 +173,31 @@ def update_once(
         state = state._replace(parameters=dict(zip(leaves, new, strict=True)), optimizer=optimizer)
         if rule.polyak:
             state = polyak(state, hyper.target_tau)
-        error = error.detach()
-        q_mean = (targets - error).mean()
-    return state, error.abs(), loss.detach(), q_mean, norm
+    return state, items.td_errors_abs, loss.detach(), items.q_taken.mean(), norm
 
 
-def _next_values(
-    rule: UpdateRule, state: LearnerState, batch: Batches, q_next_target: Tensor | None
+def _targets(
+    rule: UpdateRule, state: LearnerState, batch: Batches, next_outputs: Tensor | None
 ) -> Tensor:
+    rows, q_next_online = batch.next_observations, None
+
     def online() -> Tensor:
-        return rule.forward(state.parameters, state.buffers, batch.next_observations, False)
+        return _outputs(rule, state.parameters, state.buffers, rows, _noise(batch, CHOOSING))
 
     if not rule.target_network:
-        return bootstrap_values(online(), None)
-    if q_next_target is None:
-        q_next_target = rule.forward(
-            state.target_parameters, state.target_buffers, batch.next_observations, False
-        )
-    return bootstrap_values(q_next_target, online() if rule.double_q else None)
+        next_outputs = online()
+    else:
+        if next_outputs is None:
+            target = state.target_parameters, state.target_buffers
+            next_outputs = _outputs(rule, *target, rows, _noise(batch, VALUING))
+        if rule.double_q:
+            q_next_online = rule.loss.q_values(online())
+    returns, discounts = batch.n_step_returns, batch.bootstrap_discounts
+    return rule.loss.targets(returns, discounts, next_outputs, q_next_online)
+
+
+def _noise(batch: Batches, which: int) -> Tensor | None:
+    return None if batch.noise is None else batch.noise[which]
 
 
 def polyak(state: LearnerState, tau: Tensor) -> LearnerState:
@@ -171,4 +223,14 @@ def copy_tensors(tensors: Tensors) -> Tensors:
 
 
 BlockFunction = Callable[[LearnerState, Batches, Hyperparameters], BlockResult]
-"""A block with its rule bound: eager now, one compiled graph later."""
+"""A block with its rule bound, of any shape; it never writes its inputs."""
+
+
+def eager_block(rule: UpdateRule) -> BlockFunction:
+    """`run_block` that leaves the buffers alone: a refused block must not leave its NaN there."""
+
+    def block(state: LearnerState, batches: Batches, hyper: Hyperparameters) -> BlockResult:
+        own = state._replace(buffers=copy_tensors(state.buffers))
+        return run_block(rule, own, batches, hyper)
+
+    return block

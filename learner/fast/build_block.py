@@ -1,7 +1,7 @@
 """Compiles one learner block into the cache; a process of its own, so that a run goes on eagerly.
 
-Started by `learner_path.BuildProcess`, and by hand or in an image's build through `prebuild`. Runs
-at the lowest priority and ends itself when the process that asked for it is gone.
+Started by `package_builds.BuildProcess`, and by hand or in an image's build through `prebuild`. It
+runs at the lowest priority and ends itself when the process that asked for it is gone.
 
     python -m qfleet.learner.fast.build_block --plan-json JSON --spec-json JSON
 """
@@ -17,21 +17,15 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.numpy import save_file
 
 from qfleet.common.errors import QfleetError
 from qfleet.common.plan_json import plan_from_json
 from qfleet.common.threads import limit_threads
 from qfleet.common.types import EnvironmentSpec
 from qfleet.learner.block_inputs import initial_block_inputs
-from qfleet.learner.fast.compiled import build_package, eager_proof
 from qfleet.learner.fast.package_cache import PackageCache, cache_directory
-from qfleet.learner.fast.package_spec import (
-    PROOF_SUFFIX,
-    PackageError,
-    PackageSpec,
-    missing_compiler,
-)
+from qfleet.learner.fast.package_spec import PackageError, PackageSpec, missing_compiler
+from qfleet.learner.fast.traced_block import build_package
 from qfleet.learner.plan import LearnerPlan
 
 LOWEST_PRIORITY = 19
@@ -56,16 +50,12 @@ def prebuild(plan: LearnerPlan, spec: EnvironmentSpec, dtype: str = "float32") -
         raise PackageError(f"{missing}; install g++ or name a compiler in CXX")
     package = PackageSpec(plan, spec, dtype)
     cast_to = None if dtype == "float32" else getattr(torch, dtype)
-    rule, state, hyper = initial_block_inputs(plan, spec, torch.device("cpu"), cast_to)
+    rule, state, hyper = initial_block_inputs(plan, spec, "cpu", cast_to)
 
     def build(path: Path) -> None:
         # The compiler's intermediate files go with the package's temporary folder.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(path.parent / "inductor")
         build_package(path, package, rule, state, hyper)
-        inputs, results = eager_proof(package, rule, state, hyper)
-        proof = {f"input/{i:04}": array for i, array in enumerate(inputs)}
-        proof.update({f"result/{i:04}": array for i, array in enumerate(results)})
-        save_file(proof, path.with_suffix(PROOF_SUFFIX))
 
     description = package.describe(state.parameters, state.buffers)
     return PackageCache(cache_directory()).get_or_build(description, build)

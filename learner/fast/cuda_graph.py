@@ -1,9 +1,9 @@
 """The K-update block as one CUDA graph: recorded once over tensors that stay where they are.
 
-The learner calls a `StaticBlock` behind `fast_block.FastBlock`; `learner_path.py` has one made at
-the start of a run on a GPU. What is recorded is `flat_block`, the function that the compiled
-package is traced from, so the graph launches the very kernels of the eager form, without Python
-between them. Everything but `capture_graph` itself runs on any device.
+`backends.py` has one made at the start of a run on a GPU; `TorchBackend` calls it as it calls the
+eager form. What is recorded is `flat_block`, the function that the compiled package is traced from,
+so the graph launches the very kernels of the eager form, without Python between them. Everything
+but `capture_graph` itself runs on any device.
 
 Source: PyTorch's notes on CUDA graphs (whole-network capture, constraints).
 """
@@ -12,25 +12,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from qfleet.common.types import EnvironmentSpec
-from qfleet.learner.backend import FLOAT32_TOLERANCE, LearnerPath
-from qfleet.learner.fast.fast_block import distance_from_eager, random_batches
-from qfleet.learner.fast.flat_block import N_MEASURED, StateTaker, flat_block, flat_state
+from qfleet.learner.backend import FLOAT32_TOLERANCE, N_MEASURED
+from qfleet.learner.block_inputs import initial_block_inputs
+from qfleet.learner.fast.flat_block import StateTaker, flat_block, flat_state, random_batches
+from qfleet.learner.fast.package_proof import relative_distance
 from qfleet.learner.optimizers import Hyperparameters
 from qfleet.learner.plan import LearnerPlan
-from qfleet.learner.update import (
-    Batches,
-    BlockResult,
-    LearnerState,
-    UpdateRule,
-    copy_tensors,
-    run_block,
-)
+from qfleet.learner.torch_backend import TorchBackend
+from qfleet.learner.update import Batches, BlockResult, LearnerState, UpdateRule, eager_block
 
 SPREAD_FACTOR = 10.0
 """How many times the distance between two eager calls a replay may be away from one of them."""
@@ -77,14 +71,12 @@ def capture_graph(function: StaticFunction, inputs: Sequence[Tensor]) -> Replay:
 
 
 class StaticBlock:
-    """`FastBlock` over static tensors: copy in, replay, copy out.
+    """`update.BlockFunction` over static tensors: copy in, replay, copy out.
 
     Invariants: neither the caller's tensors nor results handed out earlier are ever written, so a
     block that diverged can be forgotten. One block is one copy in per dtype, one replay, one copy
     out per dtype and one transfer to the host. Owned by one thread.
     """
-
-    path: LearnerPath = "cuda graph"
 
     def __init__(
         self,
@@ -96,10 +88,13 @@ class StaticBlock:
     ) -> None:
         """Record the block for inputs like these; their values do not matter."""
         self._polyak = rule.polyak
-        self._shapes = [tuple(column.shape) for column in batches]
+        self._eager = eager_block(rule)
+        self._layout = _layout(batches)
         block = flat_block(rule, state)
         # Zeros, so that a value that sneaks in while recording shows in the first comparison.
-        self._inputs = [torch.zeros_like(t) for t in (*flat_state(state), *batches, *hyper)]
+        self._inputs = [
+            torch.zeros_like(t) for t in (*flat_state(state), *batches.tensors(), *hyper)
+        ]
 
         def packed(inputs: Sequence[Tensor]) -> list[Tensor]:
             results = block(*inputs)
@@ -110,24 +105,16 @@ class StaticBlock:
 
         self._replay = capture(packed, self._inputs)
 
-    def fits(self, batches: Batches) -> bool:
-        """Whether the graph was recorded for these shapes."""
-        return [tuple(column.shape) for column in batches] == self._shapes
-
     def __call__(
         self, state: LearnerState, batches: Batches, hyper: Hyperparameters
     ) -> BlockResult:
         """See `update.run_block`; the measured tensors are on the host, the state is not.
 
-        Raises:
-            ValueError: when the batches do not fit: a copy into other shapes might broadcast.
+        Batches of another layout than the recording's are computed eagerly.
         """
-        if not self.fits(batches):
-            raise ValueError(
-                f"the block was recorded for batches {self._shapes}, got "
-                f"{[tuple(column.shape) for column in batches]}"
-            )
-        _copy(self._inputs, [*flat_state(state), *batches, *hyper])
+        if _layout(batches) != self._layout:
+            return self._eager(state, batches, hyper)
+        _copy(self._inputs, [*flat_state(state), *batches.tensors(), *hyper])
         *new, measured = self._replay()
         results = [torch.empty_like(tensor) for tensor in new]
         _copy(results, new)
@@ -151,15 +138,33 @@ def _copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
         torch._foreach_copy_(*same_dtype)
 
 
+def _layout(batches: Batches) -> list[tuple[torch.Size, torch.dtype]]:
+    return [(tensor.shape, tensor.dtype) for tensor in batches.tensors()]
+
+
+def graph_backend(
+    plan: LearnerPlan, spec: EnvironmentSpec, device: str, capture: Capture = capture_graph
+) -> TorchBackend:
+    """A learner at its start on `device` whose blocks are one CUDA graph.
+
+    Raises:
+        CaptureError: see `record_block`.
+    """
+    rule, state, hyper = initial_block_inputs(plan, spec, device)
+    noise = random_batches(plan, spec, plan.updates_per_call)
+    batches = Batches(*(tensor.to(device) for tensor in noise.tensors()))
+    block = record_block(rule, state, batches, hyper, capture)
+    return TorchBackend(block, "cuda graph", state, hyper)
+
+
 def record_block(
-    plan: LearnerPlan,
-    environment: EnvironmentSpec,
     rule: UpdateRule,
     state: LearnerState,
+    batches: Batches,
     hyper: Hyperparameters,
     capture: Capture = capture_graph,
 ) -> StaticBlock:
-    """The run's block as a CUDA graph, compared with the eager form on random batches.
+    """The block as a CUDA graph, compared with the eager form on `batches`.
 
     It must be as near as rounding leaves it, or as near as the eager form is to itself: Adam makes
     whole steps of the last bits of a gradient, and some kernels add up in any order.
@@ -167,23 +172,29 @@ def record_block(
     Raises:
         CaptureError: when it cannot be recorded or gives other results, with the cause.
     """
-    noise = random_batches(plan, environment, plan.updates_per_call)
-    # The eager form updates running statistics in place, and these are the run's.
-    own = state._replace(buffers=copy_tensors(state.buffers))
+    eager, inputs = eager_block(rule), (state, batches, hyper)
     try:
-        batches = Batches(*(column.to(hyper.learning_rate.device) for column in noise))
-        block = StaticBlock(rule, state, batches, hyper, capture)
-        distance = distance_from_eager(block, batches, rule, state, hyper)
+        block = StaticBlock(rule, *inputs, capture)
+        expected = eager(*inputs)
+        distance = distance_between(expected, block(*inputs))
         allowed = FLOAT32_TOLERANCE
         if distance > allowed:
-            eager = partial(run_block, rule)
-            allowed = SPREAD_FACTOR * distance_from_eager(eager, batches, rule, own, hyper)
+            allowed = SPREAD_FACTOR * distance_between(expected, eager(*inputs))
     except Exception as error:
         # Whatever a network does that a GPU cannot record, a run can go on without the graph.
         raise CaptureError(_first_cause(error)) from error
     if distance > allowed or not math.isfinite(distance):
         raise CaptureError(f"its replay differs from eager PyTorch by {distance:.1e}")
     return block
+
+
+def distance_between(expected: BlockResult, got: BlockResult) -> float:
+    """Largest relative distance of anything that two calls returned."""
+    arrays = (
+        [tensor.cpu().numpy() for tensor in (*flat_state(result.state), *result[1:])]
+        for result in (expected, got)
+    )
+    return max(relative_distance(a, b) for a, b in zip(*arrays, strict=True))
 
 
 def _first_cause(error: BaseException) -> str:

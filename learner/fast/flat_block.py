@@ -1,22 +1,26 @@
 """The K-update block from a flat list of tensors to another: what is traced and what is captured.
 
 Used by the compiled package and by the CUDA graph, so that both hold `update.run_block` itself.
-Inputs are the state, the batches and the hyperparameters in that order; results are the new state,
-|TD errors| `[K, B]` and the losses, mean Q-values and gradient norms, each `[K]`.
+Inputs are the state, the batches and the hyperparameters in that order; results are the new state
+and what was measured, in the order of `backend.Measured`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from qfleet.common.networks import Tensors
+from qfleet.common.types import EnvironmentSpec
 from qfleet.learner.optimizers import Hyperparameters, OptimizerState
-from qfleet.learner.update import Batches, LearnerState, UpdateRule, copy_tensors, run_block
+from qfleet.learner.plan import LearnerPlan
+from qfleet.learner.update import Batches, LearnerState, UpdateRule, eager_block
 
-N_MEASURED = 4
-"""Results behind the state: TD errors, losses, mean Q-values, gradient norms."""
+_SMALL_INTEGERS = 128
+"""Random ones lie below: fit for every integer dtype."""
 
 
 def flat_state(state: LearnerState) -> list[Tensor]:
@@ -58,18 +62,43 @@ class StateTaker:
 
 def flat_block(rule: UpdateRule, like: LearnerState) -> Callable[..., tuple[Tensor, ...]]:
     """`run_block` from flat tensors to flat tensors; a constant target is not handed back."""
-    n_batches, n_hyper = len(Batches._fields), len(Hyperparameters._fields)
+    n_state, n_hyper = len(flat_state(like)), len(Hyperparameters._fields)
+    run = eager_block(rule)
 
     def block(*flat: Tensor) -> tuple[Tensor, ...]:
-        taker = StateTaker(flat)
-        state = taker.state(like, target=True)
-        batches = Batches(*taker.listed(n_batches))
-        hyper = Hyperparameters(*taker.listed(n_hyper))
-        # The eager form updates running statistics in place: here they are inputs and results.
-        state = state._replace(buffers=copy_tensors(state.buffers))
-        new, *measured = run_block(rule, state, batches, hyper)
+        state = StateTaker(flat[:n_state]).state(like, target=True)
+        batches, hyper = Batches(*flat[n_state:-n_hyper]), Hyperparameters(*flat[-n_hyper:])
+        new, *measured = run(state, batches, hyper)
         if not rule.polyak:
             new = new._replace(target_parameters={}, target_buffers={})
         return (*flat_state(new), *measured)
 
     return block
+
+
+def random_batches(
+    plan: LearnerPlan, environment: EnvironmentSpec, n_updates: int, dtype: str = "float32"
+) -> Batches:
+    """Batches of noise from a fixed seed, for tracing and for comparing; on the CPU.
+
+    Observations are of the dtype that is stored, all other numbers of `dtype`.
+    """
+    rng = torch.Generator().manual_seed(0)
+    extent = (n_updates, plan.batch_size)
+    stored = torch.from_numpy(np.empty(0, environment.observation_dtype)).dtype
+    numbers = getattr(torch, dtype)
+
+    def observations() -> Tensor:
+        shape = (*extent, *environment.observation_shape)
+        if stored.is_floating_point:
+            return torch.randn(shape, generator=rng, dtype=stored)
+        return torch.randint(0, _SMALL_INTEGERS, shape, generator=rng).to(stored)
+
+    return Batches(
+        observations(),
+        torch.randint(0, environment.n_actions, extent, generator=rng),
+        torch.randn(extent, generator=rng, dtype=numbers),
+        torch.full(extent, 0.99, dtype=numbers),
+        observations(),
+        torch.rand(extent, generator=rng, dtype=numbers) + 0.5,
+    )

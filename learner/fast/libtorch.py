@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import sys
 import tempfile
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -27,9 +28,10 @@ Tensor = NewType("Tensor", int)
 """A reference to a tensor, to be released once; several may hold one tensor."""
 
 _REFERENCE_BYTES = ctypes.sizeof(c_void_p)
-_LIBRARY = "libtorch_cpu.so"
+_LIBRARY = "libtorch_cpu.dylib" if sys.platform == "darwin" else "libtorch_cpu.so"
 _SET_NUM_THREADS = "_ZN2at15set_num_threadsEi"
 """`at::set_num_threads(int)`: of OpenMP, and of the matrix products' library."""
+_DTYPES = ["float16", "float32", "float64", "uint8", "int8", "int16", "int32", "int64", "bool"]
 _CPU = 0
 """`aoti_torch_device_type_cpu()`."""
 
@@ -60,10 +62,10 @@ class Libtorch:
             self._dim = library.aoti_torch_get_dim
             self._dtype = library.aoti_torch_get_dtype
             self._set_num_threads = getattr(library, _SET_NUM_THREADS)
-            names = {name: f"aoti_torch_dtype_{name}" for name in ("float32", "float64", "int64")}
-            self._codes = {np.dtype(name): getattr(library, code)() for name, code in names.items()}
+            codes = {name: getattr(library, f"aoti_torch_dtype_{name}")() for name in _DTYPES}
         except (OSError, AttributeError) as error:
             raise PackageError(f"{_LIBRARY} cannot be used alone: {error}") from error
+        self._codes = {np.dtype(name): code for name, code in codes.items()}
         self._dtypes = {code: dtype for dtype, code in self._codes.items()}
         self._from_blob.argtypes = [
             *(c_void_p, c_int64, c_void_p, c_void_p, c_int64),
@@ -82,9 +84,15 @@ class Libtorch:
         self._set_num_threads(n_threads)
 
     def view(self, array: Array) -> Tensor:
-        """A tensor in `array`'s memory, which must outlive it; `array` is C-contiguous."""
+        """A tensor in `array`'s memory, which must outlive it; `array` is C-contiguous.
+
+        Raises:
+            PackageError: when it is of a dtype that the library does not know.
+        """
         if not array.flags.c_contiguous:
             raise ValueError("the array must be C-contiguous")
+        if array.dtype not in self._codes:
+            raise PackageError(f"PyTorch's library is not given arrays of {array.dtype}")
         shape = (c_int64 * array.ndim)(*array.shape)
         strides = (c_int64 * array.ndim)(*(n // array.itemsize for n in array.strides))
         found = c_void_p()
@@ -97,7 +105,7 @@ class Libtorch:
         return _tensor(found)
 
     def copy(self, array: Array) -> Tensor:
-        """A tensor with memory of its own."""
+        """A tensor with memory of its own; raises as `view`."""
         contiguous = np.asarray(array, order="C")
         view, found = self.view(contiguous), c_void_p()
         _check(self._clone(view, byref(found)))

@@ -24,7 +24,6 @@ from qfleet.learner.fast.package_spec import PROOF_SUFFIX
 
 LOCK_TIMEOUT_S = 900.0
 """How long one process waits for another that compiles the same package."""
-_LOCK_POLL_S = 0.2
 _PACKAGE_SUFFIX = ".pt2"
 
 
@@ -41,7 +40,7 @@ def package_key(description: Mapping[str, Any]) -> str:
 
 
 class PackageCache:
-    """A directory of `<key>.pt2`, mostly with a `<key>.proof`, beside `<key>.json`.
+    """A directory of `<key>.pt2` and `<key>.proof` beside `<key>.json`.
 
     Invariants: the JSON file is written last and holds the others' digests, so a package that was
     not written to its end, or has changed since, is not found; nothing is ever written in place.
@@ -55,9 +54,7 @@ class PackageCache:
         package = self._package(key)
         try:
             digests = json.loads(self._entry(key).read_text())["sha256"]
-            is_whole = _PACKAGE_SUFFIX in digests and all(
-                _sha256(package.with_suffix(suffix)) == digest for suffix, digest in digests.items()
-            )
+            is_whole = all(digests[path.suffix] == _sha256(path) for path in _with_proof(package))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         return package if is_whole else None
@@ -90,7 +87,7 @@ class PackageCache:
     ) -> Path:
         """The package, built by `build(path)` unless it is there; one process builds at a time.
 
-        `build` may leave a proof beside it, under the same name with `PROOF_SUFFIX`.
+        `build` leaves the proof beside it, under the same name with `PROOF_SUFFIX`.
 
         Raises:
             OSError: when the directory cannot be written.
@@ -108,7 +105,7 @@ class PackageCache:
                 built = Path(folder) / f"package{_PACKAGE_SUFFIX}"
                 started_s = time.perf_counter()
                 build(built)
-                files = [path for path in _with_proof(built) if path.exists()]
+                files = _with_proof(built)
                 entry = {
                     "sha256": {path.suffix: _sha256(path) for path in files},
                     "bytes": built.stat().st_size,
@@ -144,22 +141,16 @@ class PackageCache:
     @contextmanager
     def _lock(self, key: str, timeout_s: float) -> Iterator[None]:
         """Held by one process; the system releases it when that process ends, however it ends."""
-        import fcntl  # absent on Windows, where nothing is compiled but all else works
+        import filelock  # imports asyncio, which a run that only looks a package up need not
 
         path = self.directory / f"{key}.lock"
-        deadline_s = time.monotonic() + timeout_s
-        with path.open("w") as file:
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError as error:
-                    if time.monotonic() > deadline_s:
-                        raise WaitTimeoutError(
-                            f"waited {timeout_s:.0f} s for another process that compiles {path}"
-                        ) from error
-                    time.sleep(_LOCK_POLL_S)
-            yield
+        try:
+            with filelock.FileLock(path, timeout=timeout_s):
+                yield
+        except filelock.Timeout as error:
+            raise WaitTimeoutError(
+                f"waited {timeout_s:.0f} s for another process that compiles {path}"
+            ) from error
 
 
 def _with_proof(package: Path) -> tuple[Path, Path]:

@@ -16,18 +16,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import qfleet.common
 from qfleet.common.types import EnvironmentSpec
 from qfleet.learner.plan import LearnerPlan
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised when inputs, outputs or proof of a package change."""
 MAX_UPDATES_PER_CALL = 16
 """Updates unrolled into one package; more cost compile time and gain nothing (measured)."""
 PROOF_SUFFIX = ".proof"
 """Of the file beside a package with inputs and what the eager form makes of them."""
 
-_SOURCES = ("update.py", "losses.py", "optimizers.py", "fast/flat_block.py", "fast/compiled.py")
+_SOURCES = (
+    *("block_inputs.py", "update.py", "losses.py", "optimizers.py"),
+    *("fast/flat_block.py", "fast/traced_block.py"),
+)
 
 
 class PackageError(Exception):
@@ -48,6 +53,11 @@ class PackageSpec:
         block = self.plan.updates_per_call
         return next(k for k in range(MAX_UPDATES_PER_CALL, 0, -1) if block % k == 0)
 
+    @property
+    def observation_dtype(self) -> np.dtype:
+        """Of what is stored."""
+        return np.dtype(self.environment.observation_dtype)
+
     def describe(self, parameters: Mapping[str, Any], buffers: Mapping[str, Any]) -> dict[str, Any]:
         """Everything that the machine code depends on, able to be written as JSON.
 
@@ -65,7 +75,7 @@ class PackageSpec:
                 for name, t in {**parameters, **buffers}.items()
             },
             "n_trained": len(parameters),
-            "n_inputs": self.environment.n_inputs,
+            "observation": [str(self.observation_dtype), *self.environment.observation_shape],
             "n_actions": self.environment.n_actions,
             "n_updates": self.n_updates,
             "batch_size": plan.batch_size,

@@ -11,6 +11,7 @@ from qfleet.common.errors import CheckpointError, ConfigError
 from qfleet.common.networks import (
     Mlp,
     build_network,
+    flat_inputs,
     forward_function,
     load_arrays,
     load_factory,
@@ -188,6 +189,24 @@ def test_factory_forward_that_scales_in_place_leaves_the_observations():
     forward_function(network)(dict(network.named_parameters()), {}, x, True)
 
     assert (x == 255.0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8, torch.bool])
+@pytest.mark.parametrize("shape", [(), (4,), (2, 3, 4)])
+def test_flat_inputs_are_rows_of_floats(dtype, shape):
+    stored = torch.randint(2, (5, *shape)).to(dtype)
+    inputs = flat_inputs(stored)
+    assert inputs.dtype == torch.float32
+    assert inputs.tolist() == stored.reshape(5, -1).tolist()
+    assert flat_inputs(stored, torch.float64).dtype == torch.float64
+
+
+@pytest.mark.parametrize("factory", [None, "networks_under_test:course"])
+def test_build_network_has_one_output_per_action_unless_told_otherwise(factories, factory):
+    config = NetworkConfig(factory=factory, kwargs={"width": 5} if factory else {})
+    x = torch.randn(3, 4)
+    assert build_network(config, SPEC, 1).eval()(x).shape == (3, SPEC.n_actions)
+    assert build_network(config, SPEC, 1, 7).eval()(x).shape == (3, 7)
 
 
 @pytest.mark.parametrize("factory", [None, "networks_under_test:course"])

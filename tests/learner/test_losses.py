@@ -5,8 +5,10 @@ from torch.nn import functional
 
 from qfleet.common import td
 from qfleet.learner import losses
+from qfleet.learner.optimizers import Hyperparameters
 
 ONE = torch.tensor(1.0)
+HYPER = Hyperparameters(ONE, ONE, ONE, ONE, ONE)
 DELTAS = torch.tensor([-3.0, -1.0, -0.25, 0.0, 0.5, 1.0, 2.5])
 
 
@@ -55,8 +57,10 @@ def test_td_errors_equal_the_actors_numpy_twin(double_q):
     returns, discounts = torch.rand(2, 40, generator=generator)
     actions = torch.randint(4, (40,), generator=generator)
 
-    values = losses.bootstrap_values(target, online if double_q else None)
-    errors = losses.td_errors(q, actions, losses.td_targets(returns, discounts, values))
+    loss = losses.LOSSES["mse"]
+    targets = loss.targets(returns, discounts, target, online if double_q else None)
+    errors = losses.td_errors(q, actions, targets)
+    assert torch.equal(loss.items(q, actions, targets, HYPER).td_errors_abs, errors.abs())
 
     arrays = [tensor.numpy() for tensor in (q, actions, returns, discounts, target)]
     expected = td.td_errors(*arrays, online.numpy() if double_q else None)
@@ -95,15 +99,29 @@ def test_losses_equal_torch():
         ("huber", 0.5, DELTAS.clamp(-0.5, 0.5)),
     ],
 )
-def test_loss_gradient_is_2_delta_for_mse_and_clipped_delta_for_huber(loss, delta, expected):
-    errors = DELTAS.clone().requires_grad_()
+def test_items_gradient_is_2_delta_for_mse_and_clipped_delta_for_huber(loss, delta, expected):
+    outputs = torch.zeros(7, 2, requires_grad=True)
+    actions = torch.tensor([0, 1, 0, 1, 0, 1, 0])
+    hyper = Hyperparameters(*(torch.tensor(v) for v in (0.1, 0.9, 0.0, 0.0, delta)))
 
-    losses.LOSSES[loss](errors, torch.tensor(delta)).sum().backward()
+    items = losses.LOSSES[loss].items(outputs, actions, DELTAS, hyper)
+    items.losses.sum().backward()
 
-    torch.testing.assert_close(errors.grad, expected)
+    taken = outputs.grad.gather(1, actions.unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(taken, -expected)
+    assert outputs.grad.count_nonzero() == DELTAS.count_nonzero()
+    assert items.td_errors_abs.tolist() == DELTAS.abs().tolist()
+    assert not items.td_errors_abs.requires_grad
 
 
-def test_losses_keep_the_batch_shape():
-    for loss in losses.LOSSES.values():
-        assert loss(torch.zeros(5), ONE).shape == (5,)
-        assert loss(torch.zeros(1), ONE).shape == (1,)
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_scalar_loss_has_one_q_value_per_action_and_keeps_the_batch_shape(name):
+    loss, outputs = losses.LOSSES[name], torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+
+    items = loss.items(outputs, torch.tensor([2, 0]), torch.tensor([3.5, 4.0]), HYPER)
+
+    assert loss.n_outputs(3) == 3
+    assert torch.equal(loss.q_values(outputs), outputs)
+    assert items.q_taken.tolist() == [3.0, 4.0]
+    assert items.td_errors_abs.tolist() == [0.5, 0.0]
+    assert items.losses.shape == (2,)

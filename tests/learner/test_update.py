@@ -1,13 +1,17 @@
+import dataclasses
+
 import pytest
 import torch
 
-from qfleet.common.networks import Mlp, forward_function
+from qfleet.common.networks import Mlp, flat_inputs, forward_function
+from qfleet.learner.losses import LOSSES, ItemLosses, td_errors, td_targets
 from qfleet.learner.optimizers import Hyperparameters, initial_state
 from qfleet.learner.update import (
     Batches,
     LearnerState,
     UpdateRule,
     copy_tensors,
+    eager_block,
     polyak,
     run_block,
     update_once,
@@ -24,15 +28,17 @@ def rule_and_state(
     torch.manual_seed(4)
     network, target = Mlp(4, 2, (16, 8), normalization), Mlp(4, 2, (16, 8), normalization)
     fields = {
-        "loss": "huber",
+        "inputs": flat_inputs,
+        "loss": LOSSES["huber"],
         "optimizer": "sgd",
         "double_q": True,
         "target_network": True,
         "polyak": False,
         "clip": False,
+        "max_target_rows": 1_000,
         **changes,
     }
-    rule = UpdateRule(forward=forward_function(network), **fields)
+    rule = UpdateRule(**{"forward": forward_function(network), **fields})
     parameters, buffers = dict(network.named_parameters()), dict(network.named_buffers())
     state = LearnerState(
         copy_tensors(parameters),
@@ -56,10 +62,6 @@ def batches(k: int = 3, b: int = 8) -> Batches:
     )
 
 
-def one(block: Batches, k: int) -> Batches:
-    return Batches(*(column[k] for column in block))
-
-
 @pytest.mark.parametrize("is_polyak", [False, True])
 @pytest.mark.parametrize("target_network", [False, True])
 def test_run_block_equals_its_updates_one_by_one(is_polyak, target_network):
@@ -69,7 +71,7 @@ def test_run_block_equals_its_updates_one_by_one(is_polyak, target_network):
     result = run_block(rule, state._replace(buffers=copy_tensors(state.buffers)), block, HYPER)
 
     for k in range(3):
-        state, errors, loss, q_mean, norm = update_once(rule, state, one(block, k), HYPER)
+        state, errors, loss, q_mean, norm = update_once(rule, state, block.of_update(k), HYPER)
         torch.testing.assert_close(result.td_errors_abs[k], errors)
         torch.testing.assert_close(result.losses[k], loss)
         torch.testing.assert_close(result.q_means[k], q_mean)
@@ -79,17 +81,153 @@ def test_run_block_equals_its_updates_one_by_one(is_polyak, target_network):
         torch.testing.assert_close(mine, other)
 
 
+@pytest.mark.parametrize(
+    ("max_rows", "expected"),
+    [(24, [24]), (1_000, [24]), (23, [16, 8]), (16, [16, 8]), (8, [8, 8, 8]), (1, [8, 8, 8])],
+)
+def test_run_block_constant_target_takes_no_more_rows_at_once_than_the_rule_allows(
+    max_rows, expected
+):
+    rule, state = rule_and_state(double_q=False, max_target_rows=max_rows)
+    rows = []
+
+    def forward(parameters, buffers, inputs, training, noise=None):
+        if not training:
+            rows.append(len(inputs))
+        return rule.forward(parameters, buffers, inputs, training, noise)
+
+    counting = dataclasses.replace(rule, forward=forward)
+    got = eager_block(counting)(state, batches(), HYPER)
+
+    assert rows == expected
+    whole = eager_block(dataclasses.replace(rule, max_target_rows=24))(state, batches(), HYPER)
+    torch.testing.assert_close(got.td_errors_abs, whole.td_errors_abs)
+
+
+@pytest.mark.parametrize("target_network", [False, True])
+def test_run_block_observations_reach_the_network_through_the_rules_inputs_alone(target_network):
+    """Bytes of pixels of any shape, scaled where the rule says so, train as scaled floats do."""
+
+    def scaled(observations):
+        return observations.flatten(1) / 255.0
+
+    generator = torch.Generator().manual_seed(2)
+    pixels = torch.randint(256, (2, 3, 8, 2, 2), generator=generator, dtype=torch.uint8)
+    stored = batches()._replace(observations=pixels[0], next_observations=pixels[1])
+    floats = batches()._replace(
+        observations=pixels[0].flatten(2) / 255.0, next_observations=pixels[1].flatten(2) / 255.0
+    )
+    rule, state = rule_and_state(target_network=target_network)
+
+    got = eager_block(dataclasses.replace(rule, inputs=scaled))(state, stored, HYPER)
+    expected = eager_block(rule)(state, floats, HYPER)
+
+    torch.testing.assert_close(got.state[:4], expected.state[:4], rtol=0, atol=0)
+    torch.testing.assert_close(got[1:], expected[1:], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("is_polyak", [False, True])
+def test_run_block_noise_reaches_each_forward_of_each_update(is_polyak):
+    rule, state = rule_and_state(polyak=is_polyak)
+    noise = torch.arange(9.0).reshape(3, 3, 1)  # [K, forward, N]
+    seen = []
+
+    def noisy(parameters, buffers, inputs, training, noise=None):
+        seen.append(("online" if parameters is not target else "target", training, noise.item()))
+        return rule.forward(parameters, buffers, inputs, training) + noise * inputs[:, :1]
+
+    target = state.target_parameters
+    rule_with_noise = dataclasses.replace(rule, forward=noisy)
+    result = eager_block(rule_with_noise)(state, batches()._replace(noise=noise), HYPER)
+
+    if not is_polyak:
+        assert seen == [
+            call
+            for k in range(3)
+            for call in (
+                ("target", False, 3 * k + 2.0),
+                ("online", False, 3 * k + 1.0),
+                ("online", True, 3 * k + 0.0),
+            )
+        ]
+    assert len(seen) == 9
+    state = state._replace(buffers=copy_tensors(state.buffers))
+    for k in range(3):
+        target = state.target_parameters
+        batch = batches().of_update(k)._replace(noise=noise[k])
+        state, errors, *_ = update_once(rule_with_noise, state, batch, HYPER)
+        torch.testing.assert_close(result.td_errors_abs[k], errors, rtol=0, atol=0)
+    quiet = eager_block(rule)(rule_and_state(polyak=is_polyak)[1], batches(), HYPER)
+    assert not torch.allclose(quiet.td_errors_abs, result.td_errors_abs)
+
+
+def test_forward_that_takes_no_noise_refuses_it():
+    rule, state = rule_and_state()
+    with pytest.raises(TypeError, match=r"takes no noise, got \[5\]"):
+        run_block(rule, state, batches()._replace(noise=torch.zeros(3, 3, 5)), HYPER)
+
+
+class TwoOutputsPerAction:
+    """A Q-value is the sum of two outputs, and the priority is twice the error plus one."""
+
+    def n_outputs(self, n_actions):
+        return 2 * n_actions
+
+    def q_values(self, outputs):
+        return outputs.reshape(len(outputs), -1, 2).sum(dim=-1)
+
+    def targets(self, n_step_returns, bootstrap_discounts, next_outputs, q_next_online):
+        q_next = self.q_values(next_outputs)
+        assert q_next.shape == q_next_online.shape == (8, 2)
+        best = q_next_online.argmax(dim=-1, keepdim=True)
+        values = q_next.gather(-1, best).squeeze(-1)
+        return td_targets(n_step_returns, bootstrap_discounts, values)
+
+    def items(self, outputs, actions, targets, hyper):
+        error = td_errors(self.q_values(outputs), actions, targets)
+        return ItemLosses(error * error, 2.0 * error.detach().abs() + 1.0, error.detach())
+
+
+def test_run_block_head_q_values_and_priority_are_the_losses_own():
+    """The last layer is one output per action, written as two halves of it."""
+    rule, state = rule_and_state(loss=LOSSES["mse"], optimizer="sgd", normalization="none")
+    halves = dataclasses.replace(rule, loss=TwoOutputsPerAction())
+
+    def split(tensors):
+        return {
+            n: (t / 2).repeat_interleave(2, 0) if n[0] == "4" else t for n, t in tensors.items()
+        }
+
+    twice = state._replace(
+        parameters=split(state.parameters),
+        target_parameters=split(state.target_parameters),
+        optimizer=initial_state("sgd", list(split(state.parameters).values())),
+    )
+    batch = batches().of_update(0)
+
+    expected, error, loss, *_ = update_once(rule, state, batch, HYPER)
+    got, priority, other_loss, *_ = update_once(halves, twice, batch, HYPER)
+
+    torch.testing.assert_close(priority, 2.0 * error + 1.0)
+    torch.testing.assert_close(other_loss, loss)
+    assert got.parameters["4.weight"].shape == (4, 8)
+    # Each half has the gradient of the whole, so both together take two of its steps.
+    whole = got.parameters["4.weight"].reshape(2, 2, 8).sum(1)
+    old = state.parameters["4.weight"]
+    torch.testing.assert_close(whole - old, 2.0 * (expected.parameters["4.weight"] - old))
+
+
 def test_update_once_leaves_every_argument_alone_but_the_batch_norm_buffers():
     rule, state = rule_and_state(polyak=True)
-    block = one(batches(), 0)
+    block = batches().of_update(0)
     before = [copy_tensors(group) for group in state[:4]]
-    batch_before = [column.clone() for column in block]
+    batch_before = [column.clone() for column in block.tensors()]
 
     new, *_ = update_once(rule, state, block, HYPER)
 
     for index in (0, 2, 3):
         torch.testing.assert_close(state[index], before[index], rtol=0, atol=0)
-    torch.testing.assert_close(list(block), batch_before, rtol=0, atol=0)
+    torch.testing.assert_close(block.tensors(), batch_before, rtol=0, atol=0)
     assert state.optimizer.step.item() == 0
     assert not any(v.any() for v in state.optimizer.first)
     assert new.buffers is state.buffers
@@ -100,7 +238,7 @@ def test_update_once_next_observations_never_reach_the_running_statistics():
     statistics = []
     for shift in (0.0, 100.0):
         rule, state = rule_and_state(target_network=False)
-        block = one(batches(), 0)
+        block = batches().of_update(0)
         block = block._replace(next_observations=block.next_observations + shift)
         statistics.append(update_once(rule, state, block, HYPER)[0].buffers)
 
@@ -109,7 +247,7 @@ def test_update_once_next_observations_never_reach_the_running_statistics():
 
 def test_update_once_reports_mean_q_of_the_taken_actions():
     rule, state = rule_and_state(normalization="none")
-    block = one(batches(), 0)
+    block = batches().of_update(0)
     q = rule.forward(state.parameters, state.buffers, block.observations, False)
     taken = q[torch.arange(8), block.actions]
 
@@ -119,7 +257,7 @@ def test_update_once_reports_mean_q_of_the_taken_actions():
 
 
 def test_update_once_reported_norm_is_that_before_clipping():
-    block = one(batches(), 0)
+    block = batches().of_update(0)
     norms = []
     for clip in (False, True):
         rule, state = rule_and_state(clip=clip)
@@ -138,7 +276,7 @@ def test_update_once_row_of_weight_zero_has_no_gradient():
     results = []
     for n_step_return in (0.0, 50.0):
         rule, state = rule_and_state(normalization="none")
-        block = one(batches(), 0)
+        block = batches().of_update(0)
         block.is_weights[3] = 0.0
         block.n_step_returns[3] = n_step_return
         results.append(update_once(rule, state, block, HYPER))
@@ -149,7 +287,7 @@ def test_update_once_row_of_weight_zero_has_no_gradient():
 
 def test_update_once_weights_scale_each_rows_share_of_the_gradient():
     rule, state = rule_and_state(normalization="none")
-    block = one(batches(), 0)
+    block = batches().of_update(0)
     gradients = []
     for row in range(8):
         weights = torch.zeros(8)

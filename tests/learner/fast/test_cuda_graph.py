@@ -20,10 +20,10 @@ from qfleet.common.errors import ConfigError, NonFiniteError
 from qfleet.common.types import EnvironmentSpec, ReplaySample
 from qfleet.fleets.local_fleet import LocalFleet
 from qfleet.learner import torch_backend
-from qfleet.learner.backend import FLOAT32_TOLERANCE
+from qfleet.learner.backend import FLOAT32_TOLERANCE, LearnerBackend
 from qfleet.learner.block_inputs import initial_block_inputs
-from qfleet.learner.fast import notices
-from qfleet.learner.fast import starting_block as block_start
+from qfleet.learner.fast import cuda_graph, notices
+from qfleet.learner.fast.backends import starting_backend
 from qfleet.learner.fast.cuda_graph import (
     Capture,
     CaptureError,
@@ -31,16 +31,23 @@ from qfleet.learner.fast.cuda_graph import (
     StaticBlock,
     StaticFunction,
     capture_graph,
+    distance_between,
+    graph_backend,
     record_block,
 )
-from qfleet.learner.fast.fast_block import distance_from_eager
 from qfleet.learner.fast.flat_block import flat_block, flat_state
-from qfleet.learner.fast.package_spec import PackageSpec
-from qfleet.learner.fast.starting_block import starting_block
 from qfleet.learner.learner import Learner
 from qfleet.learner.optimizers import Hyperparameters
 from qfleet.learner.plan import LearnerPlan
-from qfleet.learner.update import Batches, LearnerState, UpdateRule, copy_tensors, run_block
+from qfleet.learner.torch_backend import eager_backend
+from qfleet.learner.update import (
+    Batches,
+    LearnerState,
+    UpdateRule,
+    copy_tensors,
+    eager_block,
+    run_block,
+)
 from qfleet.settings.config import Config
 from qfleet.settings.config_auto import resolve_config
 from qfleet.settings.config_loading import load_config
@@ -49,7 +56,6 @@ from qfleet.settings.plans import run_plans
 torch.set_num_threads(1)  # these networks are too small for more
 
 SPEC = EnvironmentSpec("CartPole-v1", (4,), "<f4", 2, 475.0, 500)
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 K, B = 4, 8
 N_BLOCKS = 50
 """Of K updates: 200 updates."""
@@ -121,9 +127,7 @@ class Inputs(NamedTuple):
     hyper: Hyperparameters
 
 
-def inputs_of(
-    plan: LearnerPlan, dtype: torch.dtype | None = None, device: torch.device = CPU
-) -> Inputs:
+def inputs_of(plan: LearnerPlan, dtype: torch.dtype | None = None, device: str = "cpu") -> Inputs:
     return Inputs(*initial_block_inputs(plan, SPEC, device, dtype))
 
 
@@ -132,7 +136,7 @@ def batches_of(
     dtype: torch.dtype = torch.float32,
     *,
     prioritized: bool = True,
-    device: torch.device = CPU,
+    device: str = "cpu",
     k: int = K,
 ) -> Batches:
     """Targets that a network can learn; importance weights of 1 unless prioritized."""
@@ -243,11 +247,11 @@ def test_static_block_writes_neither_inputs_nor_earlier_results() -> None:
     rule, state, hyper = inputs_of(small_plan(target_tau=0.1))
     batches = batches_of(1)
     block = StaticBlock(rule, state, batches, hyper, traced)
-    kept_inputs = [tensor.clone() for tensor in (*flat_state(state), *batches, *hyper)]
+    kept_inputs = [tensor.clone() for tensor in (*flat_state(state), *batches.tensors(), *hyper)]
     first = block(state, batches, hyper)
     kept_results = [tensor.clone() for tensor in (*flat_state(first.state), *first[1:])]
     second = block(first.state, batches_of(2), hyper)
-    assert_equal(kept_inputs, [*flat_state(state), *batches, *hyper], 0.0)
+    assert_equal(kept_inputs, [*flat_state(state), *batches.tensors(), *hyper], 0.0)
     assert_equal(kept_results, [*flat_state(first.state), *first[1:]], 0.0)
     assert not torch.equal(second.td_errors_abs, first.td_errors_abs)
     assert second.td_errors_abs.shape == (K, B)
@@ -261,17 +265,21 @@ def test_static_block_hands_a_constant_target_through() -> None:
     assert result.state.target_buffers is state.target_buffers
 
 
-def test_static_block_of_another_shape_is_refused() -> None:
+@pytest.mark.parametrize(
+    "other",
+    [
+        batches_of(0, k=3),
+        batches_of(0)._replace(is_weights=torch.ones(K, 1)),  # a copy would broadcast it
+        batches_of(0)._replace(observations=torch.ones(K, B, 4, dtype=torch.int16)),
+        batches_of(0)._replace(observations=batches_of(0).observations.reshape(K, B, 2, 2)),
+    ],
+    ids=["updates", "weights", "dtype", "shape"],
+)
+def test_static_block_computes_batches_of_another_layout_eagerly(other: Batches) -> None:
     rule, state, hyper = inputs_of(small_plan())
-    block = StaticBlock(rule, state, batches_of(0), hyper, unrecorded)
-    batches = batches_of(0)
-    # One weight for all would be broadcast by a copy.
-    narrow = batches._replace(is_weights=torch.ones(1))
-    assert block.fits(batches)
-    for other in (batches_of(0, k=3), narrow):
-        assert not block.fits(other)
-        with pytest.raises(ValueError, match=r"recorded for batches \[\(4, 8, 4\)"):
-            block(state, other, hyper)
+    block = StaticBlock(rule, state, batches_of(0), hyper, stale)
+    expected = eager_block(rule)(state, other, hyper)
+    assert_equal(flat_state(expected.state), flat_state(block(state, other, hyper).state), 0.0)
 
 
 # No operation of the block may wait for the GPU or bring a value from the host.
@@ -295,7 +303,7 @@ class _Operations(TorchDispatchMode):
 def operations(plan: LearnerPlan) -> _Operations:
     """Of one block whose tensors are on a device without values, so that none can be read."""
     rule, state, hyper = inputs_of(plan)
-    flat = [t.to("meta") for t in (*flat_state(state), *batches_of(0), *hyper)]
+    flat = [t.to("meta") for t in (*flat_state(state), *batches_of(0).tensors(), *hyper)]
     with _Operations() as found:
         flat_block(rule, state)(*flat)
     return found
@@ -326,19 +334,18 @@ def test_gradients_lie_as_their_parameters_do() -> None:
 # The proof before use, and what a run does when it fails.
 
 
-def test_record_block_equal_to_eager_is_used() -> None:
-    inputs = inputs_of(small_plan())
-    block = record_block(small_plan(), SPEC, *inputs, capture=traced)
-    assert block.path == "cuda graph"
-    assert block.fits(batches_of(0))
+def recorded(plan: LearnerPlan, capture: Capture) -> StaticBlock:
+    rule, state, hyper = inputs_of(plan)
+    return record_block(rule, state, batches_of(0), hyper, capture)
 
 
 def test_record_block_network_without_two_equal_calls_may_differ_as_much() -> None:
     plan = small_plan(factory="RandomNetwork")
     rule, state, hyper = inputs_of(plan)
     block = StaticBlock(rule, state, batches_of(0), hyper, traced)
-    assert distance_from_eager(block, batches_of(1), rule, state, hyper) > FLOAT32_TOLERANCE
-    assert record_block(plan, SPEC, rule, state, hyper, traced).fits(batches_of(0))
+    results = [form(state, batches_of(1), hyper) for form in (eager_block(rule), block)]
+    assert distance_between(*results) > FLOAT32_TOLERANCE
+    assert isinstance(recorded(plan, traced), StaticBlock)
 
 
 @pytest.mark.parametrize(
@@ -350,7 +357,7 @@ def test_record_block_network_without_two_equal_calls_may_differ_as_much() -> No
 )
 def test_record_block_failure_names_the_first_cause(capture: Capture, cause: str) -> None:
     with pytest.raises(CaptureError, match=cause):
-        record_block(small_plan(), SPEC, *inputs_of(small_plan()), capture=capture)
+        recorded(small_plan(), capture)
 
 
 def test_record_block_error_whose_context_is_hidden_is_named_itself() -> None:
@@ -361,70 +368,71 @@ def test_record_block_error_whose_context_is_hidden_is_named_itself() -> None:
             raise RuntimeError("outer") from None
 
     with pytest.raises(CaptureError, match=r"^RuntimeError: outer$"):
-        record_block(small_plan(), SPEC, *inputs_of(small_plan()), capture=hidden)
+        recorded(small_plan(), hidden)
 
 
 def test_record_block_network_that_reads_a_value_is_refused() -> None:
-    plan = small_plan(factory="SyncingNetwork")
     with pytest.raises(CaptureError, match=r"trying to get value out of a tracing tensor"):
-        record_block(plan, SPEC, *inputs_of(plan), capture=traced)
-
-
-def start(plan: LearnerPlan, device: torch.device) -> Any:
-    """`starting_block` with tensors of this machine's CPU, whatever the device is called."""
-    spec = PackageSpec(plan, SPEC)
-    return starting_block(spec, *inputs_of(plan), device)
+        recorded(small_plan(factory="SyncingNetwork"), traced)
 
 
 @pytest.fixture
-def recorded_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[Capture], None]:
-    """Have blocks recorded by another function; nothing has been said yet."""
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Capture], None]:
+    """Take this machine's CPU for the GPU, with another recording; nothing has been said yet."""
     monkeypatch.setattr(notices, "_said", set())
 
-    def use(capture: Capture) -> None:
-        monkeypatch.setattr(block_start, "record_block", partial(record_block, capture=capture))
+    def record_with(capture: Capture) -> None:
+        def graph(plan: LearnerPlan, spec: EnvironmentSpec, device: str) -> LearnerBackend:
+            assert device == "cuda"
+            return graph_backend(plan, spec, "cpu", capture)
 
-    return use
+        monkeypatch.setattr(cuda_graph, "graph_backend", graph)
+        monkeypatch.setattr(
+            torch_backend, "eager_backend", lambda plan, spec, _: eager_backend(plan, spec, "cpu")
+        )
+
+    return record_with
 
 
-def test_starting_block_on_a_gpu_is_the_graph_unless_off(
-    recorded_by: Callable[[Capture], None], capsys: pytest.CaptureFixture[str]
+def test_starting_backend_on_a_gpu_is_the_graph_unless_off(
+    gpu: Callable[[Capture], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recorded_by(traced)
-    for mode in ("auto", "required"):
-        assert start(small_plan(compile=mode), CUDA).path == "cuda graph"
-    assert start(small_plan(compile="off"), CUDA) is None
-    assert start(small_plan(compile="auto"), CPU) is None
+    gpu(traced)
+    paths = {
+        mode: starting_backend(small_plan(compile=mode), SPEC, "cuda").path
+        for mode in ("auto", "required", "off")
+    }
+    assert paths == {"auto": "cuda graph", "required": "cuda graph", "off": "eager"}
     assert capsys.readouterr().err == ""
 
 
-def test_starting_block_failed_capture_is_said_once_under_auto(
-    recorded_by: Callable[[Capture], None], capsys: pytest.CaptureFixture[str]
+def test_starting_backend_failed_capture_is_said_once_under_auto(
+    gpu: Callable[[Capture], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recorded_by(refused)
-    assert start(small_plan(), CUDA) is None
-    assert start(small_plan(), CUDA) is None
+    gpu(refused)
+    for _ in range(2):
+        assert starting_backend(small_plan(), SPEC, "cuda").path == "eager"
     assert capsys.readouterr().err == (
         "qfleet: the learner stays eager PyTorch: no CUDA graph: RuntimeError: CUDA error: "
         "operation not permitted when stream is capturing\n"
     )
 
 
-def test_starting_block_failed_capture_under_required_names_the_remedy(
-    recorded_by: Callable[[Capture], None],
+def test_starting_backend_failed_capture_under_required_names_the_remedy(
+    gpu: Callable[[Capture], None],
 ) -> None:
-    recorded_by(refused)
+    gpu(refused)
     with pytest.raises(
         ConfigError, match=r"required: .*recorded as a CUDA graph: .*--learner.compile auto or off"
     ):
-        start(small_plan(compile="required"), CUDA)
+        starting_backend(small_plan(compile="required"), SPEC, "cuda")
 
 
 def test_capture_graph_of_tensors_on_the_cpu_is_refused_and_changes_nothing(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    gpu: Callable[[Capture], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(notices, "_said", set())
-    assert start(small_plan(), CUDA) is None
+    gpu(capture_graph)
+    assert starting_backend(small_plan(), SPEC, "cuda").path == "eager"
     assert "the learner stays eager PyTorch: no CUDA graph: " in capsys.readouterr().err
 
 
@@ -432,19 +440,10 @@ def test_capture_graph_of_tensors_on_the_cpu_is_refused_and_changes_nothing(
 
 
 @pytest.fixture
-def graph_learner(monkeypatch: pytest.MonkeyPatch) -> Callable[[LearnerPlan], Learner]:
+def graph_learner(gpu: Callable[[Capture], None]) -> Callable[[LearnerPlan], Learner]:
     """A learner on the CPU that starts as one on a GPU does."""
-    monkeypatch.setattr(block_start, "record_block", partial(record_block, capture=traced))
-
-    def start_as_on_a_gpu(*args: Any) -> Any:
-        return starting_block(*args[:-1], CUDA)
-
-    def make(plan: LearnerPlan) -> Learner:
-        with monkeypatch.context() as patch:
-            patch.setattr(torch_backend, "starting_block", start_as_on_a_gpu)
-            return Learner(plan, SPEC)
-
-    return make
+    gpu(traced)
+    return lambda plan: Learner(plan, SPEC, "cuda")
 
 
 def sample(seed: int, k: int = K, scale: float = 1.0) -> ReplaySample:
@@ -517,7 +516,7 @@ def test_learner_lockstep_run_that_began_eagerly_goes_on_eagerly(
 
 @pytest.mark.parametrize("sampling", ["uniform", "prioritized"])
 def test_local_run_on_the_graph_leaves_the_eager_bits(
-    sampling: str, monkeypatch: pytest.MonkeyPatch
+    sampling: str, gpu: Callable[[Capture], None]
 ) -> None:
     """Actors, replay with its priorities, importance weights and the learner: 200 updates."""
 
@@ -537,7 +536,7 @@ def test_local_run_on_the_graph_leaves_the_eager_bits(
             "eval.period_learner_steps": 100,
         }
         config = resolve_config(load_config("cartpole", [], settings), None, cpus=2, gpus=0)
-        fleet = LocalFleet(run_plans(config), SPEC, run_id="r1", incarnation=0, device="cpu")
+        fleet = LocalFleet(run_plans(config), SPEC, run_id="r1", incarnation=0, device="cuda")
         for _ in range(10):
             fleet.act(40)
             fleet.learn(2)
@@ -547,11 +546,8 @@ def test_local_run_on_the_graph_leaves_the_eager_bits(
         fleet.close()
         return found
 
+    gpu(traced)
     eager = played("eager")
-    monkeypatch.setattr(block_start, "record_block", partial(record_block, capture=traced))
-    monkeypatch.setattr(
-        torch_backend, "starting_block", lambda *args: starting_block(*args[:-1], CUDA)
-    )
     assert eager[0] == "eager"
     assert played("cuda graph") == ("cuda graph", eager[1])
 
@@ -562,8 +558,8 @@ def test_local_run_on_the_graph_leaves_the_eager_bits(
 @needs_gpu
 @pytest.mark.parametrize("name", VARIANTS)
 def test_capture_graph_200_updates_equal_eager(name: str) -> None:
-    inputs = inputs_of(small_plan(**VARIANTS[name]), torch.float64, CUDA)
-    batches = partial(batches_of, dtype=torch.float64, device=CUDA)
+    inputs = inputs_of(small_plan(**VARIANTS[name]), torch.float64, "cuda")
+    batches = partial(batches_of, dtype=torch.float64, device="cuda")
     block = StaticBlock(inputs.rule, inputs.state, batches(999), inputs.hyper, capture_graph)
     train_beside_eager(block, inputs, batches, tolerance=1e-6)
 

@@ -15,6 +15,7 @@ KEY = package_key(DESCRIPTION)
 
 def write_package(path: Path) -> None:
     path.write_bytes(b"machine code")
+    path.with_suffix(".proof").write_bytes(b"inputs and results")
 
 
 def must_not_build(path: Path) -> None:
@@ -48,7 +49,7 @@ def test_get_or_build_missing_package_builds_once_and_keeps_it(tmp_path: Path) -
     assert cache.find(KEY) == path
     cache.check_valid()
     names = sorted(p.name for p in cache.directory.iterdir())
-    assert names == [f"{KEY}.json", f"{KEY}.lock", f"{KEY}.pt2"]
+    assert names == [f"{KEY}.json", f"{KEY}.lock", f"{KEY}.proof", f"{KEY}.pt2"]
     assert json.loads((cache.directory / f"{KEY}.json").read_text())["compiled_for"] == DESCRIPTION
     assert stat.S_IMODE(cache.directory.stat().st_mode) == 0o700
 
@@ -105,24 +106,17 @@ def test_discard_makes_a_package_unknown(tmp_path: Path) -> None:
     cache.discard(KEY)
 
 
-def write_package_and_proof(path: Path) -> None:
-    write_package(path)
-    path.with_suffix(".proof").write_bytes(b"inputs and results")
-
-
-def test_get_or_build_keeps_the_proof_beside_the_package(tmp_path: Path) -> None:
+def test_get_or_build_without_a_proof_leaves_nothing_to_find(tmp_path: Path) -> None:
     cache = PackageCache(tmp_path)
-    path = cache.get_or_build(DESCRIPTION, write_package_and_proof)
-    assert path.with_suffix(".proof").read_bytes() == b"inputs and results"
-    assert cache.find(KEY) == path
-    cache.discard(KEY)
-    assert [p.name for p in tmp_path.iterdir()] == [f"{KEY}.lock"]
+    with pytest.raises(FileNotFoundError, match=r"package\.proof"):
+        cache.get_or_build(DESCRIPTION, lambda path: path.write_bytes(b"machine code") and None)
+    assert cache.find(KEY) is None
 
 
 @pytest.mark.parametrize("damage", [b"inputs and resultS", None])
 def test_find_package_without_its_whole_proof_is_none(tmp_path: Path, damage: bytes | None) -> None:
     cache = PackageCache(tmp_path)
-    proof = cache.get_or_build(DESCRIPTION, write_package_and_proof).with_suffix(".proof")
+    proof = cache.get_or_build(DESCRIPTION, write_package).with_suffix(".proof")
     if damage is None:
         proof.unlink()
     else:

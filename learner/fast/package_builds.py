@@ -1,10 +1,9 @@
-"""What a run's updates are computed with: machine code alone or PyTorch, and since when.
+"""When a compiled block is built, and the process that builds it.
 
-Called by the learner at its start and, in asynchronous runs, by its Ray shell between two blocks.
-On a CPU with `learner.compile: auto` a package in the cache is used from the first update on; a
-missing one is built only by an asynchronous run, in a process of its own, when the rest of the run
-is long enough for it. Lockstep decides once, at the start: eager and compiled differ in their last
-bits. No torch here: a learner that begins with a package does without.
+`required` waits for the build before the first update (`backends.py`); an asynchronous run with
+`auto` builds beside itself when the rest of the run is long enough, polled by its Ray shell between
+two blocks. Lockstep decides once, at the start: eager and compiled differ in their last bits. No
+torch here.
 """
 
 from __future__ import annotations
@@ -20,9 +19,8 @@ from typing import NamedTuple
 from qfleet.common.errors import ConfigError
 from qfleet.common.plan_json import plan_to_json
 from qfleet.common.types import EnvironmentSpec
-from qfleet.learner.backend import LearnerBackend, LearnerPath
+from qfleet.learner.backend import LearnerPath
 from qfleet.learner.fast.notices import say_once
-from qfleet.learner.fast.package_backend import load_package_backend
 from qfleet.learner.fast.package_spec import missing_compiler
 from qfleet.learner.plan import LearnerPlan
 
@@ -37,28 +35,6 @@ _POLL_S = 0.5
 _END_TIMEOUT_S = 5.0
 _REASON_BYTES = 4_096
 """How much of what a build has written is read for its last line."""
-
-
-def starting_backend(plan: LearnerPlan, spec: EnvironmentSpec, device: str) -> LearnerBackend:
-    """What a run begins with on `device`.
-
-    Raises:
-        ConfigError: when `learner.compile` is `required` and there is no fast form, with the
-            remedy.
-    """
-    # A custom network is made by its factory, so torch is there in any case.
-    if device == "cpu" and plan.compile != "off" and plan.network.factory is None:
-        backend = load_package_backend(plan, spec)
-        if backend is not None:
-            return backend
-    return torch_backend(plan, spec, device)
-
-
-def torch_backend(plan: LearnerPlan, spec: EnvironmentSpec, device: str) -> LearnerBackend:
-    """PyTorch on `device`, with the fast form of `learner.compile` where there is one."""
-    from qfleet.learner.torch_backend import TorchBackend  # takes half a second to import
-
-    return TorchBackend(plan, spec, device)
 
 
 def build_required(plan: LearnerPlan, spec: EnvironmentSpec) -> None:

@@ -13,8 +13,8 @@ import pytest
 
 from qfleet.common.plan_json import plan_to_json
 from qfleet.common.types import EnvironmentSpec
-from qfleet.learner.fast import learner_path, notices
-from qfleet.learner.fast.learner_path import BuildProcess, PathUpgrade, Progress, eager_s_left
+from qfleet.learner.fast import notices, package_builds
+from qfleet.learner.fast.package_builds import BuildProcess, PathUpgrade, Progress, eager_s_left
 from qfleet.learner.fast.package_cache import cache_directory
 from qfleet.learner.plan import LearnerPlan
 from qfleet.settings.config import Config
@@ -87,8 +87,8 @@ class FakeBuild:
 @pytest.fixture
 def builds(monkeypatch: pytest.MonkeyPatch) -> list[FakeBuild]:
     FakeBuild.started, FakeBuild.failure = [], None
-    monkeypatch.setattr(learner_path, "BuildProcess", FakeBuild)
-    monkeypatch.setattr(learner_path, "missing_compiler", lambda: None)
+    monkeypatch.setattr(package_builds, "BuildProcess", FakeBuild)
+    monkeypatch.setattr(package_builds, "missing_compiler", lambda: None)
     monkeypatch.setattr(notices, "_said", set())
     return FakeBuild.started
 
@@ -146,7 +146,7 @@ def test_path_upgrade_failed_build_is_said_once(
 def test_path_upgrade_without_compiler_says_so_once(
     builds: list[FakeBuild], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(learner_path, "missing_compiler", lambda: "no C++ compiler")
+    monkeypatch.setattr(package_builds, "missing_compiler", lambda: "no C++ compiler")
     drive(PathUpgrade(async_plan(), SPEC, "cpu", "eager"), 20)
     assert builds == []
     assert capsys.readouterr().err.count("stays eager PyTorch: no C++ compiler") == 1
@@ -191,7 +191,7 @@ def test_build_process_that_writes_much_ends_and_its_last_line_is_the_reason(
         "exit 1\n"
     )
     python.chmod(0o755)
-    monkeypatch.setattr(learner_path.sys, "executable", str(python))
+    monkeypatch.setattr(package_builds.sys, "executable", str(python))
     build = BuildProcess(small_plan(), SPEC)
     try:
         deadline_s = time.monotonic() + 20.0
@@ -209,7 +209,7 @@ def test_build_process_ends_with_a_parent_that_was_killed() -> None:
         "from qfleet.common.plan_json import plan_from_json\n"
         "from qfleet.learner.plan import LearnerPlan\n"
         "from qfleet.common.types import EnvironmentSpec\n"
-        "from qfleet.learner.fast.learner_path import BuildProcess\n"
+        "from qfleet.learner.fast.package_builds import BuildProcess\n"
         f"plan = plan_from_json(LearnerPlan, {plan_to_json(small_plan())!r})\n"
         f"spec = EnvironmentSpec.from_json({SPEC.to_json()!r})\n"
         "print(BuildProcess(plan, spec)._process.pid, flush=True)\n"

@@ -1,0 +1,71 @@
+"""What a run's first block starts from."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from qfleet.common.networks import build_network
+from qfleet.common.types import EnvironmentSpec
+from qfleet.learner import losses
+from qfleet.learner.block_inputs import TARGET_FORWARD_INPUTS, first_arrays, initial_block_inputs
+from qfleet.learner.plan import LearnerPlan
+from qfleet.settings.config import Config
+from qfleet.settings.config_auto import resolve_config
+from qfleet.settings.plans import run_plans
+
+SPEC = EnvironmentSpec("CartPole-v1", (4,), "<f4", 2, 475.0, 500)
+IMAGES = replace(SPEC, observation_shape=(84, 84, 4), observation_dtype="|u1")
+
+
+def plan_of(**network: Any) -> LearnerPlan:
+    config = Config(network=network, learner={"device": "cpu", "loss": "mse"})
+    return run_plans(resolve_config(config, None, cpus=2, gpus=0)).learner
+
+
+class LaidOutOtherwise(nn.Module):
+    """Its weight is a transposed view, which no array from a checkpoint is."""
+
+    def __init__(self, n_inputs: int, n_actions: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.arange(8.0).reshape(n_inputs, n_actions).T)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight.T
+
+
+def test_state_is_contiguous_however_the_network_lays_it_out() -> None:
+    """So that a resumed run, whose tensors come from arrays, has the same."""
+    plan = plan_of(factory=f"{__name__}:LaidOutOtherwise")
+    network = build_network(plan.network, SPEC, 0)
+    assert not network.weight.is_contiguous()
+    _, state, _ = initial_block_inputs(plan, SPEC, "cpu")
+    for tensors in (state.parameters, state.target_parameters):
+        assert tensors["weight"].is_contiguous()
+        assert torch.equal(tensors["weight"], network.weight)
+    arrays, buffers = first_arrays(plan, SPEC)
+    assert np.array_equal(arrays["weight"], [[0, 2, 4, 6], [1, 3, 5, 7]])
+    assert buffers == {}
+
+
+def test_head_is_as_wide_as_the_loss_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    class ThreePerAction(losses.ScalarLoss):
+        def n_outputs(self, n_actions: int) -> int:
+            return 3 * n_actions
+
+    monkeypatch.setitem(losses.LOSSES, "mse", ThreePerAction(losses.mse))
+    _, state, _ = initial_block_inputs(plan_of(hidden_sizes=(8,)), SPEC, "cpu")
+    assert list(state.parameters.values())[-1].shape == (6,)
+
+
+def test_rule_flattens_and_bounds_the_rows_of_a_target_forward() -> None:
+    rule, _, _ = initial_block_inputs(plan_of(), SPEC, "cpu")
+    assert rule.max_target_rows == TARGET_FORWARD_INPUTS // 4
+    rule, _, hyper = initial_block_inputs(plan_of(), IMAGES, "cpu", torch.float64)
+    assert rule.max_target_rows == 141
+    inputs = rule.inputs(torch.ones(3, 84, 84, 4, dtype=torch.uint8))
+    assert (inputs.shape, inputs.dtype) == ((3, 84 * 84 * 4), torch.float64)
+    assert hyper.learning_rate.dtype == torch.float64
