@@ -111,6 +111,56 @@ def forbidden_call(node: ast.Call) -> str | None:
     return None
 
 
+def module_name(place: str, path: Path) -> str:
+    """The dotted name that a file is imported under."""
+    folder = FOLDERS.get(place, DOOR)
+    inner = [
+        *([place] if place in FOLDERS else []),
+        *path.relative_to(folder).with_suffix("").parts,
+    ]
+    return ".".join(["qfleet", *(part for part in inner if part != "__init__")])
+
+
+def import_graph(sources: dict[str, str]) -> dict[str, set[str]]:
+    """Which of our modules each one imports, at any depth: also within its functions.
+
+    Args:
+        sources: Source text by dotted name.
+    """
+    graph: dict[str, set[str]] = {}
+    for name, source in sources.items():
+        wanted = set()
+        for _, imported in imports(ast.parse(source), name.rpartition(".")[0]):
+            # `from a import b`: b is a module of ours, or a name in a.
+            target = imported if imported in sources else imported.rpartition(".")[0]
+            if target in sources and target != name:
+                wanted.add(target)
+        graph[name] = wanted
+    return graph
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import one another in a circle, the first repeated at the end; [] when none."""
+    finished: set[str] = set()
+    for start in sorted(graph):
+        path: list[str] = []
+        waiting = [(start, iter(sorted(graph[start])))]
+        while waiting:
+            name, rest = waiting[-1]
+            if name not in path:
+                path.append(name)
+            following = next((n for n in rest if n not in finished), None)
+            if following in path:
+                return [*path[path.index(following) :], following]
+            if following is None:
+                finished.add(name)
+                path.pop()
+                waiting.pop()
+            else:
+                waiting.append((following, iter(sorted(graph[following]))))
+    return []
+
+
 def violations(place: str, file_name: str, source: str) -> list[str]:
     """Everything in one module that breaks a rule, as `line: reason`."""
     package = "qfleet" if place == "door" else f"qfleet.{place}"  # of relative imports
@@ -189,6 +239,30 @@ def test_tree_keeps_the_import_arrows() -> None:
     assert found == []
 
 
+@pytest.mark.parametrize(
+    ("sources", "found"),
+    [
+        ({"a": "import b", "b": "import c", "c": ""}, []),
+        ({"a": "import b", "b": "def f():\n    import a"}, ["a", "b", "a"]),
+        (
+            {"a.x": "", "a.y": "from . import z", "a.z": "from .y import f"},
+            ["a.y", "a.z", "a.y"],
+        ),
+        ({"d": "import a", "a": "from b import c", "b": "from d import e"}, ["a", "b", "d", "a"]),
+        ({"a": "import b, c", "b": "import c", "c": ""}, []),
+        ({"a": "import a"}, []),
+    ],
+)
+def test_circle_planted_one_is_found(sources: dict[str, str], found: list[str]) -> None:
+    assert circle(import_graph(sources)) == found
+
+
+def test_tree_has_no_import_circle_also_through_lazy_imports() -> None:
+    sources = {module_name(place, path): path.read_text("utf-8") for place, path in modules()}
+
+    assert circle(import_graph(sources)) == []
+
+
 def run_python(code: str) -> str:
     """What `code` prints in a fresh interpreter that sees this tree."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
@@ -219,9 +293,7 @@ def dotted_names(*places: str, shells: bool) -> list[str]:
     for place, path in modules():
         if place not in places or (is_shell(path.name) and not shells):
             continue
-        inner = path.relative_to(FOLDERS[place]).with_suffix("").parts
-        parts = [part for part in inner if part != "__init__"]
-        names.append(".".join(["qfleet", place, *parts]))
+        names.append(module_name(place, path))
     return names
 
 

@@ -60,11 +60,11 @@ def batches_of(seed: int, spec: PackageSpec, n_updates: int) -> Batches:
     def tensor(array: Any) -> Tensor:
         return torch.as_tensor(array, dtype=getattr(torch, spec.dtype))
 
-    means = numbers[0].mean(axis=tuple(range(2, numbers.ndim - 1)))
+    returns = numbers[0].mean(axis=tuple(range(2, numbers.ndim - 1)))  # [K, B, *O] -> [K, B]
     return Batches(
         observations[0],
         torch.as_tensor(rng.integers(0, 2, extent)),
-        tensor(means.sum(axis=-1) * 0.3),
+        tensor(returns),
         tensor(np.full(extent, 0.5)),
         observations[1],
         tensor(rng.uniform(0.5, 1.0, extent)),
