@@ -153,7 +153,8 @@ class Actor:
             raise QfleetError(f"actor {self._slot} has no parameters yet: call set_params first")
         self.clock.start()
         observations = self._env.observations
-        epsilons = self._exploration.epsilons(self._fleet_env_steps(online))
+        fleet_env_steps = self._fleet_env_steps(online)
+        epsilons = self._exploration.epsilons(fleet_env_steps, self.episodes)
         q_values = self._params.online_function.q_values(observations)
         actions = select_actions(q_values, epsilons, self._rng, self._spec.n_actions)
         self.clock.lap(ACTING)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qfleet.actors.actor import Actor
 from qfleet.actors.plan import ActorPlan
-from qfleet.common.q_functions import QFunction, build_q_function
+from qfleet.common.q_functions import QFunction, QFunctions
 from qfleet.common.types import EnvironmentSpec, ParamsSnapshot
 from qfleet.common.vector_envs import make_vector_env
 
@@ -13,9 +13,10 @@ def build_actor(
     plan: ActorPlan, spec: EnvironmentSpec, *, run_id: str, slot: int, incarnation: int
 ) -> Actor:
     """The actor of `slot`."""
+    q_functions = QFunctions(plan.network, spec)
 
     def build(snapshot: ParamsSnapshot) -> QFunction:
-        return build_q_function(plan.network, spec, snapshot.arrays)
+        return q_functions.of(snapshot.arrays)
 
     return Actor(
         plan,

@@ -120,9 +120,8 @@ class Evaluator:
         for _ in range(self._max_steps):
             if should_stop is not None and should_stop():
                 return EpisodeStatistics(returns[~playing], lengths[~playing])
-            # Ended ones play on unrecorded: a constant batch gives a row constant bits.
             actions = explore(
-                q_function.q_values(observations),
+                self._q_values(q_function, observations, playing),
                 self._epsilon,
                 rng.random((2, n_episodes)),
                 env.n_actions,
@@ -135,6 +134,18 @@ class Evaluator:
             if not playing.any():
                 break
         return EpisodeStatistics(returns, lengths)
+
+    def _q_values(self, q_function: QFunction, observations: Array, playing: Array) -> Array:
+        """float32 [E, A]; of frames only those that still play, for convolutions take the time.
+
+        States: ended ones play on unrecorded, for a constant batch gives a row constant bits.
+        """
+        if self._config.observation == "state":
+            return q_function.q_values(observations)
+        answers = q_function.q_values(observations[playing])
+        q_values = np.zeros((len(playing), answers.shape[1]), dtype=np.float32)
+        q_values[playing] = answers
+        return q_values
 
     def _evaluate_singles(
         self, q_function: QFunction, n_episodes: int, seed: int, should_stop: ShouldStop | None

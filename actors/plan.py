@@ -31,6 +31,7 @@ class ActorPlan:
     epsilon_start: float
     epsilon_end: float
     epsilon_decay_env_steps: int
+    epsilon_decay_episodes: int | None
     epsilon_base: float
     epsilon_ladder_exponent: float
     chunk_transitions: int

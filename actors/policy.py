@@ -16,7 +16,7 @@ from qfleet.common.types import Array
 
 
 class Exploration:
-    """ε of each sub-environment of one actor; a pure function of the fleet's env steps.
+    """ε of each sub-environment of one actor; a pure function of env steps or episodes.
 
     In the ladder, slot `actor_slot·E + e` of all `n_actors·E` slots has one ε for ever.
     """
@@ -32,13 +32,18 @@ class Exploration:
         self._ladder = ladder[actor_slot * n_envs : (actor_slot + 1) * n_envs].copy()
         self._ladder.flags.writeable = False
 
-    def epsilons(self, fleet_env_steps: float) -> Array:
-        """float64 [E] after `fleet_env_steps` environment steps of all actors together."""
+    def epsilons(self, fleet_env_steps: float, episodes: int) -> Array:
+        """float64 [E] after `fleet_env_steps` of all actors together and `episodes` of this one."""
         plan = self._plan
         if plan.epsilon_schedule == "ladder":
             return self._ladder
         if plan.epsilon_schedule == "constant":
             return np.full(self._n_envs, plan.epsilon_end)
+        if plan.epsilon_decay_episodes is not None:
+            epsilon = schedules.linear(
+                episodes, plan.epsilon_start, plan.epsilon_end, plan.epsilon_decay_episodes
+            )
+            return np.full(self._n_envs, epsilon)
         schedule = schedules.linear if plan.epsilon_schedule == "linear" else schedules.exponential
         epsilon = schedule(
             fleet_env_steps,

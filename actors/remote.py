@@ -24,7 +24,7 @@ from qfleet.common.adaptive_size import AdaptiveSize
 from qfleet.common.errors import WaitTimeoutError
 from qfleet.common.messages import decode_snapshot, encode_chunk
 from qfleet.common.plan_json import PlanT, plan_from_json
-from qfleet.common.q_functions import build_q_function
+from qfleet.common.q_functions import QFunctions
 from qfleet.common.stage_clock import ENCODING, WAIT, StageClock
 from qfleet.common.threads import limit_threads
 from qfleet.common.types import (
@@ -241,13 +241,14 @@ class EvaluatorShell:
     def __init__(self, plan_json: str, spec_json: str, import_paths: list[str]) -> None:
         self._plan = enter_role(EvaluatorPlan, plan_json, import_paths)
         limit_threads(self._plan.num_cpus)
-        self._spec = EnvironmentSpec.from_json(spec_json)
+        spec = EnvironmentSpec.from_json(spec_json)
+        self._q_functions = QFunctions(self._plan.network, spec)
         self._evaluator = Evaluator(self._plan.env, self._plan.epsilon)
 
     def evaluate(self, data: bytes, request: list[Any]) -> list[Any]:
         """An `EvaluationReport` as a list, for the snapshot in `data`."""
         snapshot = decode_snapshot(data)
-        q_function = build_q_function(self._plan.network, self._spec, snapshot.arrays)
+        q_function = self._q_functions.of(snapshot.arrays)
         return list(run_request(self._evaluator, q_function, snapshot, EvaluationRequest(*request)))
 
 

@@ -78,18 +78,31 @@ class EnvConfig(Section):
     """Keyword arguments for `gymnasium.make` or for the factory."""
     factory: Factory | None = None
     """Instead of the id: `module:function`, called as `function(**kwargs, render_mode=None)`."""
+    observation: Literal["state", "pixels"] = "state"
+    """`pixels`: gray frames of the environment's own images or, where it has none, rendered."""
+    frame_stack: Count = 4
+    """Pixels: newest frames that an observation stacks, never across an episode's start."""
+    frame_size: Count = 84
+    """Pixels: width and height of a frame, which is averaged over each pixel's area."""
+    renderer: Literal["fast", "gymnasium"] = "gymnasium"
+    """Pixels: `gymnasium` shrinks what `render()` draws; `fast` (CartPole) draws that directly."""
 
 
 class NetworkConfig(Section):
     """The Q-network."""
 
-    kind: Literal["mlp"] = "mlp"
-    """`mlp`: linear layers with ReLU, then one linear layer to the actions."""
+    kind: Literal["mlp", "convnet", "nature", "small"] = "mlp"
+    """`mlp` for states; for pixels the course's `convnet`, `nature` (2015) or `small` (2013)."""
     hidden_sizes: Annotated[tuple[Count, ...], BeforeValidator(parse_list)] = (128, 64)
-    """Units of each hidden layer."""
+    """Units of each hidden linear layer; after the convolutions, where there are some."""
     normalization: Literal["batch", "layer", "none"] = "none"
-    """After each hidden linear layer, which then has no bias. `batch` is the course's."""
+    """After each hidden layer and convolution; `batch` is the course's."""
     factory: Factory | None = None
     """`module:function`, called as `function(n_inputs, n_actions, **kwargs) -> nn.Module`."""
     kwargs: dict[str, Any] = {}
     """Keyword arguments for the factory."""
+
+    @property
+    def is_convolutional(self) -> bool:
+        """Whether it is a built-in network of convolutions."""
+        return self.factory is None and self.kind != "mlp"

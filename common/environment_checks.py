@@ -20,7 +20,7 @@ import numpy as np
 from gymnasium import spaces
 
 from qfleet.common.errors import EnvironmentFailedError
-from qfleet.common.observation_form import ObservationForm
+from qfleet.common.observation_form import FrameForm, ObservationForm
 from qfleet.common.types import Array
 from qfleet.common.user_errors import is_from_signal, user_error
 
@@ -36,7 +36,7 @@ _QUOTE_LENGTH = 120
 
 
 class CheckedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """float32 `[O]` observations, actions 0…A−1, and an error of its own for every wrong answer.
+    """Observations in their form, actions 0…A−1, and an error of its own for every wrong answer.
 
     A step's number counts from the last reset in this process.
     """
@@ -45,7 +45,7 @@ class CheckedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
         self,
         env: Environment,
         name: str,
-        observation_form: ObservationForm,
+        observation_form: ObservationForm | FrameForm,
         *,
         place: str = "",
         keeps_info: bool = True,
@@ -190,7 +190,7 @@ class CheckedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
         return EnvironmentFailedError(f"{self._name} failed{where} at {when}: {what}; {remedy}")
 
 
-def probe(env: CheckedEnvironment) -> None:
+def probe(env: Environment) -> None:
     """Two resets with a seed and a few random steps.
 
     Raises:

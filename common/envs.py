@@ -11,33 +11,39 @@ import difflib
 import importlib
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium
-import numpy as np
 from gymnasium import spaces
 
 from qfleet.common.config import EnvConfig
 from qfleet.common.environment_checks import CheckedEnvironment, probe
 from qfleet.common.errors import ConfigError, EnvironmentFailedError
-from qfleet.common.observation_form import ObservationForm
+from qfleet.common.observation_form import FrameForm, ObservationForm
+from qfleet.common.pixels.pixel_environment import StackedEnvironment, is_image, with_frames
 from qfleet.common.types import EnvironmentSpec
 from qfleet.common.user_code import search_working_directory
 from qfleet.common.user_errors import is_from_signal, user_error
 
 Environment = gymnasium.Env[Any, Any]
 
-OBSERVATION_DTYPE = "<f4"
-_LARGEST_NON_IMAGE_EXTENT = 16
-"""A uint8 array with two extents above this is taken for an image."""
 _EXTRA_OF_PACKAGE = {"box2d": "box2d", "swig": "box2d"}
 """Words in gymnasium's complaint about a missing package, and our extra that installs it."""
 
 
 def make_env(
-    config: EnvConfig, render_mode: str | None = None, *, place: str = "", keeps_info: bool = True
-) -> CheckedEnvironment:
-    """The environment with our preprocessing: `float32 [O]` observations, `Discrete(A)` actions.
+    config: EnvConfig,
+    render_mode: str | None = None,
+    *,
+    place: str = "",
+    keeps_info: bool = True,
+    stacked: bool = True,
+) -> Environment:
+    """The environment with our preprocessing: `Discrete(A)` actions, `float32 [O]` observations.
+
+    With `env.observation` pixels they are stacks of frames uint8 [K, S, S], or single frames
+    uint8 [S, S] where `stacked` is false.
 
     Each observation is a fresh array, so an environment that reuses its buffer is safe to store.
     The working directory is importable, for `module:Id` and for factories. What the environment
@@ -48,12 +54,18 @@ def make_env(
     """
     search_working_directory()
     _hide_pygame(render_mode)
-    env = (
-        _make_registered(config, render_mode)
-        if config.factory is None
-        else _make_from_factory(config.factory, config, render_mode)
-    )
-    return _checked(env, config, place, keeps_info)
+    env = _make(config, render_mode)
+    if config.observation == "state":
+        return _checked(env, config, place, keeps_info)
+    env = with_frames(env, config, render_mode, partial(_make, config))
+    env = _checked(env, config, place, keeps_info)
+    return StackedEnvironment(env, config.frame_stack) if stacked else env
+
+
+def _make(config: EnvConfig, render_mode: str | None) -> Environment:
+    if config.factory is not None:
+        return _make_from_factory(config.factory, config, render_mode)
+    return _make_registered(config, render_mode)
 
 
 def describe_environment(config: EnvConfig) -> EnvironmentSpec:
@@ -68,17 +80,31 @@ def describe_environment(config: EnvConfig) -> EnvironmentSpec:
         registered = env.unwrapped.spec if env.spec is None else env.spec
         observation_space, action_space = env.observation_space, env.action_space
         assert isinstance(action_space, spaces.Discrete), "make_env returned another action space"
+        assert isinstance(observation_space, spaces.Box), "make_env returned another space"
         threshold = registered.reward_threshold if registered is not None else None
         return EnvironmentSpec(
             env_id=_name(config),
             observation_shape=tuple(int(n) for n in observation_space.shape or ()),
-            observation_dtype=OBSERVATION_DTYPE,
+            observation_dtype=observation_space.dtype.str,
             n_actions=int(action_space.n),
             reward_threshold=None if threshold is None else float(threshold),
             max_episode_steps=registered.max_episode_steps if registered is not None else None,
+            frame_stack=config.frame_stack if config.observation == "pixels" else None,
         )
     except EnvironmentFailedError as error:
         raise ConfigError(str(error)) from error
+    finally:
+        env.close()
+
+
+def observes_images(config: EnvConfig) -> bool:
+    """Whether the environment's own observations are pictures; False when it cannot be made."""
+    try:
+        env = _make(config, None)
+    except ConfigError:
+        return False
+    try:
+        return is_image(env.observation_space)
     finally:
         env.close()
 
@@ -195,15 +221,20 @@ def _checked(
             f"{_key(config)} has the action space {env.action_space}; Q-learning needs Discrete "
             "actions: choose a discrete variant, or discretize it in a wrapper given by env.factory"
         )
-    form = _observation_form(env.observation_space, config)
+    form: ObservationForm | FrameForm
+    if config.observation == "pixels":
+        assert isinstance(env.observation_space, spaces.Box), "with_frames made it"
+        form = FrameForm(env.observation_space)
+    else:
+        form = _observation_form(env.observation_space, config)
     return CheckedEnvironment(env, _key(config), form, place=place, keeps_info=keeps_info)
 
 
 def _observation_form(space: spaces.Space[Any], config: EnvConfig) -> ObservationForm:
     if _holds_image(space):
         raise ConfigError(
-            f"{_key(config)} observes images ({space}); pixels are not supported yet: choose an "
-            "environment with a state vector, or reduce the image in a wrapper given by env.factory"
+            f"{_key(config)} observes images ({space}): set env.observation pixels (the preset "
+            "generic-pixels does), or reduce the image in a wrapper given by env.factory"
         )
     flat: spaces.Space[Any]
     try:
@@ -223,6 +254,4 @@ def _holds_image(space: spaces.Space[Any]) -> bool:
         return any(_holds_image(part) for part in space.spaces.values())
     if isinstance(space, spaces.Tuple):
         return any(_holds_image(part) for part in space.spaces)
-    if not isinstance(space, spaces.Box) or space.dtype != np.uint8:
-        return False
-    return sum(extent > _LARGEST_NON_IMAGE_EXTENT for extent in space.shape) >= 2
+    return is_image(space)

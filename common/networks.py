@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Protocol, cast
 
 import numpy as np
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qfleet.common.config import NetworkConfig
+from qfleet.common.conv_networks import ConvNetwork
+from qfleet.common.convolutions import CONVOLUTIONS
 from qfleet.common.errors import CheckpointError, ConfigError
 from qfleet.common.numpy_network import NORM_EPSILON
 from qfleet.common.types import Array, EnvironmentSpec
@@ -60,6 +63,16 @@ def flat_inputs(observations: Tensor, dtype: torch.dtype = torch.float32) -> Ten
     return observations.reshape(observations.shape[0], -1).to(dtype)
 
 
+def scaled_frames(frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Stacked frames as they are stored, uint8 `[B, K, H, W]`, as floats in [0, 1]."""
+    return frames.to(dtype).div_(255.0)
+
+
+def input_transform(spec: EnvironmentSpec, dtype: torch.dtype = torch.float32) -> InputTransform:
+    """What every network of this environment gets its observations through."""
+    return partial(flat_inputs if spec.frame_stack is None else scaled_frames, dtype=dtype)
+
+
 class Mlp(nn.Sequential):
     """Linear, normalization and ReLU per hidden layer, then a linear layer to the outputs.
 
@@ -98,6 +111,14 @@ def build_network(
     n_outputs = spec.n_actions if n_outputs is None else n_outputs
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if config.is_convolutional:
+            return ConvNetwork(
+                CONVOLUTIONS[config.kind],
+                spec.observation_shape,
+                n_outputs,
+                config.hidden_sizes,
+                config.normalization,
+            )
         if config.factory is None:
             return Mlp(spec.n_inputs, n_outputs, config.hidden_sizes, config.normalization)
         network = load_factory(config.factory, "network.factory")(
@@ -121,7 +142,8 @@ def try_factory(config: NetworkConfig, spec: EnvironmentSpec) -> None:
     try:
         with torch.random.fork_rng(devices=[]):
             network = build_network(config, spec, seed=0)
-            answers = [network.train(mode)(torch.zeros(2, spec.n_inputs)) for mode in (True, False)]
+            tried = input_transform(spec)(torch.zeros(2, *spec.observation_shape))
+            answers = [network.train(mode)(tried.clone()) for mode in (True, False)]
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:
@@ -129,7 +151,7 @@ def try_factory(config: NetworkConfig, spec: EnvironmentSpec) -> None:
             raise
         raise ConfigError(
             f"{key} raised {user_error(error)} when it was tried on two observations "
-            f"[2, {spec.n_inputs}]; it is called as function(n_inputs={spec.n_inputs}, "
+            f"{_batch(spec)}; it is called as function(n_inputs={spec.n_inputs}, "
             f"n_actions={spec.n_actions}, **network.kwargs)"
         ) from error
     if next(network.parameters(), None) is None:
@@ -138,9 +160,14 @@ def try_factory(config: NetworkConfig, spec: EnvironmentSpec) -> None:
         fault = _fault_of(answer, [2, spec.n_actions])
         if fault is not None:
             raise ConfigError(
-                f"{key} must map observations [2, {spec.n_inputs}] to Q-values "
+                f"{key} must map observations {_batch(spec)} to Q-values "
                 f"[2, {spec.n_actions}], one for each action of {spec.env_id}; {fault}"
             )
+
+
+def _batch(spec: EnvironmentSpec) -> list[int]:
+    """What two observations look like to a network."""
+    return [2, *(spec.observation_shape if spec.frame_stack is not None else (spec.n_inputs,))]
 
 
 def _fault_of(answer: object, wanted_shape: list[int]) -> str | None:
@@ -209,6 +236,7 @@ def forward_function(network: nn.Module) -> Forward:
     """`network` as a pure function; the built-in MLP skips the module machinery (half the time)."""
     if isinstance(network, Mlp):
         return _mlp_forward(network)
+    is_ours = isinstance(network, ConvNetwork)
 
     def forward(
         parameters: Mapping[str, Tensor],
@@ -220,8 +248,10 @@ def forward_function(network: nn.Module) -> Forward:
         _refuse_noise(noise)
         network.train(training)
         state = {**parameters, **buffers}
-        # A copy: a custom network may scale its input in place, and s′ is passed twice.
-        return cast("Tensor", torch.func.functional_call(network, state, (inputs.clone(),)))
+        if not is_ours:
+            # A custom network may scale its input in place, and s′ is passed twice.
+            inputs = inputs.clone()
+        return cast("Tensor", torch.func.functional_call(network, state, (inputs,)))
 
     return forward
 

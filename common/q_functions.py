@@ -1,13 +1,13 @@
 """From a parameter snapshot to something that answers Q-values.
 
 Called wherever a policy acts: actors, evaluators and `load_policy`. The built-in MLP is answered
-by NumPy; a custom network imports torch on first use.
+by NumPy; convolutions and custom networks import torch on first use.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -15,44 +15,82 @@ from qfleet.common.config import NetworkConfig
 from qfleet.common.numpy_network import NumpyMlp
 from qfleet.common.types import Array, EnvironmentSpec
 
-if TYPE_CHECKING:
-    from torch import nn
-
 
 class QFunction(Protocol):
     """Q-values of a fixed set of parameters, in eval mode and without gradients."""
 
     def q_values(self, observations: Array) -> Array:
-        """`float32 [B, A]` for `float32 [B, *O]`; a row depends on its row alone."""
+        """`float32 [B, A]` for observations `[B, *O]`; a row depends on its row alone."""
         ...
 
 
-class TorchQFunction:
-    """A torch module in eval mode."""
+class TorchQFunctions:
+    """Q-functions of one network in torch, which is built once for all of them.
 
-    def __init__(self, network: nn.Module) -> None:
-        self._network = network.eval()
+    Each keeps its snapshot's arrays; they are copied into the module when another one was asked
+    last. Owned by one thread.
+    """
+
+    def __init__(self, config: NetworkConfig, spec: EnvironmentSpec) -> None:
+        from qfleet.common import networks
+
+        self._network = networks.build_network(config, spec, seed=0).eval()
+        self._transform = networks.input_transform(spec)
+        self._loaded: object = None
+
+    def q_values(self, key: object, arrays: Mapping[str, Array], observations: Array) -> Array:
+        """`float32 [B, A]` with the parameters `arrays`, whose `key` tells them from others."""
+        import torch
+
+        with torch.inference_mode():
+            self.load(key, arrays)
+            # A copy: a network may scale its input in place, and these are the caller's.
+            inputs = self._transform(torch.from_numpy(np.array(observations)))
+            return np.asarray(self._network(inputs).numpy())
+
+    def load(self, key: object, arrays: Mapping[str, Array]) -> None:
+        """Have these parameters in the module.
+
+        Raises:
+            CheckpointError: when they are not this network's.
+        """
+        from qfleet.common import networks
+
+        if self._loaded is not key:
+            networks.load_arrays(self._network, arrays)
+            self._loaded = key
+
+
+class TorchQFunction:
+    """One snapshot's parameters in a module that is shared with other snapshots'."""
+
+    def __init__(self, functions: TorchQFunctions, arrays: Mapping[str, Array]) -> None:
+        self._functions, self._arrays = functions, arrays
+        functions.load(self, arrays)
 
     def q_values(self, observations: Array) -> Array:
         """See `QFunction`."""
-        import torch
+        return self._functions.q_values(self, self._arrays, observations)
 
-        from qfleet.common.networks import flat_inputs
 
-        with torch.inference_mode():
-            # A copy: a network may scale its input in place, and these are the caller's.
-            inputs = flat_inputs(torch.from_numpy(np.array(observations)))
-            return np.asarray(self._network(inputs).numpy())
+class QFunctions:
+    """Makes Q-functions of snapshots of one network; kept by whoever gets many of them."""
+
+    def __init__(self, config: NetworkConfig, spec: EnvironmentSpec) -> None:
+        self._config, self._spec = config, spec
+        self._torch: TorchQFunctions | None = None
+
+    def of(self, arrays: Mapping[str, Array]) -> QFunction:
+        """The Q-function of a snapshot's `arrays`."""
+        if self._config.factory is None and not self._config.is_convolutional:
+            return NumpyMlp(self._config, arrays)
+        if self._torch is None:
+            self._torch = TorchQFunctions(self._config, self._spec)
+        return TorchQFunction(self._torch, arrays)
 
 
 def build_q_function(
     config: NetworkConfig, spec: EnvironmentSpec, arrays: Mapping[str, Array]
 ) -> QFunction:
-    """The Q-function of a snapshot's `arrays`."""
-    if config.factory is None:
-        return NumpyMlp(config, arrays)
-    from qfleet.common import networks
-
-    network = networks.build_network(config, spec, seed=0)
-    networks.load_arrays(network, arrays)
-    return TorchQFunction(network)
+    """The Q-function of a single snapshot's `arrays`."""
+    return QFunctions(config, spec).of(arrays)

@@ -17,11 +17,13 @@ import numpy as np
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.spaces import Discrete
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
-from gymnasium.wrappers import TimeLimit
 
 from qfleet.common.config import EnvConfig
 from qfleet.common.envs import Environment, make_env
 from qfleet.common.errors import CheckpointError, ConfigError, InvariantError, QfleetError
+from qfleet.common.pixels.fast_renderers import StateRenderer, fast_renderer
+from qfleet.common.pixels.frame_stack import FrameStack
+from qfleet.common.sub_env_captures import capture_sub_env, has_method, restore_sub_env
 from qfleet.common.types import Array, Capture
 
 VectorEnvironment = gymnasium.vector.VectorEnv[Any, Any, Any]
@@ -33,7 +35,7 @@ class StepResult(NamedTuple):
     """One vector step; all arrays are the caller's to keep."""
 
     next_observations: Array
-    """float32 [E, *O] the true successors: the final observation where an episode ended."""
+    """`[E, *O]` the true successors: the final observation where an episode ended."""
     rewards: Array
     """float [E]."""
     terminated: Array
@@ -43,7 +45,23 @@ class StepResult(NamedTuple):
     is_transition: Array
     """bool [E]: False for a reset step, which must be neither stored nor counted."""
     observations: Array
-    """float32 [E, *O] to choose the next actions from."""
+    """`[E, *O]` to choose the next actions from."""
+
+
+class FrameView(NamedTuple):
+    """How an adapter makes observations of frames."""
+
+    stack: FrameStack
+    renderer: StateRenderer | None
+    """Draws single frames from the vector's states; None where the environments show frames."""
+
+    @classmethod
+    def of(cls, config: EnvConfig) -> FrameView | None:
+        """None where observations are states."""
+        if config.observation == "state":
+            return None
+        renderer = fast_renderer(config) if config.renderer == "fast" else None
+        return cls(FrameStack(config.frame_stack), renderer)
 
 
 class VectorEnvAdapter:
@@ -58,13 +76,14 @@ class VectorEnvAdapter:
     The adapter itself adds what these cannot see: the time limit's count and `np_random`'s state.
     """
 
-    def __init__(self, env: VectorEnvironment) -> None:
+    def __init__(self, env: VectorEnvironment, frames: FrameView | None = None) -> None:
         mode = env.metadata.get("autoreset_mode")
         if mode not in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
             raise ConfigError(
                 f"a vector environment must reset in NEXT_STEP or SAME_STEP mode, got {mode}"
             )
         self._env = env
+        self._frames = frames
         self._resets_next_step = mode == AutoresetMode.NEXT_STEP
         self._observations: Array | None = None
         self._awaits_reset = np.zeros(env.num_envs, dtype=bool)
@@ -83,7 +102,7 @@ class VectorEnvAdapter:
 
     @property
     def observations(self) -> Array:
-        """float32 [E, *O] to choose the next actions from, as the last reset or step gave them."""
+        """`[E, *O]` to choose the next actions from, as the last reset or step gave them."""
         if self._observations is None:
             raise QfleetError("the vector environment has not been reset yet: call reset(seed)")
         return self._observations
@@ -92,26 +111,50 @@ class VectorEnvAdapter:
         """Start an episode everywhere; every sub-environment draws its own from `seed`."""
         raw, _ = self._env.reset(seed=seed)
         self._awaits_reset = np.zeros(self.n_envs, dtype=bool)
-        self._observations = _copy_observations(raw)
+        self._observations = self._observed(raw)
+        if self._frames is not None:
+            self._observations = self._frames.stack.started(self._observations)
         return self._observations
 
     def step(self, actions: Array) -> StepResult:
         """Play `actions` int [E] (ignored where a sub-environment is due to reset)."""
         raw, rewards, terminated, truncated, infos = self._env.step(actions)
-        observations = _copy_observations(raw)
-        self._observations = observations
+        observations = self._observed(raw)
         rewards = np.array(rewards)
         terminated, truncated = np.array(terminated), np.array(truncated)
+        ended = terminated | truncated
+        is_transition = ~self._awaits_reset
+        next_observations = observations
+        if not self._resets_next_step:
+            next_observations = _with_final(observations, ended, infos)
+        if self._frames is not None:
+            next_observations, observations = self._stacked(next_observations, observations, ended)
         if self._resets_next_step:
-            is_transition = ~self._awaits_reset
-            self._awaits_reset = terminated | truncated
-            next_observations = observations
-        else:
-            is_transition = np.ones(self.n_envs, dtype=bool)
-            next_observations = _with_final(observations, terminated | truncated, infos)
+            self._awaits_reset = ended
+        self._observations = observations
         return StepResult(
             next_observations, rewards, terminated, truncated, is_transition, observations
         )
+
+    def _observed(self, raw: Any) -> Array:
+        """A copy of what it shows: float32 [E, O], or single frames uint8 [E, S, S]."""
+        if self._frames is None:
+            return np.array(raw, dtype=np.float32, order="C")
+        if self._frames.renderer is None:
+            return np.array(raw, dtype=np.uint8, order="C")
+        assert isinstance(self._env, CartPoleVectorEnv), "the one vector that holds its states"
+        return self._frames.renderer.frames(np.asarray(self._env.state, dtype=np.float64).T)
+
+    def _stacked(self, successors: Array, shown: Array, ended: Array) -> tuple[Array, Array]:
+        """True successors, and what the next actions are chosen from, as stacks."""
+        assert self._frames is not None, "asked only with frames"
+        stack = self._frames.stack
+        stacks = stack.followed(self.observations, successors, self._awaits_reset)
+        if shown is successors:
+            return stacks, stacks
+        begun = stacks.copy()
+        begun[ended] = stack.started(shown[ended])
+        return stacks, begun
 
     def close(self) -> None:
         """Close all sub-environments."""
@@ -123,7 +166,7 @@ class VectorEnvAdapter:
         if isinstance(self._env, CartPoleVectorEnv):
             return True
         return isinstance(self._env, SyncVectorEnv) and all(
-            _method(env, "capture") and _method(env, "restore") for env in self._env.envs
+            has_method(env, "capture") and has_method(env, "restore") for env in self._env.envs
         )
 
     def capture(self) -> Capture:
@@ -139,7 +182,7 @@ class VectorEnvAdapter:
             arrays["steps"] = self._env.steps.copy()
             return Capture({"rng": self._env.np_random.bit_generator.state}, arrays)
         envs = self._captured_envs()
-        return Capture({"sub_envs": [_capture_sub_env(env) for env in envs]}, arrays)
+        return Capture({"sub_envs": [capture_sub_env(env) for env in envs]}, arrays)
 
     def restore(self, capture: Capture) -> None:
         """The inverse of `capture`, also into a new adapter of as many sub-environments.
@@ -164,7 +207,7 @@ class VectorEnvAdapter:
         envs = self._captured_envs()
         self._env.reset()  # wrappers refuse to step before their first reset
         for env, state in zip(envs, capture.meta["sub_envs"], strict=True):
-            _restore_sub_env(env, state)
+            restore_sub_env(env, state)
         if isinstance(self._env, SyncVectorEnv):
             self._env._autoreset_envs = self._awaits_reset.copy()
 
@@ -190,7 +233,9 @@ class VectorEnvAdapter:
 
 def has_native_vector(config: EnvConfig) -> bool:
     """Whether Gymnasium's vectorized CartPole plays this config."""
-    return config.id in _CARTPOLE_IDS and config.factory is None and not config.kwargs
+    draws_itself = config.observation == "pixels" and config.renderer != "fast"
+    is_plain = config.factory is None and not config.kwargs and not draws_itself
+    return config.id in _CARTPOLE_IDS and is_plain
 
 
 def make_vector_env(
@@ -203,11 +248,16 @@ def make_vector_env(
     Raises:
         ConfigError: as `make_env`, and when the sub-environments are not alike.
     """
+    frames = FrameView.of(config)
     if has_native_vector(config) and not asynchronous:
-        return VectorEnvAdapter(gymnasium.make_vec(config.id, num_envs=n_envs))
+        return VectorEnvAdapter(gymnasium.make_vec(config.id, num_envs=n_envs), frames)
     makers: list[Callable[[], Environment]] = [
         partial(
-            make_env, config, place=f"{place}, sub-environment {i}".lstrip(", "), keeps_info=False
+            make_env,
+            config,
+            place=f"{place}, sub-environment {i}".lstrip(", "),
+            keeps_info=False,
+            stacked=False,
         )
         for i in range(n_envs)
     ]
@@ -217,11 +267,7 @@ def make_vector_env(
         env = vector(makers, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
     except RuntimeError as error:  # the spaces of two sub-environments differ
         raise ConfigError(f"the environments made of one configuration differ: {error}") from error
-    return VectorEnvAdapter(env)
-
-
-def _copy_observations(raw: Any) -> Array:
-    return np.array(raw, dtype=np.float32, order="C")
+    return VectorEnvAdapter(env, None if frames is None else frames._replace(renderer=None))
 
 
 def _with_final(observations: Array, ended: Array, infos: dict[str, Any]) -> Array:
@@ -234,34 +280,3 @@ def _with_final(observations: Array, ended: Array, infos: dict[str, Any]) -> Arr
     for index in np.flatnonzero(ended):
         successors[index] = infos["final_obs"][index]
     return successors
-
-
-def _method(env: Environment, name: str) -> bool:
-    try:
-        return callable(env.get_wrapper_attr(name))
-    except AttributeError:
-        return False
-
-
-def _time_limits(env: Environment) -> list[TimeLimit[Any, Any]]:
-    found: list[TimeLimit[Any, Any]] = []
-    while isinstance(env, gymnasium.Wrapper):
-        if isinstance(env, TimeLimit):
-            found.append(env)
-        env = env.env
-    return found
-
-
-def _capture_sub_env(env: Environment) -> dict[str, Any]:
-    return {
-        "state": env.get_wrapper_attr("capture")(),
-        "elapsed_steps": [limit._elapsed_steps for limit in _time_limits(env)],
-        "rng": env.unwrapped.np_random.bit_generator.state,
-    }
-
-
-def _restore_sub_env(env: Environment, captured: dict[str, Any]) -> None:
-    env.get_wrapper_attr("restore")(captured["state"])
-    for limit, elapsed in zip(_time_limits(env), captured["elapsed_steps"], strict=True):
-        limit._elapsed_steps = elapsed
-    env.unwrapped.np_random.bit_generator.state = captured["rng"]

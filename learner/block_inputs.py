@@ -15,8 +15,8 @@ from torch import Tensor
 from qfleet.common.networks import (
     Tensors,
     build_network,
-    flat_inputs,
     forward_function,
+    input_transform,
     to_arrays,
 )
 from qfleet.common.seeding import seed_int
@@ -54,7 +54,7 @@ def initial_block_inputs(
     parameters, buffers = _own(trained), _own([*frozen, *network.named_buffers()])
     rule = UpdateRule(
         forward=forward_function(network),
-        inputs=partial(flat_inputs, dtype=dtype or torch.float32),
+        inputs=input_transform(spec, dtype or torch.float32),
         loss=loss,
         optimizer=plan.optimizer,
         double_q=plan.double_q,

@@ -19,11 +19,26 @@ def gray(rgb: Array) -> Array:
     return np.asarray(cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY))
 
 
-def gray_frame(rgb: Array, size_px: int) -> Array:
-    """uint8 [S, S]: the gray picture averaged over the area of each pixel."""
+def shrunk(picture: Array, size_px: int) -> Array:
+    """uint8 [S, S]: gray `picture` [H, W] averaged over the area of each new pixel.
+
+    Raises:
+        ValueError: when it is smaller than that.
+    """
     import cv2
 
-    return np.asarray(cv2.resize(gray(rgb), (size_px, size_px), interpolation=cv2.INTER_AREA))
+    if min(picture.shape) < size_px:
+        height, width = picture.shape
+        raise ValueError(
+            f"pictures of {height} × {width} pixels cannot be enlarged to {size_px} "
+            "(env.frame_size)"
+        )
+    return np.asarray(cv2.resize(picture, (size_px, size_px), interpolation=cv2.INTER_AREA))
+
+
+def gray_frame(rgb: Array, size_px: int) -> Array:
+    """uint8 [S, S] of a picture uint8 [H, W, 3]."""
+    return shrunk(gray(rgb), size_px)
 
 
 def area_weights(source_px: int, target_px: int) -> Array:

@@ -31,8 +31,14 @@ def starting_backend(plan: LearnerPlan, spec: EnvironmentSpec, device: str) -> L
         ConfigError: when `learner.compile` is `required` and there is no fast form, with the
             remedy.
     """
-    if plan.compile == "off":
+    is_package_of_use = device != "cpu" or not plan.network.is_convolutional
+    if plan.compile == "off" or (plan.compile == "auto" and not is_package_of_use):
         return eager_backend(plan, spec, device)
+    if not is_package_of_use:
+        raise ConfigError(
+            f"learner.compile = required: network.kind {plan.network.kind} is not compiled on a "
+            "CPU, where convolutions take the time; use --learner.compile auto"
+        )
     if device != "cpu":
         return _graph_backend(plan, spec, device)
     package = cached_backend(plan, spec)

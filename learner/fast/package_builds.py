@@ -152,7 +152,10 @@ class PathUpgrade:
         self._start: Progress | None = None
         self._next_poll_s = float("-inf")
         self._is_open = (
-            plan.compile == "auto" and not plan.is_lockstep and device == "cpu" and path == "eager"
+            plan.compile == "auto"
+            and not (plan.is_lockstep or plan.network.is_convolutional)
+            and device == "cpu"
+            and path == "eager"
         )
 
     def poll(self, now: Progress) -> bool:

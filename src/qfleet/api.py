@@ -53,14 +53,15 @@ class Policy:
         return int(actions[0]) if is_single else actions
 
     def _as_batch(self, observation: Array) -> tuple[Array, bool]:
-        array = np.asarray(observation, dtype=np.float32)
+        dtype = np.dtype(self.spec.observation_dtype)
+        array = np.asarray(observation, dtype=dtype)
         shape = self.spec.observation_shape
         if array.shape == shape:
             return array[None], True
         if array.shape[1:] == shape:
             return array, False
         raise ValueError(
-            f"an observation must be float32 {list(shape)} or a batch {['B', *shape]}, "
+            f"an observation must be {dtype.name} {list(shape)} or a batch {['B', *shape]}, "
             f"got {list(array.shape)}"
         )
 

@@ -274,6 +274,8 @@ def _learner_path(config: Config) -> str:
     """The path that is meant to be taken; the summary names the one that was."""
     learner = config.learner
     gets_gpu = learner.device != "cpu" and learner.num_gpus != 0
+    if config.network.is_convolutional and not gets_gpu:
+        return _PATHS["off"]
     return (_PATHS_WITH_GPU if gets_gpu else _PATHS)[learner.compile]
 
 

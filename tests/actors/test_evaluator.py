@@ -193,3 +193,17 @@ def test_evaluator_refuses_impossible_epsilon(epsilon):
 def test_evaluator_refuses_no_episodes():
     with pytest.raises(ValueError, match=r"eval\.episodes"):
         evaluate(AlwaysRight(), CARTPOLE, 0, seed=1)
+
+
+def test_evaluate_frames_asks_for_those_that_still_play_alone():
+    """Convolutions take the time; states keep the whole batch, for bits that do not change."""
+    config = EnvConfig(observation="pixels", renderer="fast", frame_stack=2, frame_size=12)
+    frames, states = AlwaysRight(), AlwaysRight()
+
+    seen = evaluate(frames, config, 6, seed=2)
+
+    expected = evaluate(states, EnvConfig(), 6, seed=2)
+    np.testing.assert_array_equal(seen.returns, expected.returns)
+    longest = int(seen.lengths.max())
+    assert frames.batches == [int((seen.lengths > step).sum()) for step in range(longest)]
+    assert states.batches == [6] * longest

@@ -16,14 +16,16 @@ def actor_plan(**actors) -> ActorPlan:
 def test_ladder_slots_of_all_actors_form_one_ladder():
     plan = actor_plan(epsilon_base=0.4, epsilon_ladder_exponent=7.0)
 
-    together = np.concatenate([Exploration(plan, slot, 2, 2).epsilons(123.0) for slot in range(2)])
+    together = np.concatenate(
+        [Exploration(plan, slot, 2, 2).epsilons(123.0, 0) for slot in range(2)]
+    )
 
     expected = [0.4 ** (1 + 7 * i / 3) for i in range(4)]
     np.testing.assert_allclose(together, expected, rtol=1e-12)
 
 
 def test_ladder_of_one_slot_plays_base():
-    assert Exploration(actor_plan(), 0, 1, 1).epsilons(0.0).tolist() == [0.4]
+    assert Exploration(actor_plan(), 0, 1, 1).epsilons(0.0, 0).tolist() == [0.4]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,7 @@ def test_schedules_follow_the_fleets_env_steps(schedule, step, expected):
         epsilon_decay_env_steps=100,
     )
 
-    epsilons = Exploration(plan, 1, 2, 3).epsilons(step)
+    epsilons = Exploration(plan, 1, 2, 3).epsilons(step, 7)
 
     assert epsilons.shape == (3,)
     assert epsilons.dtype == np.float64
@@ -115,3 +117,18 @@ def test_select_actions_always_draws_as_many_numbers(epsilon):
     reference.random(10)
 
     assert rng.bit_generator.state == reference.bit_generator.state
+
+
+@pytest.mark.parametrize(("episodes", "expected"), [(0, 1.0), (50, 0.6), (100, 0.2), (1_000, 0.2)])
+def test_linear_schedule_by_episodes_does_not_look_at_env_steps(episodes, expected):
+    plan = actor_plan(
+        epsilon_schedule="linear",
+        epsilon_start=1.0,
+        epsilon_end=0.2,
+        epsilon_decay_env_steps=10,
+        epsilon_decay_episodes=100,
+    )
+
+    epsilons = Exploration(plan, 0, 1, 1).epsilons(1e9, episodes)
+
+    np.testing.assert_allclose(epsilons, [expected], rtol=1e-12)

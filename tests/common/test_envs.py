@@ -138,9 +138,9 @@ def test_make_env_continuous_actions_name_id_space_and_remedy():
 def test_make_env_images_are_refused(monkeypatch, shape):
     image = spaces.Box(0, 255, shape, np.uint8)
 
-    with pytest.raises(ConfigError, match="pixels are not supported yet"):
+    with pytest.raises(ConfigError, match=r"set env\.observation pixels"):
         _make(monkeypatch, image, np.zeros(shape, np.uint8))
-    with pytest.raises(ConfigError, match="pixels are not supported yet"):
+    with pytest.raises(ConfigError, match=r"set env\.observation pixels"):
         _make(monkeypatch, spaces.Dict({"screen": spaces.Tuple((image,))}), None)
 
 

@@ -15,6 +15,7 @@ from qfleet.common.types import EnvironmentSpec
 
 SPEC = EnvironmentSpec("Grid-v0", (2, 2), "<f4", 3, None, None)
 CUSTOM = NetworkConfig(factory="q_functions_under_test:make")
+IN_PLACE = NetworkConfig(factory="q_functions_under_test:make_in_place")
 BUILT_IN = NetworkConfig(hidden_sizes=(8,), normalization="batch")
 
 
@@ -24,7 +25,13 @@ def factory(monkeypatch):
     module.make = lambda n_inputs, n_actions: nn.Sequential(
         nn.Linear(n_inputs, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(), nn.Linear(8, n_actions)
     )
+    module.make_in_place = InPlace
     monkeypatch.setitem(sys.modules, "q_functions_under_test", module)
+
+
+class InPlace(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.div_(255.0))
 
 
 def network_and_arrays(config: NetworkConfig) -> tuple[nn.Module, dict[str, np.ndarray]]:
@@ -52,13 +59,10 @@ def test_build_q_function_answers_as_the_network_in_eval_mode(config, kind):
 
 
 def test_torch_q_function_network_that_scales_in_place_leaves_the_observations():
-    class InPlace(nn.Linear):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return super().forward(x.div_(255.0))
+    _, arrays = network_and_arrays(IN_PLACE)
+    observations = np.full((2, 2, 2), 255.0, np.float32)
 
-    observations = np.full((2, 4), 255.0, np.float32)
-
-    TorchQFunction(InPlace(4, 3)).q_values(observations)
+    build_q_function(IN_PLACE, SPEC, arrays).q_values(observations)
 
     assert (observations == 255.0).all()
 

@@ -36,6 +36,18 @@ VARIANTS = {
         "replay__shards": 2,
         "replay__sampling": "prioritized",
     },
+    "pixels": {
+        "env__observation": "pixels",
+        "env__renderer": "fast",
+        "env__frame_size": 36,
+        "network__kind": "small",
+        "network__normalization": "batch",
+        "actors__count": 2,
+        "actors__n_step": 3,
+        "replay__shards": 2,
+        "replay__sampling": "prioritized",
+        "replay__capacity": 600,
+    },
     "batch-norm-and-an-empty-shard": {"network__normalization": "batch", "replay__shards": 2},
 }
 COMPARED = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import pytest
@@ -11,7 +12,12 @@ from hypothesis import strategies as st
 from qfleet.common.types import EnvironmentSpec
 from qfleet.replay_server.rate_limiter import minimum_limiter_tolerance_samples
 from qfleet.settings.config import Config
-from qfleet.settings.config_auto import block_periods, resolve_config, updates_per_call
+from qfleet.settings.config_auto import (
+    block_periods,
+    max_blocks_per_request,
+    resolve_config,
+    updates_per_call,
+)
 from qfleet.settings.config_checks import check_config
 from qfleet.settings.machine_checks import replay_bytes
 from qfleet.settings.problems import Problem, show_value
@@ -47,7 +53,29 @@ def test_check_config_defaults_have_no_problem():
     assert problems(episode_mode(), SPEC) == []
 
 
+PIXELS = {"observation": "pixels"}
 BROKEN = [
+    (config(env=PIXELS), "network.kind", "takes states, and env.observation is pixels"),
+    (
+        config(network={"kind": "small"}),
+        "network.kind",
+        "takes frames, and env.observation is state",
+    ),
+    (
+        config(env={**PIXELS, "frame_size": 35}, network={"kind": "nature"}),
+        "env.frame_size",
+        "network.kind nature takes frames of at least 36 pixels",
+    ),
+    (
+        config(actors={"epsilon_decay_episodes": 9, "epsilon_schedule": "linear"}),
+        "actors.epsilon_decay_episodes",
+        "learner.updates_per_episode: only then one actor counts all episodes",
+    ),
+    (
+        episode_mode(actors={"epsilon_decay_episodes": 9}),
+        "actors.epsilon_decay_episodes",
+        "needs actors.epsilon_schedule linear",
+    ),
     (config(network={"kwargs": {"a": 1}}), "network.kwargs", "only for network.factory"),
     (
         config(network={"normalization": "batch"}, learner={"batch_size": 1}),
@@ -487,3 +515,38 @@ def test_compile_required_is_allowed_on_any_device(gpus):
     for device in ("auto", "cpu", "cuda")[: 2 + gpus]:
         wanted = config(learner={"compile": "required", "device": device})
         assert problems(wanted, gpus=gpus, cuda_available=gpus > 0) == []
+
+
+def test_networks_of_frames_are_accepted_with_frames():
+    network = {"kind": "nature", "hidden_sizes": [512]}
+    assert problems(config(env=PIXELS, network=network), memory_bytes=8 * GIB) == []
+    assert problems(config(env=PIXELS, network={"factory": "a:b"})) == []
+    smallest = config(env={**PIXELS, "frame_size": 36}, network=network)
+    assert problems(smallest) == []
+    by_episode = {"epsilon_decay_episodes": 9, "epsilon_schedule": "linear"}
+    assert problems(episode_mode(actors=by_episode)) == []
+
+
+def test_replay_bytes_of_frames_count_each_frame_once():
+    spec = EnvironmentSpec("E", (4, 84, 84), "|u1", 2, None, None, frame_stack=4)
+    million = config(replay={"capacity": 1_000_000})
+
+    assert replay_bytes(million, spec) == 1_000_000 * (84 * 84 + 2 * 4 * 8 + 4 + 4 + 4)
+    assert replay_bytes(million, spec) <= 7.2e9
+
+
+def test_blocks_of_frames_hold_32_mb_at_most():
+    small = config(env=PIXELS, network={"kind": "small"}, learner={"batch_size": 64})
+    course = config(
+        env={**PIXELS, "frame_stack": 8}, network={"kind": "convnet"}, learner={"batch_size": 32}
+    )
+
+    for checked in (small, course):
+        env = checked.env
+        batch_bytes = 2 * env.frame_stack * env.frame_size**2 * checked.learner.batch_size
+        k, blocks = updates_per_call(checked), max_blocks_per_request(checked)
+        assert k > 1
+        assert blocks == 1
+        assert k * batch_bytes <= 32 * 2**20
+        assert math.gcd(*block_periods(checked).values()) % k == 0
+    assert updates_per_call(config(learner={"batch_size": 64})) == 50

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 
+import gymnasium
+import numpy as np
 import pytest
+from gymnasium.envs.registration import EnvSpec
 
 import qfleet
 from qfleet.command_line.cli_flags import parse_train_arguments
@@ -98,6 +101,24 @@ def test_choice_of_preset_and_environment(words, preset, env_id):
     config = load(*words)
 
     assert (config.preset_name, config.env.id) == (preset, env_id)
+
+
+def test_an_environment_that_observes_images_takes_generic_pixels(monkeypatch):
+    class Images(gymnasium.Env):
+        action_space = gymnasium.spaces.Discrete(2)
+        observation_space = gymnasium.spaces.Box(0, 255, (96, 96, 3), np.uint8)
+
+    monkeypatch.setitem(gymnasium.registry, "Images-v0", EnvSpec("Images-v0", entry_point=Images))
+
+    config = load("Images-v0")
+
+    assert (config.preset_name, config.env.id) == ("generic-pixels", "Images-v0")
+    assert config.env.observation == "pixels"
+    assert load("generic-pixels", "--env", "CartPole-v1").env.id == "CartPole-v1"
+    assert error_lines("generic-pixels") == [
+        "env.id = null: preset generic-pixels names no environment; "
+        "name one: `qfleet train Acrobot-v1` or --env Acrobot-v1"
+    ]
 
 
 def test_an_environment_in_a_file_inherits_no_budget_of_another(write):
@@ -355,12 +376,13 @@ def test_target_that_contradicts_a_flag():
 
 def test_unknown_preset_by_key_and_as_a_file():
     assert error_lines("--preset", "cartpol") == [
-        "preset = cartpol (--preset): is not a preset; presets are cartpole, generic, lunarlander, "
-        "tutorial-state; did you mean cartpole?"
+        "preset = cartpol (--preset): is not a preset; presets are cartpole, cartpole-pixels, "
+        "generic, generic-pixels, lunarlander, tutorial-pixels, tutorial-state; "
+        "did you mean cartpole?"
     ]
     assert error_lines("--config", "preset:apex") == [
-        "--config = preset:apex: is not a preset; presets are cartpole, generic, lunarlander, "
-        "tutorial-state"
+        "--config = preset:apex: is not a preset; presets are cartpole, cartpole-pixels, "
+        "generic, generic-pixels, lunarlander, tutorial-pixels, tutorial-state"
     ]
 
 
@@ -403,8 +425,8 @@ def test_errors_of_all_sources_come_at_once(write):
         "--seed: needs a value; write --seed VALUE",
         "TARGET = b: is one word too many: TARGET is already stray; a value belongs right after "
         "its flag: --SECTION.KEY VALUE",
-        "--config = preset:none: is not a preset; presets are cartpole, generic, lunarlander, "
-        "tutorial-state",
+        "--config = preset:none: is not a preset; presets are cartpole, cartpole-pixels, "
+        "generic, generic-pixels, lunarlander, tutorial-pixels, tutorial-state",
         "TARGET = stray: is no preset, and Gymnasium knows no environment stray; "
         "for one of your own write module:Id, or set env.factory",
         f"learnr = {{'a': 1}} ({path}:3): is not a key; did you mean learner?",

@@ -30,6 +30,7 @@ OTHER = {
         "epsilon_start": 0.8,
         "epsilon_end": 0.1,
         "epsilon_decay_env_steps": 77,
+        "epsilon_decay_episodes": 8,
         "epsilon_base": 0.5,
         "epsilon_ladder_exponent": 3.0,
         "chunk_transitions": 8,

@@ -10,11 +10,21 @@ from qfleet.settings.config_loading import load_config
 
 
 def load(name):
-    return load_config(name, overrides={"env.id": "Acrobot-v1"} if name == "generic" else {})
+    return load_config(
+        name, overrides={"env.id": "Acrobot-v1"} if name.startswith("generic") else {}
+    )
 
 
 def test_names_default_first():
-    assert presets.names() == ("cartpole", "generic", "lunarlander", "tutorial-state")
+    assert presets.names() == (
+        "cartpole",
+        "cartpole-pixels",
+        "generic",
+        "generic-pixels",
+        "lunarlander",
+        "tutorial-pixels",
+        "tutorial-state",
+    )
 
 
 @pytest.mark.parametrize("name", presets.names())
@@ -42,7 +52,8 @@ def test_load_unknown_name_is_refused_with_a_suggestion():
 
     assert str(caught.value) == (
         "preset = cartpol: there is no such preset; did you mean cartpole?; "
-        "presets are cartpole, generic, lunarlander, tutorial-state"
+        "presets are cartpole, cartpole-pixels, generic, generic-pixels, lunarlander, "
+        "tutorial-pixels, tutorial-state"
     )
 
 
@@ -68,6 +79,38 @@ def test_tutorial_state_is_the_courses_program():
     assert (learner.optimizer, learner.learning_rate, learner.momentum) == ("sgd", 1e-3, 0.9)
     assert (learner.batch_size, learner.updates_per_episode, learner.loss) == (32, 1000, "mse")
     assert (learner.double_q, learner.max_grad_norm) == (False, None)
+
+
+def test_tutorial_pixels_is_the_courses_second_program():
+    config = load("tutorial-pixels")
+
+    env = config.env
+    assert (env.observation, env.renderer) == ("pixels", "gymnasium")
+    assert (env.frame_stack, env.frame_size) == (8, 84)
+    network = config.network
+    assert (network.kind, network.hidden_sizes, network.normalization) == (
+        "convnet",
+        (512,),
+        "batch",
+    )
+    actors = config.actors
+    assert (actors.count, actors.envs_per_actor, actors.n_step) == (1, 1, 1)
+    assert (actors.epsilon_schedule, actors.epsilon_start, actors.epsilon_end) == (
+        "linear",
+        1.0,
+        0.005,
+    )
+    assert actors.epsilon_decay_episodes == config.run.max_episodes == 200
+    assert (config.replay.capacity, config.replay.sampling) == (10_000, "uniform")
+    learner = config.learner
+    assert (learner.optimizer, learner.learning_rate, learner.momentum) == ("sgd", 1e-3, 0.9)
+    assert (learner.batch_size, learner.updates_per_episode, learner.loss) == (32, 1000, "huber")
+    assert learner.target_update_period_learner_steps == 5_000
+    assert (learner.double_q, learner.max_grad_norm) == (False, None)
+
+
+def test_generic_pixels_names_no_environment():
+    assert "id" not in presets.load("generic-pixels")["env"]
 
 
 def test_cartpole_has_a_budget_of_its_own_and_generic_another():

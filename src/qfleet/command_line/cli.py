@@ -37,7 +37,8 @@ RUN is a run directory; left out, it is runs/latest. `qfleet COMMAND --help` say
 _TRAIN_HELP = """\
 qfleet train [TARGET] [flags]
 
-TARGET  a preset (cartpole, tutorial-state, lunarlander, generic) or an environment id
+TARGET  a preset (cartpole, tutorial-state, lunarlander, generic; from pixels cartpole-pixels,
+        tutorial-pixels, generic-pixels) or an environment id
         (LunarLander-v3, my_module:MyEnv-v0); left out, it is cartpole.
 
   --config FILE               YAML file, may be repeated; preset:NAME takes a preset's values

@@ -30,8 +30,8 @@ class Choice:
 def choose(target: str | None, given: Sequence[Setting]) -> Choice:
     """Choose the preset: TARGET, else the key `preset`, else by environment, else the default.
 
-    An environment takes the preset made for it, else `generic`, so that it never inherits the
-    budget of another one.
+    An environment takes the preset made for it, else `generic` or, where it observes images,
+    `generic-pixels`, so that it never inherits the budget of another one.
     """
     preset = _last(given, "preset")
     env_id = _last(given, "env.id")
@@ -51,9 +51,10 @@ def choose(target: str | None, given: Sequence[Setting]) -> Choice:
         settings.append(Setting(("env", "id"), name, factory.origin))
     base, wrong = _base(preset, env_id or factory)
     problems += wrong
-    if base == presets.GENERIC and env_id is None and factory is None:
+    generic = (presets.GENERIC, presets.GENERIC_PIXELS)
+    if base in generic and env_id is None and factory is None:
         remedy = "name one: `qfleet train Acrobot-v1` or --env Acrobot-v1"
-        problems.append(Problem("env.id", None, "preset generic names no environment", remedy))
+        problems.append(Problem("env.id", None, f"preset {base} names no environment", remedy))
     settings.append(Setting(("preset",), base, "TARGET"))
     return Choice(base, tuple(settings), tuple(problems))
 
@@ -89,7 +90,18 @@ def _base(preset: Setting | None, env: Setting | None) -> tuple[str, list[Proble
         return presets.DEFAULT, [Problem("preset", name, requirement, remedy, preset.origin)]
     if env is None:
         return presets.DEFAULT, []
-    return presets.preset_for_env(str(env.value)) or presets.GENERIC, []
+    return presets.preset_for_env(str(env.value)) or _generic_for(env), []
+
+
+def _generic_for(env: Setting) -> str:
+    """`generic-pixels` where the environment observes images; what cannot be made is told later."""
+    if env.key != "env.id":
+        return presets.GENERIC
+    from qfleet.common.config import EnvConfig
+    from qfleet.common.envs import observes_images
+
+    is_image = observes_images(EnvConfig(id=str(env.value)))
+    return presets.GENERIC_PIXELS if is_image else presets.GENERIC
 
 
 def _target_problems(target: str, env_id: Setting | None) -> list[Problem]:

@@ -13,7 +13,7 @@ from qfleet.actors.build import build_actor
 from qfleet.actors.confirmation import run_request
 from qfleet.actors.evaluator import Evaluator
 from qfleet.common.params import encode_safetensors, params_sha256
-from qfleet.common.q_functions import build_q_function
+from qfleet.common.q_functions import QFunctions
 from qfleet.common.stage_clock import REPLAY, SAMPLING, StageClock
 from qfleet.common.threads import limit_threads
 from qfleet.common.types import (
@@ -95,6 +95,7 @@ class LocalFleet:
             build_actor(plans.actor, spec, run_id=run_id, slot=slot, incarnation=incarnation)
             for slot in range(plans.fleet.actors)
         ]
+        self._q_functions = QFunctions(self._network, spec)
         self._evaluator = Evaluator(plans.evaluator.env, plans.evaluator.epsilon)
         self._episodes: list[EpisodeSummary] = []
         self._acknowledged: dict[int, list[int]] = {}
@@ -138,7 +139,7 @@ class LocalFleet:
     def evaluate(self, request: EvaluationRequest) -> EvaluationReport:
         """See `Fleet`."""
         snapshot = self._learner.current_snapshots()[-1]
-        q_function = build_q_function(self._network, self._spec, snapshot.arrays)
+        q_function = self._q_functions.of(snapshot.arrays)
         return run_request(self._evaluator, q_function, snapshot, request)
 
     def report(self) -> FleetReport:

@@ -77,6 +77,8 @@ class ActorsConfig(Section):
     """ε that the schedule ends at; the value of `constant`."""
     epsilon_decay_env_steps: Count = 10_000
     """Env steps from start to end (linear), or the time constant (exponential)."""
+    epsilon_decay_episodes: Count | None = None
+    """Linear over so many episodes instead; only with learner.updates_per_episode."""
     epsilon_base: PositiveFraction = 0.4
     """Largest ε of the ladder (Ape-X: 0.4)."""
     epsilon_ladder_exponent: NumberFromZero = 7.0

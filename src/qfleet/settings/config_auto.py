@@ -17,6 +17,8 @@ from qfleet.settings.config import Config
 DEFAULT_ENVS_PER_ACTOR = 16
 MAX_AUTO_UPDATES_PER_CALL = 50
 MAX_AUTO_BLOCKS_PER_REQUEST = 4
+MAX_AUTO_REQUEST_BYTES = 32 * 1024 * 1024
+"""Of stacked frames in one answer of the replay; two are on their way at a time."""
 CHUNK_GROWTH = 8
 """How far an `auto` chunk may grow."""
 SHARD_CPUS = 0.5
@@ -127,7 +129,8 @@ def max_blocks_per_request(config: Config) -> int:
         return learner.max_blocks_per_request
     if learner.updates_per_call != "auto":
         return 1
-    most = MAX_AUTO_BLOCKS_PER_REQUEST
+    block_bytes = _batch_bytes(config) * updates_per_call(config)
+    most = max(1, min(MAX_AUTO_BLOCKS_PER_REQUEST, MAX_AUTO_REQUEST_BYTES // block_bytes))
     if tolerance != "auto" and config.replay.samples_per_insert is not None:
         per_chunk = config.replay.samples_per_insert * max_chunk_transitions(config)
         room = 2 * tolerance - per_chunk
@@ -136,11 +139,19 @@ def max_blocks_per_request(config: Config) -> int:
 
 
 def updates_per_call(config: Config) -> int:
-    """K: the largest block, up to 50 updates, that ends wherever something is due."""
+    """K: the largest block, up to 50 updates or 32 MB of frames, that ends wherever one is due."""
     if config.learner.updates_per_call != "auto":
         return config.learner.updates_per_call
     common = math.gcd(*block_periods(config).values())
-    return next(k for k in range(MAX_AUTO_UPDATES_PER_CALL, 0, -1) if common % k == 0)
+    most = min(MAX_AUTO_UPDATES_PER_CALL, MAX_AUTO_REQUEST_BYTES // _batch_bytes(config))
+    return next(k for k in range(max(1, most), 0, -1) if common % k == 0)
+
+
+def _batch_bytes(config: Config) -> int:
+    """Bytes of a batch's two stacks of frames; states are small."""
+    env = config.env
+    frames = env.frame_stack * env.frame_size**2 if env.observation == "pixels" else 0
+    return max(1, 2 * frames * config.learner.batch_size)
 
 
 def _limiter_tolerance(config: Config, count: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from qfleet.common.convolutions import smallest_frame_px
 from qfleet.common.types import EnvironmentSpec
 from qfleet.replay_server.rate_limiter import minimum_limiter_tolerance_samples
 from qfleet.settings.config import Config
@@ -66,6 +67,50 @@ def _check_network(config: Config) -> Iterator[Problem]:
             config.learner.batch_size,
             "must be at least 2 with network.normalization batch",
             "raise it, or set network.normalization layer",
+        )
+
+
+def _check_observation(config: Config) -> Iterator[Problem]:
+    """Networks of convolutions take frames, the others states."""
+    env, network = config.env, config.network
+    if network.factory is not None:
+        return
+    pixels = env.observation == "pixels"
+    if pixels and not network.is_convolutional:
+        yield Problem(
+            "network.kind",
+            network.kind,
+            "takes states, and env.observation is pixels",
+            "set it to small, nature or convnet, or set network.factory",
+        )
+    elif network.is_convolutional and not pixels:
+        yield Problem(
+            "network.kind",
+            network.kind,
+            "takes frames, and env.observation is state",
+            "set env.observation pixels, or network.kind mlp",
+        )
+    elif pixels and env.frame_size < smallest_frame_px(network.kind):
+        yield Problem(
+            "env.frame_size",
+            env.frame_size,
+            f"network.kind {network.kind} takes frames of at least "
+            f"{smallest_frame_px(network.kind)} pixels",
+            "raise it, or set network.factory",
+        )
+
+
+def _check_epsilon_episodes(config: Config) -> Iterator[Problem]:
+    actors = config.actors
+    if actors.epsilon_decay_episodes is None:
+        return
+    if config.learner.updates_per_episode is None or actors.epsilon_schedule != "linear":
+        yield Problem(
+            "actors.epsilon_decay_episodes",
+            actors.epsilon_decay_episodes,
+            "needs actors.epsilon_schedule linear and learner.updates_per_episode: only then one "
+            "actor counts all episodes",
+            "set both, or actors.epsilon_decay_env_steps instead",
         )
 
 
@@ -228,6 +273,8 @@ def _check_schedule(config: Config) -> Iterator[Problem]:
 
 _RULES: tuple[Callable[[Config], Iterator[Problem]], ...] = (
     _check_network,
+    _check_observation,
+    _check_epsilon_episodes,
     _check_actors,
     _check_replay_sizes,
     _check_replay_start,

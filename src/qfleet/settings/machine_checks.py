@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qfleet.common.types import EnvironmentSpec, transition_columns
+from qfleet.common.pixels.stored_columns import frame_shape, stored_columns
+from qfleet.common.types import EnvironmentSpec
 from qfleet.settings.config import Config
 from qfleet.settings.problems import Problem
 
@@ -53,9 +54,10 @@ def nvidia_gpus() -> int:
 def replay_bytes(config: Config, spec: EnvironmentSpec) -> int:
     """Bytes that all shards together hold when full."""
     row = sum(
-        np.dtype(column.dtype).itemsize * math.prod(column.shape)
-        for column in transition_columns(spec)
+        np.dtype(column.dtype).itemsize * math.prod(column.shape) for column in stored_columns(spec)
     )
+    if spec.frame_stack is not None:
+        row += math.prod(frame_shape(spec))  # each frame once, and one per step
     return config.replay.capacity * (row + _PRIORITY_BYTES_PER_ROW[config.replay.sampling])
 
 

@@ -14,6 +14,7 @@ from qfleet.settings.yaml_settings import parse_value
 
 DEFAULT = "cartpole"
 GENERIC = "generic"
+GENERIC_PIXELS = "generic-pixels"
 
 _FOLDER = Path(__file__).parent / "preset_files"
 

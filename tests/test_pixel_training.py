@@ -1,0 +1,136 @@
+"""Whole runs from pixels in the local runtime: they learn on frames, and leave what can be used."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+import qfleet
+from qfleet.common.config import EnvConfig
+from qfleet.run_files.summary import read_summary
+from qfleet.settings.config_loading import load_config
+from qfleet.training import train
+
+SMALL = {
+    "runtime": "local",
+    "env.frame_size": 36,
+    "env.frame_stack": 3,
+    "network.hidden_sizes": [16],
+    "actors.envs_per_actor": 2,
+    "replay.capacity": 300,
+    "replay.min_size_to_sample": 60,
+    "learner.batch_size": 8,
+    "learner.publish_period_learner_steps": 10,
+    "learner.target_update_period_learner_steps": 20,
+    "eval.period_learner_steps": 1000,
+    "eval.episodes": 2,
+    "eval.confirm_episodes": 3,
+    "run.max_learner_steps": 60,
+    "metrics.console": "none",
+}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def config(preset: str = "cartpole-pixels", **changes: Any) -> Any:
+    overrides = {key.replace("__", "."): value for key, value in changes.items()}
+    return load_config(preset, [], {**SMALL, **overrides})
+
+
+def test_train_same_seed_same_parameters(tmp_path):
+    first = train(config(), run_dir=tmp_path / "first")
+    again = train(config(), run_dir=tmp_path / "again")
+    other = train(config(seed=2), run_dir=tmp_path / "other")
+
+    assert first.params_sha256 == again.params_sha256 != other.params_sha256
+    assert (first.learner_steps, first.exit_code) == (60, 0)
+    assert first.accounting.is_balanced
+    assert first.accounting.rejected == 0
+    assert first.accounting.evicted == 0
+
+
+def test_train_on_gymnasiums_frames_and_with_prioritized_replay(tmp_path):
+    changes = {"env__renderer": "gymnasium", "replay__sampling": "prioritized"}
+
+    summary = train(config(**changes), run_dir=tmp_path / "run")
+
+    assert summary.learner_steps == 60
+    assert summary.accounting.is_balanced
+    assert summary.accounting.rejected == 0
+
+
+@pytest.mark.parametrize("normalization", ["batch", "layer"])
+def test_train_with_normalization_and_an_old_memory(tmp_path, normalization):
+    """The ring wraps: rows whose frames are gone would be drawn as noise or refused."""
+    changes = {"network__normalization": normalization, "replay__capacity": 60}
+
+    summary = train(config(**changes), run_dir=tmp_path / "run")
+
+    assert summary.accounting.evicted > 0
+    assert summary.accounting.is_balanced
+
+
+def test_a_trained_policy_acts_on_stacks_of_the_runs_own_environment(tmp_path):
+    train(config(), run_dir=tmp_path / "run")
+    policy = qfleet.load_policy(tmp_path / "run" / "latest")
+    env = qfleet.make_env(tmp_path / "run", render_mode="rgb_array")
+
+    observation, _ = env.reset(seed=1)
+    assert (observation.dtype, observation.shape) == (np.uint8, (3, 36, 36))
+    assert policy.act(observation) in (0, 1)
+    assert policy.q_values(np.stack([observation, observation])).shape == (2, 2)
+    picture: Any = env.render()
+    assert picture.shape == (400, 600, 3)
+    with pytest.raises(ValueError, match=r"must be uint8 \[3, 36, 36\] or a batch"):
+        policy.act(observation[0])
+
+
+def test_a_policy_is_scored_on_gymnasiums_frames_as_on_ours(tmp_path):
+    train(config(), run_dir=tmp_path / "run")
+    policy = qfleet.load_policy(tmp_path / "run" / "latest")
+    ours = config().env
+    theirs = EnvConfig(**{**ours.model_dump(), "renderer": "gymnasium"})
+
+    returns = [qfleet.evaluate(policy, env, episodes=4, seed=1) for env in (ours, theirs)]
+
+    assert [len(one) for one in returns] == [4, 4]
+    assert all((one >= 1).all() for one in returns)
+
+
+def test_train_tutorial_pixels_is_the_courses_schedule(tmp_path, capsys):
+    """ε falls by episodes; a thousand updates an episode would take a CPU minutes, so eight."""
+    wanted = load_config(
+        "tutorial-pixels",
+        [],
+        {
+            "runtime": "local",
+            "env.frame_size": 36,
+            "learner.updates_per_episode": 8,
+            "learner.publish_period_learner_steps": 8,
+            "learner.target_update_period_learner_steps": 16,
+            "eval.period_learner_steps": 1_000,
+            "actors.epsilon_decay_episodes": 4,
+            "run.max_episodes": 4,
+            "eval.confirm_episodes": 2,
+            "metrics.console": "json",
+        },
+    )
+
+    summary = train(wanted, run_dir=tmp_path / "run")
+
+    assert (summary.learner_steps, summary.stop_reason) == (32, "max_episodes")
+    assert summary.target_syncs == 1 + 2
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    episodes = [event for event in events if event["event"] == "episode"]
+    assert [event["episode"] for event in episodes] == [1, 2, 3, 4]
+    assert sum(event["length_env_steps"] for event in episodes) == summary.env_steps
+    epsilons = [event["epsilon"] for event in episodes]
+    np.testing.assert_allclose(epsilons, [1 - 0.995 * k / 4 for k in range(4)])
+    assert read_summary(tmp_path / "run").run_id == summary.run_id
