@@ -21,7 +21,12 @@ def build_actor(
     return Actor(
         plan,
         spec,
-        make_vector_env(plan.env, plan.envs_per_actor, place=f"actor {slot}"),
+        make_vector_env(
+            plan.env,
+            plan.envs_per_actor,
+            place=f"actor {slot}",
+            max_episode_steps=plan.max_episode_steps,
+        ),
         build,
         run_id=run_id,
         slot=slot,

@@ -18,12 +18,12 @@ def run_request(
     request: EvaluationRequest,
 ) -> EvaluationReport:
     """The report on `snapshot`, whose parameters `q_function` plays."""
-    first = evaluator.evaluate(q_function, request.episodes, request.seed).returns
-    confirm = None
+    first, _, first_cut = evaluator.evaluate(q_function, request.episodes, request.seed)
+    confirm, confirm_cut = None, 0
     if request.threshold is not None and first.mean() >= request.threshold:
-        confirm = evaluator.evaluate(
+        confirm, _, confirm_cut = evaluator.evaluate(
             q_function, request.confirm_episodes, request.confirm_seed
-        ).returns
+        )
     return EvaluationReport(
         snapshot.version,
         snapshot.learner_step,
@@ -34,4 +34,6 @@ def run_request(
         None if confirm is None else float(confirm.mean()),
         None if confirm is None else float(confirm.std()),
         0 if confirm is None else len(confirm),
+        first_cut,
+        confirm_cut,
     )

@@ -16,11 +16,10 @@ from qfleet.actors.policy import QFunction, explore
 from qfleet.common import seeding
 from qfleet.common.config import EnvConfig
 from qfleet.common.envs import Environment, make_env
+from qfleet.common.episode_limits import DEFAULT_EPISODE_LIMIT
 from qfleet.common.types import Array
 from qfleet.common.vector_envs import VectorEnvAdapter, has_native_vector, make_vector_env
 
-MAX_STEPS_PER_EPISODE = 100_000
-"""An environment without a time limit would let a good policy play for ever."""
 _MAX_SINGLE_ENVS = 16
 
 ShouldStop = Callable[[], bool]
@@ -33,6 +32,8 @@ class EpisodeStatistics(NamedTuple):
     """float64 [n] undiscounted sums of rewards."""
     lengths: Array
     """int64 [n] env steps."""
+    n_cut: int = 0
+    """Of these, how many our own limit ended, not the environment."""
 
 
 def evaluate(
@@ -41,7 +42,7 @@ def evaluate(
     n_episodes: int,
     seed: int,
     epsilon: float = 0.0,
-    max_steps_per_episode: int = MAX_STEPS_PER_EPISODE,
+    max_steps_per_episode: int = DEFAULT_EPISODE_LIMIT,
 ) -> EpisodeStatistics:
     """`n_episodes` episodes in environments made for this call; see `Evaluator.evaluate`."""
     evaluator = Evaluator(config, epsilon, max_steps_per_episode=max_steps_per_episode)
@@ -64,7 +65,7 @@ class Evaluator:
         config: EnvConfig,
         epsilon: float = 0.0,
         *,
-        max_steps_per_episode: int = MAX_STEPS_PER_EPISODE,
+        max_steps_per_episode: int = DEFAULT_EPISODE_LIMIT,
         max_envs: int = _MAX_SINGLE_ENVS,
     ) -> None:
         if not 0.0 <= epsilon <= 1.0:
@@ -133,7 +134,7 @@ class Evaluator:
             observations = result.observations
             if not playing.any():
                 break
-        return EpisodeStatistics(returns, lengths)
+        return EpisodeStatistics(returns, lengths, int(np.count_nonzero(playing)))
 
     def _q_values(self, q_function: QFunction, observations: Array, playing: Array) -> Array:
         """float32 [E, A]; of frames only those that still play, for convolutions take the time.
@@ -176,6 +177,7 @@ class Evaluator:
         return EpisodeStatistics(
             np.array([episode.episode_return for episode in finished], dtype=np.float64),
             np.array([episode.length for episode in finished], dtype=np.int64),
+            sum(not episode.ended for episode in finished),
         )
 
     def _step_together(self, q_function: QFunction, active: list[_Episode]) -> None:

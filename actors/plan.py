@@ -24,6 +24,8 @@ class ActorPlan:
     count: int
     """Slots of the fleet."""
     envs_per_actor: int
+    max_episode_steps: int
+    """Longer episodes are cut and bootstrapped."""
     num_cpus: float
     n_step: int
     discount: float
@@ -50,4 +52,6 @@ class EvaluatorPlan:
     env: EnvConfig
     network: NetworkConfig
     epsilon: float
+    max_episode_steps: int
+    """Longer episodes are cut."""
     num_cpus: float

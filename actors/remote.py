@@ -243,7 +243,11 @@ class EvaluatorShell:
         limit_threads(self._plan.num_cpus)
         spec = EnvironmentSpec.from_json(spec_json)
         self._q_functions = QFunctions(self._plan.network, spec)
-        self._evaluator = Evaluator(self._plan.env, self._plan.epsilon)
+        self._evaluator = Evaluator(
+            self._plan.env,
+            self._plan.epsilon,
+            max_steps_per_episode=self._plan.max_episode_steps,
+        )
 
     def evaluate(self, data: bytes, request: list[Any]) -> list[Any]:
         """An `EvaluationReport` as a list, for the snapshot in `data`."""

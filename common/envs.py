@@ -19,6 +19,7 @@ from gymnasium import spaces
 
 from qfleet.common.config import EnvConfig
 from qfleet.common.environment_checks import CheckedEnvironment, probe
+from qfleet.common.episode_limits import own_limit, with_limit
 from qfleet.common.errors import ConfigError, EnvironmentFailedError
 from qfleet.common.observation_form import FrameForm, ObservationForm
 from qfleet.common.pixels.pixel_environment import StackedEnvironment, is_image, with_frames
@@ -39,6 +40,7 @@ def make_env(
     place: str = "",
     keeps_info: bool = True,
     stacked: bool = True,
+    max_episode_steps: int | None = None,
 ) -> Environment:
     """The environment with our preprocessing: `Discrete(A)` actions, `float32 [O]` observations.
 
@@ -47,19 +49,26 @@ def make_env(
 
     Each observation is a fresh array, so an environment that reuses its buffer is safe to store.
     The working directory is importable, for `module:Id` and for factories. What the environment
-    does wrong is an `EnvironmentFailedError` that names `place`.
+    does wrong is an `EnvironmentFailedError` that names `place`. Episodes end by truncation after
+    `max_episode_steps` at the latest.
 
     Raises:
         ConfigError: when the environment cannot be made or its spaces are not supported.
     """
+    env = with_limit(_make_checked(config, render_mode, place, keeps_info), max_episode_steps)
+    is_stack = config.observation == "pixels" and stacked
+    return StackedEnvironment(env, config.frame_stack) if is_stack else env
+
+
+def _make_checked(
+    config: EnvConfig, render_mode: str | None, place: str, keeps_info: bool
+) -> CheckedEnvironment:
     search_working_directory()
     _hide_pygame(render_mode)
     env = _make(config, render_mode)
-    if config.observation == "state":
-        return _checked(env, config, place, keeps_info)
-    env = with_frames(env, config, render_mode, partial(_make, config))
-    env = _checked(env, config, place, keeps_info)
-    return StackedEnvironment(env, config.frame_stack) if stacked else env
+    if config.observation == "pixels":
+        env = with_frames(env, config, render_mode, partial(_make, config))
+    return _checked(env, config, place, keeps_info)
 
 
 def _make(config: EnvConfig, render_mode: str | None) -> Environment:
@@ -88,7 +97,7 @@ def describe_environment(config: EnvConfig) -> EnvironmentSpec:
             observation_dtype=observation_space.dtype.str,
             n_actions=int(action_space.n),
             reward_threshold=None if threshold is None else float(threshold),
-            max_episode_steps=registered.max_episode_steps if registered is not None else None,
+            max_episode_steps=own_limit(env),
             frame_stack=config.frame_stack if config.observation == "pixels" else None,
         )
     except EnvironmentFailedError as error:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium
-from gymnasium.wrappers import TimeLimit
+
+from qfleet.common.episode_limits import restore_elapsed_steps, time_limits
 
 Environment = gymnasium.Env[Any, Any]
 
@@ -21,20 +22,11 @@ def has_method(env: Environment, name: str) -> bool:
         return False
 
 
-def _time_limits(env: Environment) -> list[TimeLimit[Any, Any]]:
-    found: list[TimeLimit[Any, Any]] = []
-    while isinstance(env, gymnasium.Wrapper):
-        if isinstance(env, TimeLimit):
-            found.append(env)
-        env = env.env
-    return found
-
-
 def capture_sub_env(env: Environment) -> dict[str, Any]:
     """Its own state, the time limits' counts and the generator."""
     return {
         "state": env.get_wrapper_attr("capture")(),
-        "elapsed_steps": [limit._elapsed_steps for limit in _time_limits(env)],
+        "elapsed_steps": [limit._elapsed_steps for limit in time_limits(env)],
         "rng": env.unwrapped.np_random.bit_generator.state,
     }
 
@@ -42,6 +34,5 @@ def capture_sub_env(env: Environment) -> dict[str, Any]:
 def restore_sub_env(env: Environment, captured: dict[str, Any]) -> None:
     """The inverse of `capture_sub_env`."""
     env.get_wrapper_attr("restore")(captured["state"])
-    for limit, elapsed in zip(_time_limits(env), captured["elapsed_steps"], strict=True):
-        limit._elapsed_steps = elapsed
+    restore_elapsed_steps(env, captured["elapsed_steps"])
     env.unwrapped.np_random.bit_generator.state = captured["rng"]

@@ -295,3 +295,6 @@ class EvaluationReport(NamedTuple):
     confirm_return_mean: float | None
     confirm_return_std: float | None
     confirm_episodes: int
+    cut_episodes: int = 0
+    """Of `episodes`, how many our own limit ended (`eval.max_episode_steps`)."""
+    confirm_cut_episodes: int = 0

@@ -239,18 +239,24 @@ def has_native_vector(config: EnvConfig) -> bool:
 
 
 def make_vector_env(
-    config: EnvConfig, n_envs: int, *, asynchronous: bool = False, place: str = ""
+    config: EnvConfig,
+    n_envs: int,
+    *,
+    asynchronous: bool = False,
+    place: str = "",
+    max_episode_steps: int | None = None,
 ) -> VectorEnvAdapter:
     """E sub-environments: vectorized arithmetic for CartPole, a loop of `make_env` for the rest.
 
-    `asynchronous` plays each sub-environment in a process of its own; errors name `place`.
+    `asynchronous` plays each sub-environment in a process of its own; errors name `place`;
+    episodes end by truncation after `max_episode_steps` at the latest.
 
     Raises:
         ConfigError: as `make_env`, and when the sub-environments are not alike.
     """
     frames = FrameView.of(config)
     if has_native_vector(config) and not asynchronous:
-        return VectorEnvAdapter(gymnasium.make_vec(config.id, num_envs=n_envs), frames)
+        return VectorEnvAdapter(_native_vector(config, n_envs, max_episode_steps), frames)
     makers: list[Callable[[], Environment]] = [
         partial(
             make_env,
@@ -258,6 +264,7 @@ def make_vector_env(
             place=f"{place}, sub-environment {i}".lstrip(", "),
             keeps_info=False,
             stacked=False,
+            max_episode_steps=max_episode_steps,
         )
         for i in range(n_envs)
     ]
@@ -268,6 +275,15 @@ def make_vector_env(
     except RuntimeError as error:  # the spaces of two sub-environments differ
         raise ConfigError(f"the environments made of one configuration differ: {error}") from error
     return VectorEnvAdapter(env, None if frames is None else frames._replace(renderer=None))
+
+
+def _native_vector(
+    config: EnvConfig, n_envs: int, max_episode_steps: int | None
+) -> VectorEnvironment:
+    own = gymnasium.spec(config.id).max_episode_steps
+    if max_episode_steps is None or (own is not None and own <= max_episode_steps):
+        return gymnasium.make_vec(config.id, num_envs=n_envs)
+    return gymnasium.make_vec(config.id, num_envs=n_envs, max_episode_steps=max_episode_steps)
 
 
 def _with_final(observations: Array, ended: Array, infos: dict[str, Any]) -> Array:

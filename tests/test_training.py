@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,9 +16,11 @@ import pytest
 import yaml
 
 from qfleet import training
+from qfleet.api import load_policy, make_env, play_episodes
 from qfleet.command_line import cli
 from qfleet.common.errors import CheckpointError, ConfigError
 from qfleet.run_files.checkpoint import list_checkpoints, read_checkpoint
+from qfleet.run_files.final_block import final_block
 from qfleet.run_files.run_directory import RunDirectory
 from qfleet.run_files.summary import read_summary
 from qfleet.settings.config import Config, RayConfig
@@ -560,6 +563,35 @@ def test_train_unsolved_is_scored_on_seeds_that_selected_nothing(tmp_path):
     summary = train(wanted, seen.append, run_dir=tmp_path / "run")
     assert (summary.solved, summary.eval_episodes) == (False, 7)
     assert summary.eval_return_mean not in [report.return_mean for report in seen]
+
+
+def test_train_without_a_time_limit_is_scored_up_to_a_stated_number_of_steps(tmp_path, capsys):
+    """Gymnasium's CliffWalking has no limit; an untrained policy walks into a corner for ever."""
+    wanted = config(
+        env__id="CliffWalking-v1", eval__max_episode_steps=60, eval__period_learner_steps=100
+    )
+
+    exit_code = run_train(wanted, run_dir=str(tmp_path / "run"))
+
+    summary = read_summary(tmp_path / "run")
+    assert exit_code == 0
+    assert (summary.eval_cut_episodes, summary.max_episode_steps) == (3, 60)
+    assert -6000 <= summary.eval_return_mean <= -60
+    told = [text for text in summary.incidents if "episodes were cut after 60 steps" in text]
+    assert len(told) == 1
+    lengths = [
+        int(line.split(",")[1])
+        for line in (tmp_path / "run" / "monitor.csv").read_text().splitlines()[2:]
+    ]
+    assert lengths
+    assert set(lengths) == {60}  # the actors' episodes are cut, too
+    block = final_block(summary, tmp_path / "run")
+    assert "over 3 fresh greedy episodes, 3 of them cut at 60 steps" in block
+    returns, _, n_cut = play_episodes(load_policy(tmp_path / "run"), tmp_path / "run", 2, 0)
+    assert (len(returns), n_cut) == (2, 2)
+    with contextlib.closing(make_env(tmp_path / "run")) as env:
+        env.reset(seed=0)
+        assert [env.step(0)[3] for _ in range(60)] == [False] * 59 + [True]
 
 
 # Custom parts from the working directory

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from qfleet.common.user_code import installed_only
 from qfleet.run_files.checkpoint import PARAMS_FILE, read_checkpoint
 from qfleet.settings.config import Config
 from qfleet.settings.trust import check_loaded, env_code, network_code
+
+if TYPE_CHECKING:
+    from qfleet.actors.evaluator import EpisodeStatistics
 
 
 class Policy:
@@ -152,13 +155,18 @@ def _environment(env: str | Path | EnvConfig, allow_code: bool) -> Iterator[EnvC
 
 
 def make_env(
-    run: str | Path | EnvConfig, render_mode: str | None = None, *, allow_code: bool = False
+    run: str | Path | EnvConfig,
+    render_mode: str | None = None,
+    *,
+    max_episode_steps: int | None = None,
+    allow_code: bool = False,
 ) -> Any:
     """The environment of a run (or an environment id), with the run's preprocessing.
 
     Args:
         run: A run's directory, an id or an `env` section.
         render_mode: Gymnasium's.
+        max_episode_steps: Longer episodes are truncated; by default as in the run.
         allow_code: Whether a run's environment may come from a module that is neither installed
             nor imported already; an id or a section is the caller's own word.
 
@@ -167,8 +175,9 @@ def make_env(
     """
     from qfleet.common import envs
 
+    limit = _episode_limit(run) if max_episode_steps is None else max_episode_steps
     with _environment(run, allow_code) as config:
-        return envs.make_env(config, render_mode)
+        return envs.make_env(config, render_mode, max_episode_steps=limit)
 
 
 def evaluate(
@@ -191,13 +200,43 @@ def evaluate(
     Raises:
         ConfigError: when the environment's observations are not the policy's.
     """
+    return play_episodes(policy, env, episodes, seed, allow_code=allow_code).returns
+
+
+def play_episodes(
+    policy: Policy,
+    env: str | Path | EnvConfig,
+    episodes: int,
+    seed: int,
+    *,
+    max_episode_steps: int | None = None,
+    allow_code: bool = False,
+) -> EpisodeStatistics:
+    """As `evaluate`, with the lengths and how many episodes were cut.
+
+    `max_episode_steps` is by default the run's, or what `auto` means for the environment.
+    """
+    limit = _episode_limit(env) if max_episode_steps is None else max_episode_steps
     with _environment(env, allow_code) as config:
-        return _returns(policy, config, episodes, seed)
+        return _play(policy, config, episodes, seed, limit)
 
 
-def _returns(policy: Policy, config: EnvConfig, episodes: int, seed: int) -> Array:
+def _episode_limit(env: str | Path | EnvConfig) -> int | None:
+    """The run's limit when `env` is a run."""
+    from qfleet.run_files.run_directory import holds_run
+
+    if isinstance(env, EnvConfig) or not (isinstance(env, Path) or holds_run(env)):
+        return None
+    limit = load_run_config(env).eval.max_episode_steps
+    return None if limit == "auto" else limit
+
+
+def _play(
+    policy: Policy, config: EnvConfig, episodes: int, seed: int, limit: int | None
+) -> EpisodeStatistics:
     from qfleet.actors.evaluator import Evaluator
     from qfleet.common import envs
+    from qfleet.common.episode_limits import episode_limit
     from qfleet.common.errors import ConfigError
 
     spec = envs.describe_environment(config)
@@ -207,8 +246,8 @@ def _returns(policy: Policy, config: EnvConfig, episodes: int, seed: int) -> Arr
             f"{spec.env_id} has observations {list(spec.observation_shape)} and "
             f"{spec.n_actions} actions, the policy wants {list(wanted[0])} and {wanted[1]}"
         )
-    evaluator = Evaluator(config, 0.0)
+    evaluator = Evaluator(config, max_steps_per_episode=limit or episode_limit(spec))
     try:
-        return evaluator.evaluate(policy, episodes, seed).returns
+        return evaluator.evaluate(policy, episodes, seed)
     finally:
         evaluator.close()

@@ -20,12 +20,13 @@ class FakeEvaluator:
     def __init__(self, returns_by_seed):
         self._returns = {s: np.array(r, dtype=np.float64) for s, r in returns_by_seed.items()}
         self.asked = []
+        self.n_cut = 0
 
     def evaluate(self, q_function, n_episodes, seed):
         assert q_function is Q_FUNCTION
         self.asked.append((n_episodes, seed))
         returns = self._returns[seed]
-        return EpisodeStatistics(returns, np.ones(len(returns), np.int64))
+        return EpisodeStatistics(returns, np.ones(len(returns), np.int64), self.n_cut)
 
 
 def run(returns_by_seed, threshold):
@@ -50,7 +51,7 @@ def test_run_request_at_the_threshold_is_confirmed_on_its_own_seed():
 def test_run_request_returns_plain_numbers_that_cross_processes():
     report, _ = run({11: [10.0, 30.0], 22: [1.0, 3.0, 1.0, 3.0]}, 20.0)
     assert [type(value) for value in report] == [
-        *(int, int, int, float, float, int, float, float, int)
+        *(int, int, int, float, float, int, float, float, int, int, int)
     ]
 
 
@@ -71,3 +72,14 @@ def test_run_request_with_the_evaluator_is_the_same_each_time():
     assert 8.0 <= first.return_mean <= 11.0
     assert first.confirm_return_mean is not None
     assert 8.0 <= first.confirm_return_mean <= 11.0
+
+
+def test_run_request_counts_the_episodes_that_were_cut():
+    evaluator = FakeEvaluator({11: [10.0, 30.0], 22: [1.0, 3.0, 1.0, 3.0]})
+    evaluator.n_cut = 2
+
+    below = run_request(evaluator, Q_FUNCTION, SNAPSHOT, EvaluationRequest(2, 11, 50.0, 4, 22))
+    above = run_request(evaluator, Q_FUNCTION, SNAPSHOT, EvaluationRequest(2, 11, 20.0, 4, 22))
+
+    assert (below.cut_episodes, below.confirm_cut_episodes) == (2, 0)
+    assert (above.cut_episodes, above.confirm_cut_episodes) == (2, 2)

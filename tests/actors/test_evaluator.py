@@ -166,6 +166,9 @@ def test_evaluate_cuts_episodes_at_the_step_limit(config):
 
     assert statistics.lengths.max() == 5
     assert len(statistics.lengths) == 20
+    uncut = evaluate(Balancing() if config is CARTPOLE else AlwaysRight(), config, 20, 0)
+    assert uncut.n_cut == 0
+    assert statistics.n_cut == np.count_nonzero(uncut.lengths > 5) > 0
 
 
 @pytest.mark.parametrize("config", [CARTPOLE, COUNTDOWN])

@@ -473,3 +473,40 @@ def test_highest_params_version_never_goes_back(make_session):
     # An evaluation may tell of a version before the learner's own counters do.
     session.record_evaluation(evaluation(20.0)._replace(params_version=12), lambda: b"")
     assert session.counters.highest_params_version == 12
+
+
+# Episodes that are cut
+
+
+def _cut_episode(length, terminated=False):
+    return EpisodeSummary(0, 0, 1.0, length, 0.1, terminated)
+
+
+def test_cut_episodes_of_actors_and_evaluations_are_told_once(make_session):
+    session = make_session(eval__max_episode_steps=50)
+
+    session.observe(report(episodes=[_cut_episode(49), _cut_episode(50, terminated=True)]))
+    assert session.progress.incidents == []
+    session.observe(report(episodes=[_cut_episode(50), _cut_episode(50)]))
+    session.record_evaluation(evaluation(50.0)._replace(cut_episodes=3), lambda: b"")
+
+    assert session.progress.incidents == [
+        "episodes were cut after 50 steps, before CartPole-v1 ended them: their returns are those "
+        "of so many steps (eval.max_episode_steps)"
+    ]
+
+
+def test_episodes_that_the_environments_own_limit_ends_are_not_told_of(make_session):
+    session = make_session(eval__max_episode_steps=500)
+
+    session.observe(report(episodes=[_cut_episode(500)]))
+
+    assert session.progress.incidents == []
+
+
+def test_cut_episodes_of_an_evaluation_are_told(make_session):
+    session = make_session(eval__max_episode_steps=50)
+
+    session.record_evaluation(evaluation(50.0)._replace(confirm_cut_episodes=1), lambda: b"")
+
+    assert len(session.progress.incidents) == 1

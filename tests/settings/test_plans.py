@@ -67,7 +67,7 @@ OTHER = {
         "num_cpus": 2,
         "num_gpus": 0,
     },
-    "eval": {"period_learner_steps": 40, "epsilon": 0.05},
+    "eval": {"period_learner_steps": 40, "epsilon": 0.05, "max_episode_steps": 77},
     "run": {"max_env_steps": 5000, "max_wall_s": 60.0, "checkpoint_replay": "none"},
     "ray": {"address": "host:1", "wait_for_resources_s": 7.0, "ship": ("my_env.py",)},
 }
@@ -83,13 +83,19 @@ def test_actor_plan_by_hand():
     assert plan.pop("env") == Config.model_validate(OTHER).env
     assert plan.pop("network") == Config.model_validate(OTHER).network
     expected = {name: OTHER["actors"][name] for name in OTHER["actors"] if name != "min_count"}
-    extra = {"seed": 9, "gives_priorities": True, "double_q": False, "has_target_syncs": False}
+    extra = {
+        "seed": 9,
+        "gives_priorities": True,
+        "double_q": False,
+        "has_target_syncs": False,
+        "max_episode_steps": 77,
+    }
     assert plan == {**expected, **extra}
 
 
 def test_evaluator_plan_by_hand():
     plan = plans_of().evaluator
-    assert (plan.epsilon, plan.num_cpus) == (0.05, 0.5)
+    assert (plan.epsilon, plan.num_cpus, plan.max_episode_steps) == (0.05, 0.5, 77)
     assert (plan.env.id, plan.network.hidden_sizes) == ("Acrobot-v1", (5, 4))
 
 
@@ -184,7 +190,9 @@ def test_plans_of_every_preset_survive_the_way_to_their_role(preset):
 
 
 def test_unresolved_configuration_is_refused_by_name():
-    with pytest.raises(ConfigError, match=r"unresolved in count, envs_per_actor, chunk_tr"):
+    with pytest.raises(
+        ConfigError, match=r"unresolved in count, envs_per_actor, max_episode_steps, chunk_tr"
+    ):
         run_plans(Config())
 
 

@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 
-from qfleet.api import evaluate, load_policy, load_run_config
+from qfleet.api import load_policy, load_run_config, play_episodes
 from qfleet.common.envs import describe_environment
 from qfleet.common.seeding import seed_int
 from qfleet.run_files.run_directory import find_run
@@ -19,8 +19,8 @@ def main(args: argparse.Namespace) -> int:
     policy = load_policy(args.run, allow_code=args.allow_code)
     config = load_run_config(args.run)
     seed = seed_int(config.seed, "eval.command") if args.seed is None else args.seed
-    returns = evaluate(
-        policy, find_run(args.run), episodes=args.episodes, seed=seed, allow_code=args.allow_code
+    returns, _, n_cut = play_episodes(
+        policy, find_run(args.run), args.episodes, seed, allow_code=args.allow_code
     )
     threshold, whose = _threshold(config)
     report = {
@@ -28,6 +28,7 @@ def main(args: argparse.Namespace) -> int:
         "params": str(policy.path),
         "env_id": config.env.factory or config.env.id,
         "episodes": len(returns),
+        "cut_episodes": n_cut,
         "seed": seed,
         "return_mean": float(returns.mean()),
         "return_std": float(returns.std()),
@@ -45,6 +46,8 @@ def main(args: argparse.Namespace) -> int:
         f"min {report['return_min']:g}  median {report['return_median']:g}  "
         f"max {report['return_max']:g}"
     )
+    if n_cut:
+        print(f"{n_cut} of them were cut: no episode plays on beyond eval.max_episode_steps")
     if threshold is not None:
         verdict = "reached" if returns.mean() >= threshold else "not reached"
         print(f"the {whose} threshold of {threshold:g} is {verdict}")

@@ -96,7 +96,11 @@ class LocalFleet:
             for slot in range(plans.fleet.actors)
         ]
         self._q_functions = QFunctions(self._network, spec)
-        self._evaluator = Evaluator(plans.evaluator.env, plans.evaluator.epsilon)
+        self._evaluator = Evaluator(
+            plans.evaluator.env,
+            plans.evaluator.epsilon,
+            max_steps_per_episode=plans.evaluator.max_episode_steps,
+        )
         self._episodes: list[EpisodeSummary] = []
         self._acknowledged: dict[int, list[int]] = {}
         self._learn_clock = StageClock()

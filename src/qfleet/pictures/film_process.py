@@ -24,6 +24,8 @@ VIDEO_FILE = "play.webp"
 several. `qfleet play` records .mp4 and .webm at full size."""
 MAX_FRAMES_PER_S = 17
 """Every third frame of CartPole: the run waits for this film."""
+MAX_STEPS = 2_000
+"""A longer episode is filmed up to here."""
 
 
 def film(run_dir: Path, env: Any) -> Path:
@@ -41,7 +43,10 @@ def main(arguments: list[str]) -> int:
     try:
         import cv2  # noqa: F401  # a tenth of a second that nobody waits for yet
 
-        env = make_env(load_run_config(run_dir).env, render_mode="rgb_array")
+        config = load_run_config(run_dir)
+        limit = config.eval.max_episode_steps
+        longest = MAX_STEPS if limit == "auto" else min(limit, MAX_STEPS)
+        env = make_env(config.env, render_mode="rgb_array", max_episode_steps=longest)
         if sys.stdin.readline().strip() != FILM:
             return 0
         threading.Thread(target=_end_with_the_run, daemon=True).start()

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
-from qfleet.api import evaluate, load_policy
+from qfleet.api import load_policy, play_episodes
 from qfleet.common.errors import QfleetError
 from qfleet.common.seeding import seed_int
+from qfleet.common.types import EvaluationReport
 from qfleet.run.outcome import Outcome
 from qfleet.run.phases import ARTIFACTS, FINAL_SCORE
 from qfleet.run_files.run_directory import environment_report
@@ -36,6 +37,8 @@ class _Score(NamedTuple):
     episodes: int
     seeds: Literal["fresh", "selection"]
     """`selection`: over the episodes for which these parameters were chosen; biased upwards."""
+    cut_episodes: int
+    """Of `episodes`, how many `eval.max_episode_steps` ended."""
 
 
 def _score(session: Session, outcome: Outcome) -> _Score | None:
@@ -47,8 +50,7 @@ def _score(session: Session, outcome: Outcome) -> _Score | None:
     tracker = session.evaluations.tracker
     confirmed = tracker.confirmed
     if confirmed is not None and confirmed.confirm_return_mean is not None:
-        std = confirmed.confirm_return_std or 0.0
-        return _Score(confirmed.confirm_return_mean, std, confirmed.confirm_episodes, "fresh")
+        return _confirmation(confirmed, "fresh")
     ended_by_itself = outcome.error is None and outcome.crash is None and session.stop.name is None
     if ended_by_itself and session.directory.best_path.is_dir():
         return _fresh_score(session, outcome)
@@ -56,25 +58,35 @@ def _score(session: Session, outcome: Outcome) -> _Score | None:
     if best is None:
         return None
     if best.confirm_return_mean is not None:
-        std = best.confirm_return_std or 0.0
-        return _Score(best.confirm_return_mean, std, best.confirm_episodes, "selection")
-    return _Score(best.return_mean, best.return_std, best.episodes, "selection")
+        return _confirmation(best, "selection")
+    return _Score(best.return_mean, best.return_std, best.episodes, "selection", best.cut_episodes)
+
+
+def _confirmation(report: EvaluationReport, seeds: Literal["fresh", "selection"]) -> _Score:
+    return _Score(
+        report.confirm_return_mean or 0.0,
+        report.confirm_return_std or 0.0,
+        report.confirm_episodes,
+        seeds,
+        report.confirm_cut_episodes,
+    )
 
 
 def _fresh_score(session: Session, outcome: Outcome) -> _Score | None:
     config = session.config
     outcome.phases.enter(FINAL_SCORE)
     try:
-        returns = evaluate(
+        returns, _, n_cut = play_episodes(
             load_policy(session.directory.path, allow_code=True),
             config.env,
-            episodes=config.eval.confirm_episodes,
-            seed=seed_int(config.seed, "eval.final"),
+            config.eval.confirm_episodes,
+            seed_int(config.seed, "eval.final"),
+            max_episode_steps=session.max_episode_steps,
         )
     except QfleetError as error:
         session.incident(f"the best parameters could not be scored: {error}")
         return None
-    return _Score(float(returns.mean()), float(returns.std()), len(returns), "fresh")
+    return _Score(float(returns.mean()), float(returns.std()), len(returns), "fresh", n_cut)
 
 
 def _status(
@@ -129,6 +141,8 @@ def _summary(
         eval_return_mean=None if score is None else score.mean,
         eval_return_std=None if score is None else score.std,
         eval_episodes=0 if score is None else score.episodes,
+        eval_cut_episodes=0 if score is None else score.cut_episodes,
+        max_episode_steps=session.max_episode_steps,
         actors=int(config.actors.count),
         replay_shards=config.replay.shards,
         startup_s=outcome.startup_s,

@@ -74,7 +74,9 @@ def _score(summary: RunSummary) -> str:
         return "unknown, nothing was evaluated"
     spread = "" if summary.eval_return_std is None else f" ± {summary.eval_return_std:.1f}"
     over = f"{summary.eval_episodes} {'' if _is_selection(summary) else 'fresh '}greedy episodes"
-    remark = ", by which it was chosen" if _is_selection(summary) else ""
+    cut = summary.eval_cut_episodes
+    remark = f", {cut} of them cut at {summary.max_episode_steps:,} steps" if cut else ""
+    remark += ", by which it was chosen" if _is_selection(summary) else ""
     return f"return {summary.eval_return_mean:.1f}{spread} over {over}{remark}"
 
 

@@ -93,6 +93,9 @@ class RunSummary(BaseModel):
     """`selection`: the score is over the episodes for which `best/` was chosen, biased upwards."""
     budgets: dict[str, float] = {}
     """`run.max_*` in force at the end, by name."""
+    eval_cut_episodes: int = 0
+    """Of `eval_episodes`, how many were cut after `max_episode_steps`."""
+    max_episode_steps: int | None = None
 
 
 def write_summary(summary: RunSummary, run_dir: Path) -> Path:

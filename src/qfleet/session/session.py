@@ -8,11 +8,12 @@ has a file of its own; here they are put together and asked in the right order.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import InitVar, dataclass
 from typing import Any
 
 from qfleet.command_line.console import Console, RunStatus
+from qfleet.common.episode_limits import cuts_episodes, episode_limit
 from qfleet.common.types import EnvironmentSpec, EvaluationReport, EvaluationRequest
 from qfleet.fleets.fleet import FleetReport
 from qfleet.pictures.artifacts import Artifacts
@@ -95,6 +96,12 @@ class Session:
         return self.counters.report
 
     @property
+    def max_episode_steps(self) -> int:
+        """Longer episodes are cut."""
+        wanted = self.config.eval.max_episode_steps
+        return episode_limit(self.spec) if wanted == "auto" else wanted
+
+    @property
     def learner_steps(self) -> int:
         """Updates so far."""
         return self.counters.learner_steps
@@ -106,6 +113,19 @@ class Session:
             call, self._next_update = self._next_update[1], None
             call()
         self.progress.observe()
+        self._tell_of_cuts(
+            episode.length_env_steps >= self.max_episode_steps and not episode.terminated
+            for episode in report.episodes
+        )
+
+    def _tell_of_cuts(self, were_cut: Iterable[bool]) -> None:
+        """Say once that episodes end by our limit, which is part of what is learned and scored."""
+        limit = self.max_episode_steps
+        if any(were_cut) and cuts_episodes(self.spec, limit):
+            self.incident(
+                f"episodes were cut after {limit:,} steps, before {self.spec.env_id} ended them: "
+                "their returns are those of so many steps (eval.max_episode_steps)"
+            )
 
     def rolled_back(self, report: FleetReport) -> None:
         """The roles went on from a cut: what was stored after it is lost."""
@@ -138,6 +158,7 @@ class Session:
 
     def record_evaluation(self, report: EvaluationReport, params: Callable[[], bytes]) -> None:
         """Take in an evaluation; keep its parameters as `best/` when they are."""
+        self._tell_of_cuts([report.cut_episodes + report.confirm_cut_episodes > 0])
         self.evaluations.record(report, params)
 
     def checkpoint_due(self) -> bool:

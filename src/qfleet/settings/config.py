@@ -168,6 +168,8 @@ class EvalConfig(Section):
     """Episodes, on seeds of their own, that confirm a solved run; only these are reported."""
     epsilon: Fraction = 0.0
     """Exploration while evaluating; 0 is greedy."""
+    max_episode_steps: AutoCount = "auto"
+    """Longer episodes are cut, the actors' too. `auto`: the environment's limit, else 10,000."""
     solved_at_return: Number | Literal["auto"] | None = "auto"
     """Mean return that counts as solved; `auto` is the registered threshold; null: never."""
     stop_when_solved: Flag = True

@@ -9,6 +9,7 @@ import math
 from typing import TypeVar
 
 from qfleet.actors.plan import MAX_UNACKNOWLEDGED_CHUNKS
+from qfleet.common.episode_limits import DEFAULT_EPISODE_LIMIT, episode_limit
 from qfleet.common.types import EnvironmentSpec
 from qfleet.learner.plan import REQUESTS_IN_FLIGHT
 from qfleet.replay_server.rate_limiter import minimum_limiter_tolerance_samples
@@ -39,7 +40,7 @@ def resolve_config(
 
     Args:
         config: Must pass `check_config`.
-        spec: Not used by today's rules; the sizes of observations will be.
+        spec: Of the environment, for its time limit; None where no environment is made.
         cpus: CPUs of the machine or cluster.
         gpus: GPUs that the learner may have.
     """
@@ -61,6 +62,7 @@ def resolve_config(
             "importance_sampling_exponent": importance_sampling_exponent(config),
             "importance_sampling_end_learner_steps": importance_sampling_end(config),
         },
+        "eval": {"max_episode_steps": _max_episode_steps(config, spec)},
         "learner": {
             "updates_per_call": updates_per_call(config),
             "max_blocks_per_request": max_blocks_per_request(config),
@@ -72,9 +74,17 @@ def resolve_config(
         update={
             "actors": actors.model_copy(update=numbers["actors"]),
             "replay": config.replay.model_copy(update=numbers["replay"]),
+            "eval": config.eval.model_copy(update=numbers["eval"]),
             "learner": learner.model_copy(update=numbers["learner"]),
         }
     )
+
+
+def _max_episode_steps(config: Config, spec: EnvironmentSpec | None) -> int:
+    wanted = config.eval.max_episode_steps
+    if wanted != "auto":
+        return wanted
+    return DEFAULT_EPISODE_LIMIT if spec is None else episode_limit(spec)
 
 
 def _actor_count(config: Config, cpus: int) -> int:

@@ -53,6 +53,7 @@ def _actor_plan(config: Config) -> ActorPlan:
         gives_priorities=config.replay.sampling != "uniform",
         double_q=learner.double_q,
         has_target_syncs=learner.target_network and learner.target_tau is None,
+        **config.eval.model_dump(include={"max_episode_steps"}),
         **actors.model_dump(exclude={"min_count"}),
     )
 
@@ -61,7 +62,7 @@ def _evaluator_plan(config: Config) -> EvaluatorPlan:
     return EvaluatorPlan(
         env=config.env,
         network=config.network,
-        epsilon=config.eval.epsilon,
+        **config.eval.model_dump(include={"epsilon", "max_episode_steps"}),
         num_cpus=EVALUATOR_CPUS,
     )
 
