@@ -21,6 +21,7 @@ from qfleet.actors.evaluator import Evaluator
 from qfleet.actors.plan import MAX_UNACKNOWLEDGED_CHUNKS, ActorPlan, EvaluatorPlan
 from qfleet.common import user_code
 from qfleet.common.adaptive_size import AdaptiveSize
+from qfleet.common.capture_stream import decode_capture, encode_capture, restoring
 from qfleet.common.errors import WaitTimeoutError
 from qfleet.common.messages import decode_snapshot, encode_chunk
 from qfleet.common.plan_json import PlanT, plan_from_json
@@ -33,7 +34,6 @@ from qfleet.common.types import (
     InsertAck,
     ParamsSnapshot,
 )
-from qfleet.common.wire import decode_capture, encode_capture
 
 ANSWER_TIMEOUT_S = 60.0
 POLL_S = 0.2
@@ -226,11 +226,11 @@ class ActorShell:
     def capture(self) -> bytes:
         """The core's state, for a checkpoint."""
         with self._lock:
-            return encode_capture(self._core.capture())
+            return b"".join(encode_capture(self._core.capture()))
 
     def restore(self, data: bytes) -> int:
         """The inverse of `capture`; returns how many open-window transitions were dropped."""
-        with self._lock:
+        with self._lock, restoring(f"the state of actor {self._slot}"):
             self._core.restore(decode_capture(data))
             return self._core.dropped_transitions
 

@@ -16,21 +16,24 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgpack
 import numpy as np
 
 from qfleet.common.errors import WireFormatError
-from qfleet.common.types import Array, Capture, Columns
+from qfleet.common.types import Array, Columns
 
 MAGIC = b"QFLT"
 VERSION = 1
 HEADER = struct.Struct("<4sHHIQIQ")
 MAX_HEAD_BYTES = 64 * 1024
 MAX_CHUNK_BYTES = 64 * 1024 * 1024
+MAX_PARSED_BYTES = 16 * 1024 * 1024
+"""What the values of a head may take in memory, about; a small head cannot take as much."""
 ALIGNMENT_BYTES = 8
+_VALUE_BYTES = 40
 
 _DTYPES = {
     dtype.newbyteorder("<").str: dtype.newbyteorder("<")
@@ -41,23 +44,8 @@ _DTYPES = {
 
 def encode(kind: str, meta: Mapping[str, Any], columns: Mapping[str, Array]) -> bytes:
     """One message of `kind` as bytes; `meta` holds plain msgpack values only."""
-    *body, header = encode_pieces(kind, meta, columns)
-    return b"".join([header, *body])
-
-
-def encode_pieces(
-    kind: str,
-    meta: Mapping[str, Any],
-    columns: Mapping[str, Array],
-    piece_bytes: int | None = None,
-) -> Iterator[bytes]:
-    """The same message bit by bit: what follows the header in order, the header at last.
-
-    Each piece is made when it is asked for, and holds at most `piece_bytes` of a column. For large
-    messages: no second copy of the whole is held, and no long pause while it is made.
-    """
     description: list[list[Any]] = []
-    parts: list[memoryview] = []
+    parts: list[bytes | memoryview] = []
     payload_bytes = 0
     for name, array in columns.items():
         contiguous = np.ascontiguousarray(array)
@@ -65,25 +53,16 @@ def encode_pieces(
         if little.dtype.str not in _DTYPES:
             raise WireFormatError(f"column {name} has dtype {little.dtype}, which cannot be sent")
         description.append([name, little.dtype.str, list(array.shape)])
-        parts.append(little.reshape(-1).view(np.uint8).data)
-        payload_bytes += _padded(little.nbytes)
+        padding = -little.nbytes % ALIGNMENT_BYTES
+        parts += [little.reshape(-1).view(np.uint8).data, b"\0" * padding]
+        payload_bytes += little.nbytes + padding
     head: bytes = msgpack.packb({"kind": kind, "meta": dict(meta), "columns": description})
     head += b"\0" * (-len(head) % ALIGNMENT_BYTES)
-    yield head
     checksum = zlib.crc32(head)
     for part in parts:
-        step = piece_bytes or len(part) or 1
-        for start in range(0, len(part), step):
-            piece = bytes(part[start : start + step])
-            if start + step >= len(part):
-                piece += b"\0" * (-len(part) % ALIGNMENT_BYTES)
-            checksum = zlib.crc32(piece, checksum)
-            yield piece
-    yield HEADER.pack(MAGIC, VERSION, 0, len(head), payload_bytes, checksum, 0)
-
-
-def _padded(n_bytes: int) -> int:
-    return n_bytes + (-n_bytes % ALIGNMENT_BYTES)
+        checksum = zlib.crc32(part, checksum)
+    header = HEADER.pack(MAGIC, VERSION, 0, len(head), payload_bytes, checksum, 0)
+    return b"".join([header, head, *parts])
 
 
 def decode(
@@ -106,6 +85,21 @@ def decode(
     if head["kind"] != kind:
         raise WireFormatError(f"message is of kind {head['kind']!r}, expected {kind!r}")
     return head["meta"], _read_columns(view[HEADER.size + head_bytes :], head["columns"])
+
+
+def message_bytes(view: memoryview) -> int:
+    """Length of the message that `view` begins with, by its header.
+
+    Raises:
+        WireFormatError: when no whole message is there.
+    """
+    if len(view) < HEADER.size or bytes(view[:4]) != MAGIC:
+        raise WireFormatError(f"no message begins in these {len(view)} bytes")
+    _, _, _, head_bytes, payload_bytes, _, _ = HEADER.unpack_from(view)
+    n_bytes = HEADER.size + head_bytes + payload_bytes
+    if n_bytes > len(view):
+        raise WireFormatError(f"message of {n_bytes} bytes is cut off after {len(view)}")
+    return int(n_bytes)
 
 
 def _check_header(view: memoryview, max_bytes: int, max_head_bytes: int) -> tuple[int, int]:
@@ -133,7 +127,10 @@ def _parse_head(view: memoryview) -> dict[str, Any]:
         # bytes would otherwise be allocated before it is found short, once per nesting level.
         walker = msgpack.Unpacker(max_buffer_size=len(view) or 1)
         walker.feed(view)
-        walker.skip()
+        if len(view) > MAX_HEAD_BYTES:
+            _skip_counting(walker, view)
+        else:
+            walker.skip()
         head = msgpack.unpackb(
             view[: walker.tell()],
             raw=False,
@@ -155,6 +152,25 @@ def _parse_head(view: memoryview) -> dict[str, Any]:
     return head
 
 
+def _skip_counting(walker: msgpack.Unpacker, view: memoryview) -> None:
+    """Refuse a large head of many small values: an empty map takes 1 byte here, 64 in memory."""
+    waiting, parsed_bytes = 1, 0
+    while waiting:
+        lead = view[walker.tell()]
+        waiting -= 1
+        parsed_bytes += _VALUE_BYTES
+        if 0x80 <= lead <= 0x8F or lead in (0xDE, 0xDF):
+            waiting += 2 * walker.read_map_header()
+        elif 0x90 <= lead <= 0x9F or lead in (0xDC, 0xDD):
+            waiting += walker.read_array_header()
+        else:
+            start = walker.tell()
+            walker.skip()
+            parsed_bytes += walker.tell() - start
+        if parsed_bytes > MAX_PARSED_BYTES:
+            raise WireFormatError(f"head takes more than {MAX_PARSED_BYTES} bytes once parsed")
+
+
 def _refuse_extension(code: int, data: bytes) -> Any:
     raise ValueError(f"extension type {code} is not allowed")
 
@@ -163,7 +179,7 @@ def _read_columns(payload: memoryview, description: list[Any]) -> Columns:
     columns: Columns = {}
     offset = 0
     for entry in description:
-        name, dtype, shape = _check_column(entry)
+        name, dtype, shape = check_column(entry)
         if name in columns:
             raise WireFormatError(f"column {name!r} occurs twice")
         n_items = int(np.prod(shape, dtype=object)) if shape else 1
@@ -193,7 +209,12 @@ def _view(
     return array
 
 
-def _check_column(entry: Any) -> tuple[str, np.dtype[Any], tuple[int, ...]]:
+def check_column(entry: Any) -> tuple[str, np.dtype[Any], tuple[int, ...]]:
+    """Name, dtype and shape of a column's description.
+
+    Raises:
+        WireFormatError: when it is none.
+    """
     if not (isinstance(entry, list) and len(entry) == 3):
         raise WireFormatError("a column's description must be [name, dtype, shape]")
     name, dtype_name, shape = entry
@@ -206,12 +227,6 @@ def _check_column(entry: Any) -> tuple[str, np.dtype[Any], tuple[int, ...]]:
     return name, _DTYPES[dtype_name], tuple(shape)
 
 
-_BIG_INT = "int:"
-"""JSON and msgpack stop at 64 bits; NumPy's generators hold 128-bit integers as such text."""
-_TEXT = "str:"
-"""Put before a text that begins like one of these two marks."""
-
-
 def encode_parts(parts: Mapping[str, bytes]) -> bytes:
     """Named byte strings as one message."""
     columns = {name: np.frombuffer(data, dtype=np.uint8) for name, data in parts.items()}
@@ -222,51 +237,3 @@ def decode_parts(data: bytes | memoryview) -> dict[str, bytes]:
     """The inverse of `encode_parts`."""
     _, columns = decode(data, "parts", max_bytes=2**40)
     return {name: column.tobytes() for name, column in columns.items()}
-
-
-def encode_capture(capture: Capture) -> bytes:
-    """A core's captured state as one message, for a checkpoint."""
-    return encode("capture", {"state": _pack_ints(capture.meta)}, capture.arrays)
-
-
-def encode_capture_pieces(capture: Capture, piece_bytes: int) -> Iterator[bytes]:
-    """The same in pieces, see `encode_pieces`."""
-    return encode_pieces(
-        "capture", {"state": _pack_ints(capture.meta)}, capture.arrays, piece_bytes
-    )
-
-
-def decode_capture(data: bytes | memoryview) -> Capture:
-    """The inverse of `encode_capture`; arrays are copied, so they may be written to."""
-    meta, columns = decode(data, "capture", max_bytes=2**40, max_head_bytes=2**26)
-    if set(meta) != {"state"} or not isinstance(meta["state"], dict):
-        raise WireFormatError("a capture's meta must hold exactly its state, a map")
-    copies = {name: array.copy() for name, array in columns.items()}
-    return Capture(_unpack_ints(meta["state"]), copies)
-
-
-def _pack_ints(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _pack_ints(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_pack_ints(item) for item in value]
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 2**63:
-        return f"{_BIG_INT}{value}"
-    if isinstance(value, str) and value.startswith((_BIG_INT, _TEXT)):
-        return f"{_TEXT}{value}"
-    return value
-
-
-def _unpack_ints(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _unpack_ints(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_unpack_ints(item) for item in value]
-    if isinstance(value, str) and value.startswith(_BIG_INT):
-        try:
-            return int(value.removeprefix(_BIG_INT))
-        except ValueError as error:
-            raise WireFormatError("a captured integer is not a number") from error
-    if isinstance(value, str) and value.startswith(_TEXT):
-        return value.removeprefix(_TEXT)
-    return value

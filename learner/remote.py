@@ -17,6 +17,7 @@ import ray
 
 from qfleet.common import user_code
 from qfleet.common.adaptive_size import AdaptiveSize
+from qfleet.common.capture_stream import decode_capture, encode_capture, restoring
 from qfleet.common.errors import WaitTimeoutError
 from qfleet.common.inline_pieces import join, pieces_for
 from qfleet.common.messages import (
@@ -36,7 +37,7 @@ from qfleet.common.types import (
     ReplayStats,
     ShardSample,
 )
-from qfleet.common.wire import decode_capture, encode_capture, encode_parts
+from qfleet.common.wire import encode_parts
 from qfleet.learner.block_runner import BlockPlanner, run_blocks
 from qfleet.learner.fast.package_builds import PathUpgrade, Progress
 from qfleet.learner.learner import Learner
@@ -157,8 +158,8 @@ class LearnerShell:
 
     def _capture(self) -> bytes:
         parts = {
-            "learner": encode_capture(self._core.capture()),
-            "planner": encode_capture(self._planner.capture()),
+            "learner": b"".join(encode_capture(self._core.capture())),
+            "planner": b"".join(encode_capture(self._planner.capture())),
         }
         return encode_parts(parts)
 
@@ -188,8 +189,9 @@ class LearnerShell:
 
     def restore(self, learner: bytes, planner: bytes) -> None:
         """Continue from captures; call before `run` or `learn`."""
-        self._core.restore(decode_capture(learner))
-        self._planner.restore(decode_capture(planner))
+        with restoring("the learner's state"):
+            self._core.restore(decode_capture(learner))
+            self._planner.restore(decode_capture(planner))
 
     def init_params(self, data: bytes) -> None:
         """Begin with the parameters in a snapshot message; call before `run` or `learn`."""

@@ -20,6 +20,8 @@ UNKNOWN = -1
 """Stands for a frame that this shard never got, or that its writer had given up."""
 _SPARE_FRAMES = 1024
 _GROWTH = 1.5
+HELD_BYTES = 16 * 1024 * 1024
+"""Room for frames that are freed before the reader of a cut has come to them."""
 
 
 @dataclass(slots=True)
@@ -53,13 +55,21 @@ class FramePool:
         self._touched = 0
         """Places below this have held a frame."""
         self._writers: dict[int, _Writer] = {}
-        self._held_back: list[Array] | None = None
-        """Places that became free while a cut is read: they are given again only after it."""
+        self._unread: Array | None = None
+        """bool [touched at the cut]: places that the reader of a cut has not come to yet."""
+        self._is_held = np.zeros(0, dtype=bool)
+        """Which of them became free meanwhile: they are given again once they are read."""
+        self._n_held = 0
 
     @property
     def size(self) -> int:
         """Frames held."""
-        return len(self._frames) - self._n_free - sum(map(len, self._held_back or []))
+        return len(self._frames) - self._n_free - self._n_held
+
+    @property
+    def frame_bytes(self) -> int:
+        """Of one frame."""
+        return int(np.prod(self._shape))
 
     @property
     def touched(self) -> int:
@@ -149,10 +159,13 @@ class FramePool:
         places = places[places != UNKNOWN]
         np.subtract.at(self._uses, places, 1)
         freed = np.unique(places[self._uses[places] == 0])
-        if self._held_back is not None:
-            self._held_back.append(freed)
-        else:
-            self._give_back(freed)
+        if self._unread is not None:
+            held = freed[freed < len(self._unread)]
+            held = held[self._unread[held]]
+            self._is_held[held] = True
+            self._n_held += len(held)
+            freed = np.setdiff1d(freed, held)
+        self._give_back(freed)
 
     def _give_back(self, freed: Array) -> None:
         self._free[self._n_free : self._n_free + len(freed)] = freed[::-1]
@@ -175,10 +188,25 @@ class FramePool:
 
     # Cuts
 
-    def freeze(self) -> dict[str, Any]:
-        """Counters for a cut; until `thaw` no frame held now is overwritten."""
-        self._held_back = [] if self._held_back is None else self._held_back
-        return self.meta()
+    def freeze(self) -> None:
+        """Until a place is `passed`, or `thaw`, the frame it holds now is not overwritten."""
+        self._unread = np.ones(self._touched, dtype=bool)
+        self._is_held = np.zeros(self._touched, dtype=bool)
+        self._n_held = 0
+
+    def has_room(self) -> bool:
+        """Whether frames that were freed and wait for the reader of a cut are few enough."""
+        return self._n_held * self.frame_bytes <= HELD_BYTES
+
+    def passed(self, first: int, end: int) -> None:
+        """The reader of the cut has the frames at the places `first`…`end` − 1."""
+        if self._unread is None:
+            return
+        self._unread[first:end] = False
+        read = first + np.flatnonzero(self._is_held[first:end])
+        self._is_held[first:end] = False
+        self._n_held -= len(read)
+        self._give_back(read)
 
     def meta(self) -> dict[str, Any]:
         """What a cut tells beside the frames."""
@@ -190,9 +218,8 @@ class FramePool:
 
     def thaw(self) -> None:
         """The cut was read, or given up."""
-        held_back, self._held_back = self._held_back or [], None
-        for freed in held_back:
-            self._give_back(freed)
+        self.passed(0, len(self._is_held))
+        self._unread = None
 
     def frames(self, first: int, end: int) -> Array:
         """uint8 [n, H, W] of the places `first`…`end` − 1, as a view."""
@@ -204,7 +231,8 @@ class FramePool:
         if touched > len(self._frames):
             self._frames = np.empty((touched + _SPARE_FRAMES, *self._shape), dtype=np.uint8)
         self._uses = np.zeros(len(self._frames), dtype=np.int32)
-        self._touched, self._writers, self._held_back = touched, {}, None
+        self._touched, self._writers = touched, {}
+        self._unread, self._n_held = None, 0
         return self._frames[:touched]
 
     def end_restore(self, meta: dict[str, Any], rows: list[Array]) -> None:

@@ -6,9 +6,11 @@ Owned by a replay shard whose observations are stacks of frames.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+from qfleet.common.capture_stream import Shapes
 from qfleet.common.errors import InvariantError
 from qfleet.common.pixels.stored_columns import frame_shape
 from qfleet.common.types import (
@@ -21,11 +23,14 @@ from qfleet.common.types import (
     TransitionChunk,
 )
 from qfleet.replay_server.frame_pool import UNKNOWN, FramePool
+from qfleet.replay_server.frozen_frames import FRAMES, FrozenFrames
 from qfleet.replay_server.storage import RingStorage
 
 STACKS = (OBSERVATION, NEXT_OBSERVATION)
 FRAMES_PER_ROW = 1.25
 """Room asked for at the start: one frame per step and one per episode, and what is on its way."""
+_NO_FRAMES: dict[str, Any] = {"touched": 0, "writers": []}
+"""Of a cut without contents: actors send what they name again."""
 
 
 class FramedRows:
@@ -33,7 +38,8 @@ class FramedRows:
 
     def __init__(self, spec: EnvironmentSpec, storage: RingStorage) -> None:
         self._storage = storage
-        self.pool = FramePool(frame_shape(spec), int(FRAMES_PER_ROW * storage.capacity))
+        self._shape = frame_shape(spec)
+        self.pool = FramePool(self._shape, int(FRAMES_PER_ROW * storage.capacity))
 
     def check(self, chunk: TransitionChunk) -> None:
         """Raise `InvariantError` unless `take_in` can take the chunk."""
@@ -69,6 +75,27 @@ class FramedRows:
     def places_named(self) -> list[Array]:
         """The places that rows name, each column as held."""
         return [self._storage.column(name)[: self._storage.size] for name in STACKS]
+
+    def freeze(self) -> FrozenFrames:
+        """The frames as of now, beginning with the oldest row's."""
+        oldest = self._storage.oldest_slot
+        first = int(self._storage.column(OBSERVATION)[oldest][0]) if self._storage.size else 0
+        return FrozenFrames(self.pool, first)
+
+    def shapes(self, n_frames: int) -> Shapes:
+        """What `freeze` gives out when so many frames are held."""
+        return {FRAMES: ("|u1", (n_frames, *self._shape))}
+
+    def begin_restore(self, meta: dict[str, Any] | None) -> Columns:
+        """Become empty; the array to write the captured frames into before `end_restore`."""
+        if meta is None:
+            self.pool.begin_restore(_NO_FRAMES)
+            return {}
+        return {FRAMES: self.pool.begin_restore(meta)}
+
+    def end_restore(self, meta: dict[str, Any] | None) -> None:
+        """The frames are there, and so are the storage's rows."""
+        self.pool.end_restore(_NO_FRAMES if meta is None else meta, self.places_named())
 
     def check_valid(self) -> None:
         """Raise `InvariantError` unless the pool counts what the rows name."""

@@ -14,8 +14,11 @@ memories a draw is from the mixture of the shards' distributions.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from qfleet.common.capture_stream import Shapes, shapes_of
 from qfleet.common.errors import CheckpointError, InvariantError
 from qfleet.common.types import Array, Capture
 from qfleet.replay_server.sampler import INITIAL_TD_ERROR_ABS, check_kind, check_td_errors
@@ -116,18 +119,23 @@ class RankSampler:
         arrays = {"td_errors_abs": self._td_errors_abs.copy(), "order": self._order.copy()}
         return Capture(meta, arrays if contents else {})
 
-    def restore(self, capture: Capture) -> None:
+    def check_fits(self, meta: dict[str, Any], shapes: Shapes) -> None:
         """See `Sampler`."""
-        check_kind(self.kind, capture)
-        meta, capacity = capture.meta, self._capacity
+        check_kind(self.kind, meta)
         if meta["priority_exponent"] != self._exponent:
             raise CheckpointError(
                 f"replay.priority_exponent is {meta['priority_exponent']}, here {self._exponent}"
             )
+        wanted = shapes_of({"td_errors_abs": self._td_errors_abs, "order": self._order})
+        if shapes and shapes != wanted:
+            raise CheckpointError(f"sampler's arrays are {shapes}, here {wanted}")
+
+    def restore(self, capture: Capture) -> None:
+        """See `Sampler`."""
+        self.check_fits(capture.meta, shapes_of(capture.arrays))
+        meta, capacity = capture.meta, self._capacity
         errors = capture.arrays.get("td_errors_abs", np.zeros(capacity))
         order = capture.arrays.get("order", np.arange(capacity))
-        if errors.shape != (capacity,) or order.shape != (capacity,):
-            raise CheckpointError(f"sampler ranks {len(order)} items, here {capacity}")
         self._td_errors_abs, self._order = errors.copy(), order.copy()
         self._size, self._ranked = meta["size"], meta["ranked"]
         self._changed = meta["changed"]

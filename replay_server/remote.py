@@ -11,22 +11,23 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import ray
 
+from qfleet.common.capture_stream import encode_rows
 from qfleet.common.errors import WireFormatError
-from qfleet.common.inline_pieces import split
+from qfleet.common.inline_pieces import join, split
 from qfleet.common.messages import decode_chunk, decode_priority_update, encode_shard_sample
 from qfleet.common.plan_json import plan_from_json
 from qfleet.common.stage_clock import INSERT_HELD, REPLAY, SAMPLE_HELD, SAMPLING, StageClock
 from qfleet.common.threads import limit_threads
-from qfleet.common.types import Capture, EnvironmentSpec, EpisodeSummary
-from qfleet.common.wire import decode_capture, encode_capture_pieces
+from qfleet.common.types import EnvironmentSpec, EpisodeSummary
 from qfleet.replay_server.build import build_shard
 from qfleet.replay_server.plan import ReplayPlan
+from qfleet.replay_server.shard_capture import FrozenShard, RestoringShard
 
 HOLD_BACK_S = 2.0
 """How long the limiter holds back calls of one side before they are answered `blocked`."""
@@ -35,10 +36,6 @@ QUEUED_HOLD_BACK_S = 0.005
 
 Calls of one side queue behind each other, so that those behind must not each wait in full.
 """
-CAPTURE_PAUSE_S = 0.0002
-"""Least pause between two steps of a capture; gives waiting inserts and samples the lock."""
-CAPTURE_PIECE_BYTES = 1024 * 1024
-"""A checkpoint leaves a shard in pieces of this size, so that nothing waits long for one."""
 
 
 class _Side:
@@ -71,7 +68,8 @@ class ReplayServerShell:
         self._malformed_chunks: dict[str, int] = {}
         self._gate_is_open = False
         self._inserting, self._sampling = _Side(), _Side()
-        self._pieces: Iterator[bytes] = iter(())
+        self._frozen: FrozenShard | None = None
+        self._restoring: RestoringShard | None = None
 
     def _hold_back(self, side: _Side, limiter_allows: Callable[[], bool]) -> bool:
         """Wait, the lock released, until the limiter allows it; False when it did not in time."""
@@ -211,35 +209,49 @@ class ReplayServerShell:
         with self._changed:
             self._core.fence(slot, incarnation)
 
-    def freeze(self, contents: bool) -> None:
-        """Keep the core's state of this moment, for `next_piece` to give out.
+    def freeze(self, contents: bool) -> bytes:
+        """Keep the core's state of this moment for `next_piece` to give out; returns its head.
 
-        Its rows are copied in steps: inserts and samples go on meanwhile. Without contents it holds
-        only counters and ledger.
+        Inserts and samples go on meanwhile; an insert waits when the reader is too slow for it.
+        Without contents only counters and ledger are kept.
         """
-        steps = self._core.capture_in_steps(contents)
-        frozen: Capture | None = None
-        while frozen is None:
-            with self._changed:
-                started_s = time.perf_counter()
-                try:
-                    next(steps)
-                except StopIteration as finished:
-                    frozen = finished.value
-                step_s = time.perf_counter() - started_s
-            # Memory touched for the first time is slow: no more than half of the time is taken.
-            time.sleep(max(CAPTURE_PAUSE_S, step_s))
-        self._pieces = encode_capture_pieces(frozen, CAPTURE_PIECE_BYTES)
-
-    def next_piece(self) -> bytes | None:
-        """The next piece of the frozen state's encoding, the header last; then None."""
-        return next(self._pieces, None)
-
-    def restore(self, data: bytes) -> None:
-        """The inverse of `capture`."""
-        capture = decode_capture(data)
         with self._changed:
-            self._core.restore(capture)
+            self._frozen = self._core.freeze(contents)
+        return self._frozen.head()
+
+    def next_piece(self, n_parts: int = 1) -> list[bytes] | list[None]:
+        """The next messages of the frozen state's stream, after its head; at its end None.
+
+        In so many parts (`inline_pieces`), each of them None at the end.
+        """
+        with self._changed:
+            rows = [] if self._frozen is None else self._frozen.take()
+            self._changed.notify_all()  # an insert may have waited for room
+        if not rows:
+            self._frozen = None
+            return [None] * n_parts
+        return split(b"".join(map(encode_rows, rows)), n_parts)
+
+    def drop_frozen(self) -> None:
+        """Nobody asks for the rest: inserts need not wait for it."""
+        with self._changed:
+            if self._frozen is not None:
+                self._frozen.release()
+            self._frozen = None
+            self._changed.notify_all()
+
+    def restore_piece(self, *parts: bytes) -> None:
+        """The next messages, in parts, of a stream that `end_restore` completes."""
+        if self._restoring is None:
+            self._restoring = self._core.restoring()
+        with self._changed:
+            self._restoring.take(join(parts))
+
+    def end_restore(self) -> None:
+        """Become what the pieces told of."""
+        restoring, self._restoring = self._restoring or self._core.restoring(), None
+        with self._changed:
+            restoring.end()
 
 
 def remote_replay_class() -> Any:

@@ -6,18 +6,14 @@ must wait is decided by `can_insert` and `can_sample`, which callers ask first.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import cast
-
 import numpy as np
 
-from qfleet.common.errors import CheckpointError, ConfigError, InvariantError, ReplayNotReadyError
+from qfleet.common.errors import ConfigError, InvariantError, ReplayNotReadyError
 from qfleet.common.pixels.stored_columns import stored_columns
 from qfleet.common.seeding import generator
 from qfleet.common.types import (
     ACTION,
     Array,
-    Capture,
     Columns,
     EnvironmentSpec,
     InsertAck,
@@ -33,14 +29,14 @@ from qfleet.replay_server.plan import ReplayPlan
 from qfleet.replay_server.rate_limiter import RatioLimiter
 from qfleet.replay_server.sampler import check_td_errors
 from qfleet.replay_server.samplers import make_sampler
+from qfleet.replay_server.shard_capture import (
+    FrozenShard,
+    RestoringShard,
+    ShardParts,
+    freeze_parts,
+)
 from qfleet.replay_server.shard_counters import ShardCounters
 from qfleet.replay_server.storage import RingStorage
-
-CAPTURE_STEP_BYTES = 256 * 1024
-"""A checkpoint's copy pauses after so many bytes: a tenth of a millisecond each."""
-
-_STORAGE = "storage."
-_SAMPLER = "sampler."
 
 
 class ReplayShard:
@@ -72,6 +68,10 @@ class ReplayShard:
         self._sampler = make_sampler(plan, generator(plan.seed, "replay.sample", shard))
         self._ledger = ChunkLedger(run_id)
         self._counters = ShardCounters()
+        self._parts = ShardParts(
+            shard, self._storage, self._framed, self._sampler, self._ledger, self._counters
+        )
+        self._cut = FrozenShard({}, {}, [])
 
     @property
     def size(self) -> int:
@@ -149,8 +149,11 @@ class ReplayShard:
         self._ledger.fence(slot, incarnation)
 
     def can_insert(self, n: int) -> bool:
-        """Whether the rate limiter lets a chunk of n transitions in now."""
-        return self._limiter.can_insert(*self._limiter_counts(), n)
+        """Whether the rate limiter lets n transitions in now, and a cut under way has room."""
+        has_room = self._storage.has_room(n) and (
+            self._framed is None or self._framed.pool.has_room()
+        )
+        return has_room and self._limiter.can_insert(*self._limiter_counts(), n)
 
     def can_sample(self, n: int) -> bool:
         """Whether the rate limiter allows n draws now."""
@@ -224,75 +227,26 @@ class ReplayShard:
             episodes=self.episodes,
         )
 
-    def capture(self, contents: bool = True) -> Capture:
-        """The whole state; without `contents`, all but the transitions and their priorities."""
-        steps = self.capture_in_steps(contents)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as finished:
-                return cast("Capture", finished.value)
+    def freeze(self, contents: bool = True) -> FrozenShard:
+        """The state as of now, to be given out while anything may happen to the shard.
 
-    def capture_in_steps(self, contents: bool = True) -> Generator[None, None, Capture]:
-        """The state as of the first `next`, copied in steps between which anything may happen."""
-        sampler = self._sampler.capture(contents)
-        meta = {
-            "shard": self.shard,
-            "counters": self._counters.capture(),
-            "ledger": self._ledger.capture(),
-            "storage": self._storage.capture_meta(contents),
-            "sampler": sampler.meta,
-        }
-        arrays = {_SAMPLER + name: array for name, array in sampler.arrays.items()}
-        if contents:
-            frozen = self._storage.freeze()
-            rows = max(1, CAPTURE_STEP_BYTES // self._storage.row_bytes)
-            while not frozen.is_complete:
-                frozen.advance(rows)
-                yield
-            arrays |= {_STORAGE + name: array for name, array in frozen.copies.items()}
-        return Capture(meta, arrays)
-
-    def restore(self, capture: Capture) -> None:
-        """Become the captured shard; a capture without contents gives an empty one.
-
-        An empty one first fills to `min_size` again, and its limiter counts from there: neither a
-        burst of samples nor a standstill follows. Keys of forgotten transitions stay refused.
-
-        Raises:
-            CheckpointError: naming all that differs; nothing was changed.
+        Without `contents`, all but the transitions and their priorities. An earlier one that was
+        not given out to its end is given up.
         """
-        storage = _part(capture, "storage", _STORAGE)
-        differing = self._storage.differences(storage)
-        if capture.meta["shard"] != self.shard:
-            differing.insert(0, f"shard is {capture.meta['shard']}, here {self.shard}")
-        if differing:
-            raise CheckpointError(f"replay shard {self.shard} does not fit: {'; '.join(differing)}")
-        self._sampler.restore(_part(capture, "sampler", _SAMPLER))
-        self._storage.restore(storage)
-        self._ledger.restore(capture.meta["ledger"])
-        self._counters = counters = ShardCounters.restored(capture.meta["counters"])
-        if not storage.meta["contents"]:
-            counters.limiter_inserted_base = counters.inserted
-            counters.limiter_sampled_base = counters.sampled
+        self._cut.release()
+        self._cut = freeze_parts(self._parts, contents)
+        return self._cut
+
+    def restoring(self) -> RestoringShard:
+        """Takes a frozen shard's stream, one part after the other, and becomes that shard."""
+        return RestoringShard(self._parts)
 
     def check_valid(self) -> None:
         """Raise `InvariantError` unless all parts are valid and agree with one another."""
-        self._storage.check_valid()
-        if self._framed is not None:
-            self._framed.check_valid()
-        self._sampler.check_valid(self.size)
-        self._ledger.check_valid()
+        self._parts.check_valid()
         counters = self._counters
         if not self.size <= counters.inserted <= self._storage.appended:
             given = self._storage.appended
             raise InvariantError(f"{counters.inserted} inserted, {self.size} held, {given} keys")
         if min(self._limiter_counts()) < 0:
             raise InvariantError(f"limiter counts {self._limiter_counts()} are negative")
-
-
-def _part(capture: Capture, key: str, prefix: str) -> Capture:
-    """The capture of one part, with its prefix taken off its arrays."""
-    names = [name for name in capture.arrays if name.startswith(prefix)]
-    arrays = {name.removeprefix(prefix): capture.arrays[name] for name in names}
-    return Capture(capture.meta[key], arrays)

@@ -5,10 +5,11 @@ A replay shard knows only this; `samplers.py` holds the distributions.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from qfleet.common.capture_stream import Shapes
 from qfleet.common.errors import CheckpointError
 from qfleet.common.types import Array, Capture
 
@@ -55,11 +56,19 @@ class Sampler(Protocol):
         """State including the generator's; without `contents`, none of it per item."""
         ...
 
+    def check_fits(self, meta: dict[str, Any], shapes: Shapes) -> None:
+        """Whether a capture of this meta and with arrays of these shapes can be restored.
+
+        Raises:
+            CheckpointError: when it is of another kind or does not fit.
+        """
+        ...
+
     def restore(self, capture: Capture) -> None:
         """Become the captured sampler; a capture without contents makes an empty one.
 
         Raises:
-            CheckpointError: when it is of another kind or does not fit; nothing was changed.
+            CheckpointError: as `check_fits` does; nothing was changed.
         """
         ...
 
@@ -75,9 +84,9 @@ def check_td_errors(td_errors_abs: Array) -> None:
         raise ValueError("priorities must be finite and not negative")
 
 
-def check_kind(kind: str, capture: Capture) -> None:
-    """Raise `CheckpointError` when `capture` is of another kind of sampler."""
-    if capture.meta.get("kind") != kind:
+def check_kind(kind: str, meta: dict[str, Any]) -> None:
+    """Raise `CheckpointError` when a capture of this `meta` is of another kind of sampler."""
+    if meta.get("kind") != kind:
         raise CheckpointError(
-            f"checkpoint samples {capture.meta.get('kind')!r}, this run {kind!r} (replay.sampling)"
+            f"checkpoint samples {meta.get('kind')!r}, this run {kind!r} (replay.sampling)"
         )

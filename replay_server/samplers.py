@@ -10,8 +10,11 @@ independently, so that draws compose over shards and over the batches of one req
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from qfleet.common.capture_stream import Shapes, shapes_of
 from qfleet.common.errors import CheckpointError, InvariantError
 from qfleet.common.prioritization import sampling_weights
 from qfleet.common.types import Array, Capture
@@ -72,9 +75,15 @@ class UniformSampler:
         size = self._size if contents else 0
         return Capture({"kind": self.kind, "rng": self._rng.bit_generator.state, "size": size})
 
+    def check_fits(self, meta: dict[str, Any], shapes: Shapes) -> None:
+        """See `Sampler`."""
+        check_kind(self.kind, meta)
+        if shapes:
+            raise CheckpointError(f"sampler's arrays are {shapes}, here none")
+
     def restore(self, capture: Capture) -> None:
         """See `Sampler`."""
-        check_kind(self.kind, capture)
+        self.check_fits(capture.meta, shapes_of(capture.arrays))
         self._rng.bit_generator.state = capture.meta["rng"]
         self._size = capture.meta["size"]
 
@@ -167,18 +176,21 @@ class ProportionalSampler:
         """What the stored weights were computed with."""
         return {"priority_exponent": self._exponent, "priority_epsilon": self._epsilon}
 
+    def check_fits(self, meta: dict[str, Any], shapes: Shapes) -> None:
+        """See `Sampler`."""
+        check_kind(self.kind, meta)
+        for key, ours in self._formula().items():
+            if meta[key] != ours:
+                raise CheckpointError(f"replay.{key} is {meta[key]}, here {ours}")
+        wanted = {"weights": ("<f8", (self._tree.capacity,))}
+        if shapes and shapes != wanted:
+            raise CheckpointError(f"sampler's arrays are {shapes}, here {wanted}")
+
     def restore(self, capture: Capture) -> None:
         """See `Sampler`; the tree is rebuilt from its leaves, which gives the same bits."""
-        check_kind(self.kind, capture)
-        for key, ours in self._formula().items():
-            if capture.meta[key] != ours:
-                raise CheckpointError(f"replay.{key} is {capture.meta[key]}, here {ours}")
+        self.check_fits(capture.meta, shapes_of(capture.arrays))
         capacity = self._tree.capacity
         weights = capture.arrays.get("weights", np.zeros(capacity))
-        if weights.shape != (capacity,) or weights.dtype != np.float64:
-            raise CheckpointError(
-                f"sampler weights are {weights.dtype}{list(weights.shape)}, here {[capacity]}"
-            )
         self._tree.set_range(0, weights, capacity)
         self._rng.bit_generator.state = capture.meta["rng"]
         self._max_td_error_abs = capture.meta["max_td_error_abs"]

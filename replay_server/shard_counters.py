@@ -28,8 +28,9 @@ class ShardCounters:
         state["episodes_by_slot"] = sorted(self.episodes_by_slot.items())
         return state
 
-    @classmethod
-    def restored(cls, state: dict[str, Any]) -> ShardCounters:
+    def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `capture`."""
         by_slot = ("env_steps_by_slot", "episodes_by_slot")
-        return cls(**{**state, **{name: dict(state[name]) for name in by_slot}})
+        restored = ShardCounters(**{**state, **{name: dict(state[name]) for name in by_slot}})
+        for name in self.__slots__:
+            setattr(self, name, getattr(restored, name))

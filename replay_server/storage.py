@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from qfleet.common.errors import CheckpointError, InvariantError
-from qfleet.common.types import Array, Capture, Columns, ColumnSpec, check_columns
+from qfleet.common.capture_stream import Shapes, shapes_of
+from qfleet.common.errors import InvariantError
+from qfleet.common.types import Array, Columns, ColumnSpec, check_columns
 from qfleet.replay_server.frozen_rows import FrozenRows
 
 _COLUMN = "column."
@@ -44,6 +45,11 @@ class RingStorage:
     def size(self) -> int:
         """Rows held."""
         return self._size
+
+    @property
+    def oldest_slot(self) -> int:
+        """Where the oldest row lies, if there is one."""
+        return self._appended % self.capacity if self._size == self.capacity else 0
 
     @property
     def row_bytes(self) -> int:
@@ -129,22 +135,34 @@ class RingStorage:
         self._size = 0
         self._appended += -self._appended % self.capacity
 
-    def freeze(self) -> FrozenRows:
-        """The rows as they are now, to be copied by `advance` while inserts go on.
+    def has_room(self, n: int) -> bool:
+        """Whether n rows can be appended without overrunning the buffer of a cut under way."""
+        return self._frozen is None or self._frozen.has_room(self._appended + n)
 
-        One at a time: an earlier one that is not complete is completed first.
+    def freeze(self) -> FrozenRows:
+        """The rows as they are now, to be given out while inserts go on.
+
+        One at a time: an earlier one is given up.
         """
-        if self._frozen is not None:
-            self._frozen.advance(self.capacity)
-        columns = {_COLUMN + name: column for name, column in self._columns.items()}
-        columns[_INSERTED_AT_S] = self._inserted_at_s
         self._frozen = FrozenRows(
-            columns, size=self._size, appended=self._appended, capacity=self.capacity
+            self._arrays(self.capacity),
+            size=self._size,
+            appended=self._appended,
+            capacity=self.capacity,
         )
         return self._frozen
 
+    def _arrays(self, rows: int) -> Columns:
+        """All columns by their names in a capture, as views of the first `rows` slots."""
+        columns = {_COLUMN + name: column[:rows] for name, column in self._columns.items()}
+        return {**columns, _INSERTED_AT_S: self._inserted_at_s[:rows]}
+
+    def shapes(self, rows: int) -> Shapes:
+        """What `freeze` gives out when so many rows are held."""
+        return shapes_of(self._arrays(rows))
+
     def capture_meta(self, contents: bool) -> dict[str, Any]:
-        """The counters that go with `freeze`, or without the rows."""
+        """The counters that go with the rows, or without them."""
         return {
             "capacity": self.capacity,
             "specs": _listed(self.specs),
@@ -153,55 +171,25 @@ class RingStorage:
             "contents": contents,
         }
 
-    def capture(self, contents: bool = True) -> Capture:
-        """The rows (one contiguous copy per column, in ring layout) and the counters."""
-        meta = self.capture_meta(contents)
-        if not contents:
-            return Capture(meta)
-        frozen = self.freeze()
-        frozen.advance(self.capacity)
-        return Capture(meta, frozen.copies)
-
-    def differences(self, capture: Capture) -> list[str]:
-        """What keeps `capture` from being restored here, one phrase each; empty when nothing."""
+    def differences(self, meta: Mapping[str, Any]) -> list[str]:
+        """What keeps a capture from being restored here, one phrase each; empty when nothing."""
         ours = {"capacity": self.capacity, "specs": _listed(self.specs)}
-        differing = [
-            f"{key} is {capture.meta.get(key)}, here {value}"
+        return [
+            f"{key} is {meta.get(key)}, here {value}"
             for key, value in ours.items()
-            if capture.meta.get(key) != value
+            if meta.get(key) != value
         ]
-        if not differing and capture.meta["contents"]:
-            differing = self._misfits(capture)
-        return differing
 
-    def _misfits(self, capture: Capture) -> list[str]:
-        rows = capture.meta["size"]
-        specs = tuple(spec._replace(name=_COLUMN + spec.name) for spec in self.specs)
-        specs = (*specs, ColumnSpec(_INSERTED_AT_S, "<f8", ()))
-        try:
-            check_columns({name: capture.arrays[name] for name, _, _ in specs}, specs, rows)
-        except KeyError as error:
-            return [f"column {error} is missing"]
-        except InvariantError as error:
-            return [str(error)]
-        return []
+    def restored_arrays(self, meta: Mapping[str, Any]) -> Columns:
+        """Become empty; the arrays to write the rows of a capture without `differences` into."""
+        self._size, self._frozen = 0, None
+        return self._arrays(meta["size"]) if meta["contents"] else {}
 
-    def restore(self, capture: Capture) -> None:
-        """Become the captured storage; without contents, an empty one whose keys go on.
-
-        Raises:
-            CheckpointError: naming what differs; nothing was changed.
-        """
-        differing = self.differences(capture)
-        if differing:
-            raise CheckpointError(f"replay storage does not fit: {'; '.join(differing)}")
-        self._size, self._appended = capture.meta["size"], capture.meta["appended"]
-        if not capture.meta["contents"]:
+    def end_restore(self, meta: Mapping[str, Any]) -> None:
+        """The rows are there: take the counters; without contents, stay empty and go on in keys."""
+        self._size, self._appended = meta["size"], meta["appended"]
+        if not meta["contents"]:
             self.clear()
-            return
-        for name, column in self._columns.items():
-            column[: self._size] = capture.arrays[_COLUMN + name]
-        self._inserted_at_s[: self._size] = capture.arrays[_INSERTED_AT_S]
 
     def check_valid(self) -> None:
         """Raise `InvariantError` unless counters and columns agree.

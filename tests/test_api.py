@@ -50,7 +50,7 @@ def run(tmp_path, monkeypatch, network):
     config = Config(network=NETWORK, env=EnvConfig(kwargs={"sutton_barto_reward": True}))
     with RunDirectory.create(config, str(tmp_path / "run")) as directory:
         directory.write_config(dump_yaml(config))
-        files = {"params.safetensors": params(network)}
+        files = {"params.safetensors": [params(network)]}
         directory.write_best(learner_step=5, generation=1, files=files, manifest={})
         directory.write_checkpoint(learner_step=9, generation=1, files=files, manifest={}, keep=3)
         yield directory.path

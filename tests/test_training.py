@@ -19,7 +19,8 @@ from qfleet import training
 from qfleet.api import load_policy, make_env, play_episodes
 from qfleet.command_line import cli
 from qfleet.common.errors import CheckpointError, ConfigError
-from qfleet.run_files.checkpoint import list_checkpoints, read_checkpoint
+from qfleet.run_files.checkpoint import list_checkpoints
+from qfleet.run_files.checkpoint_reader import read_checkpoint
 from qfleet.run_files.final_block import final_block
 from qfleet.run_files.run_directory import RunDirectory
 from qfleet.run_files.summary import read_summary

@@ -18,7 +18,8 @@ from qfleet.common.params import decode_safetensors
 from qfleet.common.q_functions import build_q_function
 from qfleet.common.types import Array, EnvironmentSpec
 from qfleet.common.user_code import installed_only
-from qfleet.run_files.checkpoint import PARAMS_FILE, read_checkpoint
+from qfleet.run_files.checkpoint import PARAMS_FILE
+from qfleet.run_files.checkpoint_reader import read_checkpoint
 from qfleet.settings.config import Config
 from qfleet.settings.trust import check_loaded, env_code, network_code
 
@@ -96,15 +97,15 @@ def load_policy(run: str | Path | None = None, *, allow_code: bool = False) -> P
 
 
 def _params_bytes(run: str | Path | None) -> tuple[bytes, Path]:
-    from qfleet.run_files.run_directory import resolve_run
+    from qfleet.run_files.find_runs import resolve_run
 
     path = resolve_run(run)
     if path.name != PARAMS_FILE or not (path.parent / "manifest.json").exists():
         return path.read_bytes(), path
-    files = read_checkpoint(path.parent).files
-    if PARAMS_FILE not in files:
+    checkpoint = read_checkpoint(path.parent)
+    if PARAMS_FILE not in checkpoint.names:
         raise CheckpointError(f"{path.parent} holds no {PARAMS_FILE}")
-    return files[PARAMS_FILE], path
+    return bytes(checkpoint.open(PARAMS_FILE)), path
 
 
 @contextlib.contextmanager
@@ -122,7 +123,7 @@ def load_run_config(run: str | Path | None) -> Config:
     """The resolved configuration that a run was trained with."""
     import yaml
 
-    from qfleet.run_files.run_directory import CONFIG_FILE, find_run
+    from qfleet.run_files.find_runs import CONFIG_FILE, find_run
 
     text = (find_run(run) / CONFIG_FILE).read_text()
     return Config.model_validate(yaml.safe_load(text))
@@ -134,7 +135,7 @@ def _env_config(env: str | Path | EnvConfig) -> tuple[EnvConfig, Path | None]:
     Args:
         env: An id, the section itself, or the run directory whose environment is meant.
     """
-    from qfleet.run_files.run_directory import CONFIG_FILE, find_run, holds_run
+    from qfleet.run_files.find_runs import CONFIG_FILE, find_run, holds_run
 
     if isinstance(env, EnvConfig):
         return env, None
@@ -223,7 +224,7 @@ def play_episodes(
 
 def _episode_limit(env: str | Path | EnvConfig) -> int | None:
     """The run's limit when `env` is a run."""
-    from qfleet.run_files.run_directory import holds_run
+    from qfleet.run_files.find_runs import holds_run
 
     if isinstance(env, EnvConfig) or not (isinstance(env, Path) or holds_run(env)):
         return None

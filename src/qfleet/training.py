@@ -202,6 +202,7 @@ def _train_in(
             writer,
             console,
             run_id=point.session["run_id"] if point else uuid.uuid4().hex[:16],
+            process=directory.identity.next_process(point.session["process"] + 1 if point else 0),
             stop=stop,
             on_evaluation=on_evaluation,
             artifacts=Artifacts(directory.path),
@@ -295,7 +296,7 @@ def _resume_kind(config: Config, point: ResumePoint | None) -> str:
         return "new episodes (async)"
     if point.checkpoint.manifest.get("replay") != "full":
         return "new episodes (the checkpoint has no replay contents)"
-    if not any(name.startswith("actor-") for name in point.checkpoint.files):
+    if not any(name.startswith("actor-") for name in point.checkpoint.names):
         return "new episodes (the checkpoint is of an async run)"
     return "exact" if _can_capture(config) else "new episodes (the environment has no capture())"
 

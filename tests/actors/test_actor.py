@@ -5,7 +5,8 @@ from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 
 from qfleet.actors.actor import Actor
-from qfleet.common import messages, wire
+from qfleet.common import messages
+from qfleet.common.capture_stream import decode_capture, encode_capture
 from qfleet.common.envs import describe_environment
 from qfleet.common.errors import (
     CheckpointError,
@@ -14,11 +15,21 @@ from qfleet.common.errors import (
     NonFiniteError,
     QfleetError,
 )
-from qfleet.common.types import ParamsSnapshot, TargetSyncEvent, check_columns, transition_columns
+from qfleet.common.types import (
+    Capture,
+    ParamsSnapshot,
+    TargetSyncEvent,
+    check_columns,
+    transition_columns,
+)
 from qfleet.common.vector_envs import make_vector_env
 from qfleet.settings.config import Config
 from qfleet.settings.config_auto import resolve_config
 from qfleet.settings.plans import run_plans
+
+
+def round_trip(capture: Capture) -> Capture:
+    return decode_capture(b"".join(encode_capture(capture)))
 
 
 class LinearQ:
@@ -390,7 +401,7 @@ def test_actor_restored_continues_with_equal_bits(cut):
         original.take_chunk()
         original.act_steps(30)  # leaves rows, episodes and open windows behind
 
-    copy.restore(wire.decode_capture(wire.encode_capture(original.capture())))
+    copy.restore(round_trip(original.capture()))
     copy.check_valid()
 
     assert (copy.params_version, copy.target_version) == (2, 1)
@@ -412,7 +423,7 @@ def test_actor_of_uncapturable_environment_drops_open_windows():
     original.act_steps(12)  # 6 steps each: 4 rows and 2 open windows
     copy = _actor(config, n_envs=2)
 
-    copy.restore(wire.decode_capture(wire.encode_capture(original.capture())))
+    copy.restore(round_trip(original.capture()))
     copy.check_valid()
 
     assert (copy.dropped_transitions, copy.open_windows, copy.pending_rows) == (4, 0, 8)

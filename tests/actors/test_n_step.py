@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qfleet.actors.n_step import NStepAccumulator
-from qfleet.common import wire
+from qfleet.common import capture_stream
 from qfleet.common.errors import CheckpointError, InvariantError
 from qfleet.common.types import EnvironmentSpec, check_columns, transition_columns
 from qfleet.common.vector_envs import StepResult
@@ -260,7 +260,9 @@ def test_accumulator_restored_mid_episode_continues_exactly():
     assert original.pending > 0
     copy = NStepAccumulator(4, 3, 0.9, SPEC)
 
-    copy.restore(wire.decode_capture(wire.encode_capture(original.capture())))
+    copy.restore(
+        capture_stream.decode_capture(b"".join(capture_stream.encode_capture(original.capture())))
+    )
 
     copy.check_valid()
     for step in steps[37:]:

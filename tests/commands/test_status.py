@@ -42,7 +42,7 @@ def fill(run: RunDirectory) -> None:
     writer.write({"rollout/return_mean": 22.5}, env_steps=1234, learner_steps=99, wall_s=65.0)
     writer.close()
     checkpoint = run.write_checkpoint(
-        learner_step=90, generation=2, files={PARAMS_FILE: b"x"}, manifest={}, keep=3
+        learner_step=90, generation=2, files={PARAMS_FILE: [b"x"]}, manifest={}, keep=3
     )
     os.utime(checkpoint, (1000, 1000))
     os.utime(run.path / "metrics.jsonl", (1030, 1030))
@@ -177,7 +177,7 @@ class _Policy:
 def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A run with a best checkpoint, and what `play` asked the Python interface for."""
     with start_run() as run:
-        run.write_best(learner_step=1, generation=1, files={PARAMS_FILE: b"x"}, manifest={})
+        run.write_best(learner_step=1, generation=1, files={PARAMS_FILE: [b"x"]}, manifest={})
     asked: dict[str, Any] = {"env": _Env()}
 
     def make_env(run_dir: Path, render_mode: str, *, allow_code: bool) -> _Env:

@@ -7,7 +7,7 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 
-from qfleet.common import wire
+from qfleet.common import capture_stream
 from qfleet.common.config import EnvConfig
 from qfleet.common.envs import make_env
 from qfleet.common.errors import CheckpointError, ConfigError, QfleetError
@@ -281,9 +281,9 @@ def test_capture_restore_into_new_adapter_is_exact(native, cut, mode):
     _play(original, actions[:cut])
 
     assert original.supports_capture
-    data = wire.encode_capture(original.capture())
+    data = b"".join(capture_stream.encode_capture(original.capture()))
     expected = _play(original, actions[cut:])
-    copy.restore(wire.decode_capture(data))
+    copy.restore(capture_stream.decode_capture(data))
     copy.check_valid()
     actual = _play(copy, actions[cut:])
 

@@ -11,7 +11,6 @@ from hypothesis.extra import numpy as hnp
 
 from qfleet.common import wire
 from qfleet.common.errors import WireFormatError
-from qfleet.common.types import Capture
 
 DTYPES = ["?", "i1", "u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8"]
 SHAPES = [(), (0,), (1,), (7,), (3, 0, 2), (2, 3), (1, 2, 3, 4)]
@@ -67,23 +66,6 @@ def test_encode_any_columns_round_trip_in_order(columns):
         assert decoded[name].dtype == array.dtype
         assert decoded[name].shape == array.shape
         assert decoded[name].tobytes() == array.tobytes()
-
-
-@pytest.mark.parametrize("piece_bytes", [1, 7, 8, 9, 64, None])
-def test_encode_pieces_header_first_equal_one_message(piece_bytes):
-    columns = {
-        "odd": np.arange(13, dtype=np.uint8),
-        "even": np.arange(6, dtype=np.float64).reshape(2, 3),
-        "empty": np.zeros((0, 3), np.float32),
-    }
-    whole = wire.encode("k", {"x": 1}, columns)
-
-    *body, header = wire.encode_pieces("k", {"x": 1}, columns, piece_bytes)
-
-    assert b"".join([header, *body]) == whole
-    assert len(header) == wire.HEADER.size
-    padding = wire.ALIGNMENT_BYTES - 1
-    assert all(len(piece) <= (piece_bytes or 48) + padding for piece in body[1:])
 
 
 def test_encode_big_endian_and_strided_arrays_arrive_little_endian_and_equal():
@@ -332,35 +314,39 @@ def _repair_header(data: bytearray) -> None:
     )
 
 
-def test_capture_round_trip_keeps_128_bit_integers_and_marked_texts():
-    rng = np.random.default_rng(5)
-    meta = {
-        "rng": rng.bit_generator.state,
-        "edges": [2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 2**127 + 1, True, None, 0.1, 1e308],
-        "texts": ["int:5", "int:x", "str:int:5", "str:", "plain"],
-        "nested": {"a": [{"b": []}]},
-    }
-    arrays = {"a/b": np.arange(3), "scalar": np.array(4, dtype=np.int64)}
-
-    decoded = wire.decode_capture(wire.encode_capture(Capture(meta, arrays)))
-
-    assert decoded.meta == meta
-    assert [type(v) for v in decoded.meta["edges"]] == [type(v) for v in meta["edges"]]
-    assert decoded.arrays["a/b"].flags.writeable
-    assert decoded.arrays["scalar"].shape == ()
-    restored = np.random.default_rng(0)
-    restored.bit_generator.state = decoded.meta["rng"]
-    assert restored.integers(2**62) == rng.integers(2**62)
-
-
-@pytest.mark.parametrize(
-    "meta", [{}, {"state": 1}, {"state": {}, "more": 1}, {"state": {"a": "int:x"}}]
-)
-def test_decode_capture_wrong_state_is_refused(meta):
-    with pytest.raises(WireFormatError):
-        wire.decode_capture(wire.encode("capture", meta, {}))
-
-
 def test_parts_round_trip_keeps_names_and_bytes():
     parts = {"learner": b"abc", "planner": b"", "odd": bytes(range(13))}
     assert wire.decode_parts(wire.encode_parts(parts)) == parts
+
+
+def test_message_bytes_reads_the_length_of_the_first_message():
+    data = message()
+
+    assert wire.message_bytes(memoryview(data + b"more")) == len(data)
+    for wrong in (b"", data[:31], data[:-1], b"x" + data):
+        with pytest.raises(WireFormatError, match=r"no message|cut off"):
+            wire.message_bytes(memoryview(wrong))
+
+
+@pytest.mark.parametrize("many", [{}, [], {"a": []}, [[]], 0, "", b"", None, 1.5])
+def test_decode_large_head_of_many_small_values_is_refused_before_they_are_made(many):
+    body = msgpack.packb(many)
+    items = [body] * (8 * 2**20 // len(body))
+    state = msgpack.Packer().pack_array_header(len(items)) + b"".join(items)
+    head = b"\x83" + msgpack.packb("kind") + msgpack.packb("capture") + msgpack.packb("meta")
+    head += b"\x81" + msgpack.packb("state") + state + msgpack.packb("columns") + b"\x90"
+    data = forge(None, raw_head=head + b"\0" * (-len(head) % 8))
+    tracemalloc.start()
+
+    with pytest.raises(WireFormatError, match="once parsed"):
+        wire.decode(data, "capture", max_head_bytes=2**26)
+
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 16 * 2**20
+
+
+def test_decode_large_head_of_few_values_is_read():
+    meta = {"log": list(range(100_000)), "text": "x" * 1_000_000}
+
+    assert wire.decode(wire.encode("k", meta, {}), "k", max_head_bytes=2**26)[0] == meta

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from qfleet.common.capture_stream import decode_capture, encode_capture
+from qfleet.common.errors import CheckpointError
 from qfleet.common.params import decode_safetensors, params_sha256
-from qfleet.common.types import EnvironmentSpec, EvaluationRequest
+from qfleet.common.types import Capture, EnvironmentSpec, EvaluationRequest
 from qfleet.fleets.local_fleet import LocalFleet
 from qfleet.settings.config_auto import resolve_config
 from qfleet.settings.config_loading import load_config
@@ -121,6 +123,12 @@ def test_params_bytes_are_the_fingerprinted_parameters(make_fleet):
     assert (network.hidden_sizes, spec) == ((16,), SPEC)
 
 
+def cut(fleet, replay_contents=True):
+    """A cut as a checkpoint's files are read back."""
+    files = fleet.capture(replay_contents)
+    return {name: memoryview(b"".join(stream)) for name, stream in files.items()}
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -135,7 +143,7 @@ def test_restore_goes_on_bit_for_bit(make_fleet, changes):
     straight, first, second = (make_fleet(**changes) for _ in range(3))
     rounds(straight, 6)
     rounds(first, 3)
-    assert second.restore(first.capture(replay_contents=True)) == 0
+    assert second.restore(cut(first)) == 0
     assert second.fingerprint() == first.fingerprint()
     rounds(second, 3)
     assert second.fingerprint() == straight.fingerprint()
@@ -145,16 +153,17 @@ def test_restore_goes_on_bit_for_bit(make_fleet, changes):
     counters = ("slot", "env_steps", "produced", "unsent", "params_learner_step")
     for ours, theirs in zip(second_report.actors, straight_report.actors, strict=True):
         assert [getattr(ours, c) for c in counters] == [getattr(theirs, c) for c in counters]
-    for name, data in straight.capture(True).items():
+    again = cut(second)
+    for name, data in cut(straight).items():
         if not name.startswith("replay"):  # ages of items are wall time
-            assert second.capture(True)[name] == data, name
+            assert again[name] == data, name
 
 
 def test_restore_without_contents_keeps_counters_and_refills(make_fleet):
     first, second = make_fleet(), make_fleet()
     rounds(first, 3)
     before = first.shard_stats()
-    second.restore(first.capture(replay_contents=False))
+    second.restore(cut(first, replay_contents=False))
     for ours, theirs in zip(second.shard_stats(), before, strict=True):
         assert ours.size == 0
         assert (ours.inserted, ours.sampled, ours.env_steps) == (
@@ -192,5 +201,23 @@ def test_init_params_without_hard_syncs_can_still_be_captured_and_restored(make_
     fleet.init_params(arrays)
     rounds(fleet, 1)
     assert fleet.target_sync_log()["syncs"] == []
-    resumed.restore(fleet.capture(replay_contents=True))
+    resumed.restore(cut(fleet))
     assert resumed.fingerprint() == fleet.fingerprint()
+
+
+@pytest.mark.parametrize(
+    "name", ["learner.qflt", "planner.qflt", "replay-0.qflt", "replay-1.qflt", "actor-2.qflt"]
+)
+def test_restore_of_a_damaged_state_is_a_checkpoint_error_naming_whose(make_fleet, name):
+    first, second = make_fleet(), make_fleet()
+    rounds(first, 2)
+    files = cut(first)
+    capture = decode_capture(files[name])
+    for damaged in (
+        b"",
+        bytes(files[name])[:-1],
+        b"".join(encode_capture(Capture({}, capture.arrays))),
+        b"".join(encode_capture(Capture({key: [] for key in capture.meta}, {}))),
+    ):
+        with pytest.raises(CheckpointError, match=r"shard|learner|network|actor"):
+            second.restore({**files, name: memoryview(damaged)})

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from qfleet.run_files.checkpoint import newest_valid
+from qfleet.run_files.checkpoint_reader import newest_valid
 from qfleet.run_files.run_lock import RunLock
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from qfleet.common.capture_stream import decode_capture, encode_capture
 from qfleet.common.stage_clock import StageClock
 from qfleet.common.types import (
     EnvironmentSpec,
@@ -13,7 +14,6 @@ from qfleet.common.types import (
     ReplayStats,
     ShardSample,
 )
-from qfleet.common.wire import decode_capture, encode_capture
 from qfleet.learner.block_runner import BlockPlanner, run_blocks
 from qfleet.learner.learner import Learner
 from qfleet.learner.plan import LearnerPlan
@@ -225,6 +225,6 @@ def test_planner_capture_restore_continues_its_stream():
     for _ in range(3):
         planner.split(stats)
 
-    resumed.restore(decode_capture(encode_capture(planner.capture())))
+    resumed.restore(decode_capture(b"".join(encode_capture(planner.capture()))))
 
     assert [resumed.split(stats) for _ in range(5)] == [planner.split(stats) for _ in range(5)]

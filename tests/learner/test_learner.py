@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from qfleet.common.capture_stream import decode_capture, encode_capture
 from qfleet.common.errors import CheckpointError, InvariantError, NonFiniteError
 from qfleet.common.networks import build_network, load_arrays
 from qfleet.common.params import params_sha256
 from qfleet.common.seeding import seed_int
 from qfleet.common.types import EnvironmentSpec, ReplaySample, TargetSyncEvent
-from qfleet.common.wire import decode_capture, encode_capture
 from qfleet.learner.learner import Learner
 from qfleet.learner.plan import LearnerPlan
 from qfleet.settings.config import Config
@@ -271,7 +271,7 @@ def test_polyak_target_follows_by_tau_after_every_update():
 )
 def test_update_block_non_finite_raises_and_leaves_the_learner_as_it_was(column, value):
     learner = trained(configuration(loss="mse"), 1)
-    before = encode_capture(learner.capture())
+    before = b"".join(encode_capture(learner.capture()))
     batch = sample(5)
     broken = batch.columns[column].copy()
     broken[4, 7] = value
@@ -282,7 +282,7 @@ def test_update_block_non_finite_raises_and_leaves_the_learner_as_it_was(column,
     with pytest.raises(NonFiniteError, match=r"updates 6…10.*learner\.learning_rate"):
         learner.update_block(broken_batch)
 
-    assert encode_capture(learner.capture()) == before
+    assert b"".join(encode_capture(learner.capture())) == before
     learner.check_valid()
     learner.update_block(batch)
 
@@ -304,9 +304,11 @@ def test_capture_restore_continues_bit_for_bit(options, n_blocks):
     learner.fleet_env_steps = 1_234
     resumed = Learner(configuration(seed=99, **options), SPEC)
 
-    resumed.restore(decode_capture(encode_capture(learner.capture())))
+    resumed.restore(decode_capture(b"".join(encode_capture(learner.capture()))))
 
-    assert encode_capture(resumed.capture()) == encode_capture(learner.capture())
+    assert b"".join(encode_capture(resumed.capture())) == b"".join(
+        encode_capture(learner.capture())
+    )
     for block in range(10, 13):
         np.testing.assert_array_equal(
             resumed.update_block(sample(block)), learner.update_block(sample(block))
@@ -317,18 +319,20 @@ def test_capture_restore_continues_bit_for_bit(options, n_blocks):
     assert resumed.stats() == learner.stats()
     assert resumed.target_syncs == learner.target_syncs
     assert resumed.fleet_env_steps == 1_234
-    assert encode_capture(resumed.capture()) == encode_capture(learner.capture())
+    assert b"".join(encode_capture(resumed.capture())) == b"".join(
+        encode_capture(learner.capture())
+    )
 
 
 def test_capture_is_a_copy():
     learner = trained(configuration(), 1)
     capture = learner.capture()
-    before = encode_capture(capture)
+    before = b"".join(encode_capture(capture))
 
     learner.update_block(sample(7))
     learner.stats()
 
-    assert encode_capture(capture) == before
+    assert b"".join(encode_capture(capture)) == before
 
 
 @pytest.mark.parametrize(
@@ -349,7 +353,7 @@ def test_restore_into_another_network_names_what_differs_and_changes_nothing(
 ):
     capture = trained(configuration(), 1).capture()
     other = Learner(configuration(**options), SPEC)
-    before = encode_capture(other.capture())
+    before = b"".join(encode_capture(other.capture()))
 
     with pytest.raises(CheckpointError) as caught:
         other.restore(capture)
@@ -357,7 +361,7 @@ def test_restore_into_another_network_names_what_differs_and_changes_nothing(
     for name in named:
         assert name in str(caught.value)
     assert unnamed not in str(caught.value)
-    assert encode_capture(other.capture()) == before
+    assert b"".join(encode_capture(other.capture())) == before
 
 
 def test_restore_arrays_of_another_dtype_are_refused():

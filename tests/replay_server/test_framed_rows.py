@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from qfleet.actors.frame_trail import FrameTrail
 from qfleet.actors.n_step import NStepAccumulator
+from qfleet.common.capture_stream import ArrayFiller
 from qfleet.common.errors import InvariantError
 from qfleet.common.messages import decode_chunk, encode_chunk
 from qfleet.common.pixels.frame_stack import FrameStack
@@ -30,7 +31,10 @@ from qfleet.common.types import (
     TransitionChunk,
 )
 from qfleet.common.vector_envs import StepResult
+from qfleet.replay_server import frame_pool
 from qfleet.replay_server.framed_rows import FramedRows
+from qfleet.replay_server.frozen_frames import FrozenFrames
+from qfleet.replay_server.frozen_rows import FrozenRows
 from qfleet.replay_server.storage import RingStorage
 
 SHAPE = (2, 3)
@@ -310,22 +314,68 @@ def test_a_pool_that_is_too_small_grows() -> None:
     memory.check_equal()
 
 
-def test_frames_held_by_a_cut_outlive_their_rows() -> None:
+@pytest.mark.parametrize("frames_at_once", [1, 3, 1000])
+def test_cut_beside_inserts_is_that_of_its_moment(frames_at_once: int) -> None:
+    """Rows and the frames they name are read in turns with inserts, and fit together."""
     writer, memory = writer_and_memory(capacity=20)
-    play(writer, memory, 4)
+    play(writer, memory, 6)
+    pool, storage = memory.framed.pool, memory.storage
+    expected = [pool.stacks(column) for column in memory.framed.places_named()]
+    meta, counters = pool.meta(), storage.capture_meta(contents=True)
+    copy = Memory(framed_spec(3), 20)
+    filler = ArrayFiller(
+        {**copy.storage.restored_arrays(counters), **copy.framed.begin_restore(meta)}
+    )
+    parts: list[FrozenRows | FrozenFrames] = [storage.freeze(), memory.framed.freeze()]
+
+    for part in parts:
+        while rows := part.take(frames_at_once * pool.frame_bytes):
+            for piece in rows:
+                filler.put(piece)
+            play(writer, memory, 1)
+        part.release()
+    filler.check_complete()
+    copy.storage.end_restore(counters)
+    copy.framed.end_restore(meta)
+
+    for column, stacks in zip(copy.framed.places_named(), expected, strict=True):
+        np.testing.assert_array_equal(copy.framed.pool.stacks(column), stacks)
+    copy.framed.check_valid()
+    memory.framed.check_valid()
+    memory.check_equal()
+
+
+def test_frames_that_were_read_are_given_again_while_the_cut_goes_on() -> None:
+    writer, memory = writer_and_memory(capacity=20)
+    play(writer, memory, 6)
     pool = memory.framed.pool
-    meta = pool.freeze()
-    before = pool.frames(0, meta["touched"]).copy()
-    places = [column.copy() for column in memory.framed.places_named()]
-    expected = [pool.stacks(column) for column in places]
+    frozen = memory.framed.freeze()
+    frozen.take(10**9)
+    frozen.take(10**9)
 
+    play(writer, memory, 20)
+
+    assert pool._n_held == 0
+    assert pool.touched < 4 * 20
+
+
+def test_frames_freed_before_they_were_read_are_counted_and_given_back_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    writer, memory = writer_and_memory(capacity=20)
+    play(writer, memory, 6)
+    pool = memory.framed.pool
+    frozen = memory.framed.freeze()
+    assert pool.has_room()
     play(writer, memory, 10)
-
-    for column, stacks in zip(places, expected, strict=True):
-        np.testing.assert_array_equal(before[column], stacks)
-        np.testing.assert_array_equal(pool.stacks(column), stacks)
+    assert pool._n_held > 10
+    monkeypatch.setattr(frame_pool, "HELD_BYTES", 10 * pool.frame_bytes)
+    assert not pool.has_room()
     size = pool.size
-    pool.thaw()
+
+    frozen.release()
+
+    assert pool.has_room()
     assert pool.size == size
     memory.framed.check_valid()
 
@@ -334,18 +384,37 @@ def test_restored_pool_goes_on_as_the_first() -> None:
     writer, memory = writer_and_memory(capacity=20)
     play(writer, memory, 6)
     copy = Memory(framed_spec(3), 20)
-    copy.storage.restore(memory.storage.capture())
     copy.naive = list(memory.naive)
-    meta = memory.framed.pool.meta()
+    meta, counters = memory.framed.pool.meta(), memory.storage.capture_meta(contents=True)
+    arrays = {**copy.storage.restored_arrays(counters), **copy.framed.begin_restore(meta)}
+    filler = ArrayFiller(arrays)
+    for part in (memory.storage.freeze(), memory.framed.freeze()):
+        while rows := part.take(10**9):
+            for piece in rows:
+                filler.put(piece)
+    copy.storage.end_restore(counters)
 
-    copy.framed.pool.begin_restore(meta)[:] = memory.framed.pool.frames(0, meta["touched"])
-    copy.framed.pool.end_restore(meta, copy.framed.places_named())
+    copy.framed.end_restore(meta)
 
     copy.framed.check_valid()
     copy.check_equal()
     play(writer, copy, 6)
     copy.check_equal()
     assert copy.left_out == 0
+
+
+def test_restore_without_frames_is_empty_and_takes_chunks() -> None:
+    writer, memory = writer_and_memory(capacity=20)
+    play(writer, memory, 6)
+    counters = memory.storage.capture_meta(contents=False)
+
+    memory.storage.restored_arrays(counters)
+    assert memory.framed.begin_restore(None) == {}
+    memory.storage.end_restore(counters)
+    memory.framed.end_restore(None)
+
+    assert memory.framed.pool.size == 0
+    memory.framed.check_valid()
 
 
 def test_columns_hold_numbers_of_frames() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from qfleet.common.capture_stream import decode_capture, encode_capture
 from qfleet.common.errors import CheckpointError, InvariantError
-from qfleet.common.wire import decode_capture, encode_capture
 from qfleet.replay_server.rank_sampler import CHANGED_TO_SORT, RankSampler
 
 
@@ -156,7 +156,7 @@ def test_capture_round_trip_gives_the_same_next_draws() -> None:
         slots, _ = sampler.sample(64, 200)
         sampler.update(slots[:4], rng.random(4))
 
-    other.restore(decode_capture(encode_capture(sampler.capture())))
+    other.restore(decode_capture(b"".join(encode_capture(sampler.capture()))))
 
     for one in (sampler, other):
         one.on_insert(np.array([200, 201]), None)
@@ -181,7 +181,7 @@ def test_capture_without_contents_is_an_empty_sampler() -> None:
     [
         ("uniform", 0.7, 8, "samples 'uniform', this run 'rank'"),
         ("rank", 0.6, 8, r"replay.priority_exponent is 0.6, here 0.7"),
-        ("rank", 0.7, 9, "ranks 9 items, here 8"),
+        ("rank", 0.7, 9, r"9,.*here .*8,"),
     ],
 )
 def test_restore_refuses_what_does_not_fit(

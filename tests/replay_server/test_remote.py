@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
+from qfleet.common.capture_stream import decode_capture, pieces_of
 from qfleet.common.errors import WireFormatError
-from qfleet.common.inline_pieces import join
+from qfleet.common.inline_pieces import join, split
 from qfleet.common.messages import decode_shard_sample, encode_chunk, encode_priority_update
 from qfleet.common.plan_json import plan_to_json
 from qfleet.common.types import ChunkId, EnvironmentSpec, PriorityUpdate, TransitionChunk
-from qfleet.common.wire import decode_capture, encode_capture
 from qfleet.replay_server import remote
 from qfleet.replay_server.remote import ReplayServerShell
 from qfleet.settings.config import Config
@@ -147,12 +149,22 @@ def test_malformed_chunk_is_counted_and_changes_nothing():
     assert report["stats"][1] == 0
 
 
+def pulled(shell: ReplayServerShell) -> bytes:
+    return b"".join([shell.freeze(True), *rest(shell)])
+
+
+def rest(shell: ReplayServerShell) -> Iterator[bytes]:
+    while (parts := shell.next_piece(3))[0] is not None:
+        yield join(parts)
+
+
 def test_frozen_state_is_that_of_the_freeze_whatever_is_inserted_meanwhile(pool, monkeypatch):
-    monkeypatch.setattr("qfleet.replay_server.replay_shard.CAPTURE_STEP_BYTES", 1)
-    monkeypatch.setattr(remote, "CAPTURE_PIECE_BYTES", 100)
-    shell = make_shell(samples_per_insert=None, capacity=16)
+    monkeypatch.setattr("qfleet.replay_server.shard_capture.PIECE_BYTES", 100)
+    shell, twin = (make_shell(samples_per_insert=None, capacity=16) for _ in range(2))
+    monkeypatch.setattr(remote.time, "time", lambda: 5.0)
     for seq in range(4):
-        shell.insert(make_chunk(seq))
+        for one in (shell, twin):
+            one.insert(make_chunk(seq))
     stop = threading.Event()
 
     def keep_inserting() -> int:
@@ -162,45 +174,82 @@ def test_frozen_state_is_that_of_the_freeze_whatever_is_inserted_meanwhile(pool,
             seq += 1
         return seq
 
-    wanted = decode_capture(encode_capture(shell._core.capture()))
-    shell.freeze(True)  # nobody inserts before it: this is the moment that counts
-    pieces = [shell.next_piece()]
+    wanted = decode_capture(pulled(twin))
+    pieces = [shell.freeze(True)]  # nobody inserts before it: this is the moment that counts
     inserting = pool.submit(keep_inserting)
     try:
-        while (piece := shell.next_piece()) is not None:
-            pieces.append(piece)
+        pieces += rest(shell)
     finally:
         stop.set()
     assert inserting.result(TIMEOUT_S) > 4
 
-    *body, header = pieces
-    got = decode_capture(b"".join([header, *body]))
+    got = decode_capture(b"".join(pieces))
     assert got.meta == wanted.meta
     assert list(got.arrays) == list(wanted.arrays)
     for name, array in wanted.arrays.items():
         np.testing.assert_array_equal(got.arrays[name], array)
-    assert shell.next_piece() is None
+    assert shell.next_piece(2) == [None, None]
 
 
-def test_freeze_beside_inserts_restores_to_a_valid_shard(pool, monkeypatch):
-    monkeypatch.setattr("qfleet.replay_server.replay_shard.CAPTURE_STEP_BYTES", 1)
+def test_freeze_beside_inserts_restores_in_pieces_to_a_valid_shard(pool, monkeypatch):
+    monkeypatch.setattr("qfleet.replay_server.shard_capture.PIECE_BYTES", 100)
     shell = make_shell(samples_per_insert=None, capacity=64)
     for seq in range(20):
         shell.insert(make_chunk(seq))
 
-    freezing = pool.submit(shell.freeze, True)
+    pulling = pool.submit(pulled, shell)
     for seq in range(20, 40):
         shell.insert(make_chunk(seq))
-    freezing.result(TIMEOUT_S)
-    *body, header = iter(shell.next_piece, None)
+    data = pulling.result(TIMEOUT_S)
 
     other = make_shell(samples_per_insert=None, capacity=64)
-    other.restore(b"".join([header, *body]))
+    for piece in pieces_of(data, 700):
+        other.restore_piece(*split(bytes(piece), 3))
+    other.end_restore()
     other._core.check_valid()
     inserted = other.stats()[1]
     assert 80 <= inserted <= 160
-    held = np.sort(other._core.capture().arrays["storage.column.n_step_return"])
+    held = np.sort(decode_capture(pulled(other)).arrays["column.n_step_return"])
     np.testing.assert_array_equal(held, np.arange(inserted - 64, inserted))
+
+
+def test_insert_that_overruns_a_cut_waits_for_the_reader_or_its_end(pool, monkeypatch):
+    monkeypatch.setattr("qfleet.replay_server.frozen_rows.BUFFER_BYTES", 1)
+    monkeypatch.setattr(remote, "HOLD_BACK_S", 0.01)
+    shell = make_shell(samples_per_insert=None, capacity=8)
+    for seq in range(2):
+        shell.insert(make_chunk(seq))
+    shell.freeze(True)
+    assert shell.insert(make_chunk(2))[0] == "accepted"  # into the empty buffer
+    assert shell.insert(make_chunk(3))[0] == "blocked"
+
+    monkeypatch.setattr(remote, "HOLD_BACK_S", TIMEOUT_S)
+    waiting = pool.submit(shell.insert, make_chunk(3))
+    shell.next_piece()
+    assert waiting.result(TIMEOUT_S)[0] == "accepted"
+    waiting = pool.submit(shell.insert, make_chunk(4))
+    shell.drop_frozen()
+    assert waiting.result(TIMEOUT_S)[0] == "accepted"
+    assert shell.next_piece(2) == [None, None]
+
+
+def test_cut_of_a_large_shard_needs_no_second_copy_of_it():
+    shell = make_shell(samples_per_insert=None, capacity=400_000)
+    for seq in range(40):
+        shell.insert(make_chunk(seq, rows=10_000))
+    row_bytes = shell._core._storage.row_bytes
+    tracemalloc.start()
+
+    shell.freeze(True)
+    n_bytes = 0
+    for piece in rest(shell):
+        n_bytes += len(piece)
+
+    left_bytes, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert n_bytes > 400_000 * row_bytes
+    assert peak_bytes < 6 * 2**20
+    assert left_bytes < 2**18
 
 
 def test_sample_in_pieces_is_the_sample_whole():

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qfleet.common.capture_stream import decode_capture, encode_capture, encode_rows, messages
 from qfleet.common.errors import CheckpointError, ConfigError, InvariantError, ReplayNotReadyError
 from qfleet.common.types import (
     ChunkId,
@@ -15,7 +16,7 @@ from qfleet.common.types import (
     PriorityUpdate,
     TransitionChunk,
 )
-from qfleet.common.wire import decode_capture, encode_capture
+from qfleet.replay_server import frozen_rows, shard_capture
 from qfleet.replay_server.plan import ReplayPlan
 from qfleet.replay_server.rate_limiter import UNLIMITED_CREDITS, RatioLimiter
 from qfleet.replay_server.replay_shard import ReplayShard
@@ -309,6 +310,16 @@ def test_constructor_min_size_over_capacity_raises():
         make_shard(8, limiter=RatioLimiter(None, 9, 0))
 
 
+def frozen(shard: ReplayShard, contents: bool = True) -> bytes:
+    return b"".join(shard.freeze(contents).pieces())
+
+
+def restore(shard: ReplayShard, data: bytes) -> None:
+    restoring = shard.restoring()
+    restoring.take(data)
+    restoring.end()
+
+
 def busy_shard(sampling: str = "prioritized") -> ReplayShard:
     shard, rng = make_shard(16, sampling, RatioLimiter(2.0, 4, 60)), np.random.default_rng(0)
     for seq in (0, 1, 3, 4, 6):
@@ -325,7 +336,7 @@ def test_capture_round_trip_continues_exactly(sampling):
     shard, other = busy_shard(sampling), make_shard(16, sampling, RatioLimiter(2.0, 4, 60))
     other.insert(make_chunk(5, 3, slot=9), 1.0)
 
-    other.restore(decode_capture(encode_capture(shard.capture())))
+    restore(other, frozen(shard))
 
     other.check_valid()
     assert other.stats() == shard.stats()
@@ -343,22 +354,65 @@ def test_capture_round_trip_continues_exactly(sampling):
     assert other.stats() == shard.stats()
 
 
-def test_capture_does_not_change_with_the_shard():
-    shard = busy_shard()
-    capture = shard.capture()
-    before = encode_capture(capture)
+@pytest.mark.parametrize("sampling", ["uniform", "prioritized"])
+@pytest.mark.parametrize("rows_before", [0, 1, 5])
+def test_frozen_shard_does_not_change_with_the_shard(monkeypatch, sampling, rows_before):
+    monkeypatch.setattr(shard_capture, "PIECE_BYTES", 1)  # a row at a time
+    wanted, shard = decode_capture(frozen(busy_shard(sampling))), busy_shard(sampling)
+    cut = shard.freeze()
+    rows = [part for _ in range(rows_before) for part in cut.take()]
 
     shard.insert(make_chunk(2, 9, slot=1), 11.0)
-    shard.sample(5, 11.0)
+    sample = shard.sample(5, 11.0)
+    shard.update_priorities(PriorityUpdate(sample.item_keys, np.full(5, 9.0)))
+    while more := cut.take():
+        rows += more
 
-    assert encode_capture(capture) == before
+    got = decode_capture(b"".join([cut.head(), *map(encode_rows, rows)]))
+    assert got.meta == wanted.meta
+    assert list(got.arrays) == list(wanted.arrays)
+    for name, array in wanted.arrays.items():
+        assert np.array_equal(got.arrays[name], array)
+    assert cut.take() == []
+
+
+def test_can_insert_waits_for_the_reader_of_a_cut_only_while_its_buffer_is_full(monkeypatch):
+    shard = make_shard(8)
+    monkeypatch.setattr(frozen_rows, "BUFFER_BYTES", 3 * shard._storage.row_bytes)
+    monkeypatch.setattr(shard_capture, "PIECE_BYTES", 3 * shard._storage.row_bytes)
+    shard.insert(make_chunk(0, 8), 0.0)
+    assert shard.can_insert(8)
+    cut = shard.freeze()
+
+    assert shard.can_insert(8)  # larger than the buffer, which is empty
+    shard.insert(make_chunk(1, 3), 0.0)  # overwrites three rows nobody has read
+    assert not shard.can_insert(1)
+    cut.take()
+    assert shard.can_insert(1)
+    assert cut.take()  # two more rows straight from the ring: nothing to keep for those
+    cut.release()
+    assert shard.can_insert(8)
+
+
+def test_freeze_again_or_release_gives_the_buffer_up(monkeypatch):
+    shard = make_shard(8)
+    monkeypatch.setattr(frozen_rows, "BUFFER_BYTES", 1)
+    shard.insert(make_chunk(0, 8), 0.0)
+    shard.freeze()
+    shard.insert(make_chunk(1, 3), 0.0)
+    assert not shard.can_insert(1)
+
+    shard.freeze()
+
+    assert shard.can_insert(1)
+    assert len(decode_capture(frozen(shard)).arrays["inserted_at_s"]) == 8
 
 
 def test_restore_without_contents_keeps_ledger_and_fills_again_without_burst():
     shard, other = busy_shard(), make_shard(16, limiter=RatioLimiter(2.0, 4, 60))
     old_keys = shard.sample(4, 1.0).item_keys
 
-    other.restore(decode_capture(encode_capture(shard.capture(contents=False))))
+    restore(other, frozen(shard, contents=False))
 
     other.check_valid()
     stats = other.stats()
@@ -377,7 +431,7 @@ def test_restore_without_contents_keeps_ledger_and_fills_again_without_burst():
 def test_restore_into_another_run_forgets_its_slots():
     other = make_shard(16, limiter=RatioLimiter(2.0, 4, 60), run_id="next")
 
-    other.restore(busy_shard().capture())
+    restore(other, frozen(busy_shard()))
 
     assert other.insert(make_chunk(0, run_id="next"), 1.0).status == "accepted"
 
@@ -385,14 +439,59 @@ def test_restore_into_another_run_forgets_its_slots():
 def test_restore_misfit_raises_with_differences_and_changes_nothing():
     shard = make_shard(8, shard=1)
     shard.insert(make_chunk(0), 1.0)
-    before = encode_capture(shard.capture())
+    before = frozen(shard)
 
     with pytest.raises(CheckpointError, match="shard is 0, here 1; capacity is 16, here 8"):
-        shard.restore(busy_shard().capture())
+        restore(shard, frozen(busy_shard()))
     with pytest.raises(CheckpointError, match=r"replay\.sampling"):
-        make_shard(16).restore(busy_shard("uniform").capture())
+        restore(make_shard(16), frozen(busy_shard("uniform")))
 
-    assert encode_capture(shard.capture()) == before
+    assert frozen(shard) == before
+
+
+def damaged(change) -> bytes:
+    """A shard's stream with its state or arrays changed, and right checksums."""
+    capture = decode_capture(frozen(busy_shard()))
+    change(capture)
+    return b"".join(encode_capture(capture))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c.meta.pop("ledger"),
+        lambda c: c.meta.update(ledger=7),
+        lambda c: c.meta.update(counters={"inserted": 1, "more": 2}),
+        lambda c: c.meta.update(storage=[]),
+        lambda c: c.meta["storage"].update(size="many"),
+        lambda c: c.meta["storage"].update(size=-1),
+        lambda c: c.meta["sampler"].pop("rng"),
+        lambda c: c.meta["sampler"].update(rng={"state": 1}),
+        lambda c: c.arrays.pop("inserted_at_s"),
+        lambda c: c.arrays.update(more=np.zeros(3)),
+        lambda c: c.arrays.update({"sampler.weights": np.zeros(2**20)}),
+        lambda c: c.arrays.update({"column.action": np.zeros(16, np.int64)}),
+    ],
+)
+def test_restore_damaged_state_under_right_checksums_is_a_checkpoint_error(change):
+    with pytest.raises(CheckpointError):
+        restore(make_shard(16, limiter=RatioLimiter(2.0, 4, 60)), damaged(change))
+
+
+def test_restore_stream_that_ends_early_leaves_an_empty_shard():
+    shard = make_shard(16, limiter=RatioLimiter(2.0, 4, 60))
+    shard.insert(make_chunk(5, 3, slot=9), 1.0)
+    head, *rows = messages(frozen(busy_shard()))
+    restoring = shard.restoring()
+    for message in (head, *rows[:-1]):
+        restoring.take(message)
+
+    with pytest.raises(CheckpointError, match="rows missing"):
+        restoring.end()
+
+    assert shard.size == 0
+    with pytest.raises(CheckpointError, match="empty"):
+        shard.restoring().end()
 
 
 @settings(max_examples=60, deadline=None)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from qfleet.common.capture_stream import decode_capture, encode_capture
 from qfleet.common.errors import CheckpointError, InvariantError
-from qfleet.common.wire import decode_capture, encode_capture
 from qfleet.replay_server.plan import ReplayPlan
 from qfleet.replay_server.rank_sampler import RankSampler
 from qfleet.replay_server.samplers import ProportionalSampler, UniformSampler, make_sampler
@@ -153,7 +153,7 @@ def test_capture_round_trip_gives_same_tree_and_next_draws(sampling):
     other = make_sampler(plan, np.random.default_rng(99))
     other.on_insert(np.arange(300), None)
 
-    other.restore(decode_capture(encode_capture(sampler.capture())))
+    other.restore(decode_capture(b"".join(encode_capture(sampler.capture()))))
 
     assert other.mass == sampler.mass
     for ours, theirs in zip(sampler.sample(500, 200), other.sample(500, 200), strict=True):
@@ -183,7 +183,7 @@ def test_restore_other_kind_formula_or_capacity_raises():
         proportional(4).restore(uniform.capture())
     with pytest.raises(CheckpointError, match=r"replay\.priority_exponent is 0\.5, here 0\.6"):
         proportional(4, priority_exponent=0.6).restore(proportional(4).capture())
-    with pytest.raises(CheckpointError, match=r"float64\[4\], here \[5\]"):
+    with pytest.raises(CheckpointError, match=r"4,.*here .*5,"):
         proportional(5).restore(proportional(4).capture())
 
 

@@ -103,18 +103,28 @@ def test_with_restarts_of_a_divergence_does_not_restart(monkeypatch):
     assert rehearsal.attempts == 1
 
 
-def test_incarnations_grow_over_processes_and_restarts(tmp_path):
-    commands = tmp_path / "cmd.txt"
-    session = SimpleNamespace(directory=SimpleNamespace(command_path=commands))
+def session_of(schedule: str, process: int) -> SimpleNamespace:
+    return SimpleNamespace(process=process, config=SimpleNamespace(effective_schedule=schedule))
+
+
+def test_incarnations_grow_over_processes_and_restarts():
     given = []
-    for processes in (1, 2, 3):
-        commands.write_text("qfleet train\n" * processes)
+    for process in (0, 1, 2):
+        session = session_of("async", process)
         for restarts in (0, 1, 5):
             outcome = Outcome(0.0, role_restarts=restarts)
             given.append(runtimes._incarnation(session, outcome))
     assert given[0] == 0
     assert given == sorted(set(given))
     assert min(b - a for a, b in itertools.pairwise(given)) >= 1024
+
+
+def test_lockstep_from_the_beginning_has_the_same_incarnation_in_every_process_and_attempt():
+    for process, restarts in ((0, 0), (0, 2), (3, 0), (3, 1)):
+        outcome = Outcome(0.0, role_restarts=restarts)
+        assert runtimes._incarnation(session_of("lockstep", process), outcome) == 0
+    resumed = Outcome(0.0, point=object())
+    assert runtimes._incarnation(session_of("lockstep", 3), resumed) == 3 * 65536
 
 
 def test_restart_before_the_first_cut_begins_with_the_other_runs_parameters_again():

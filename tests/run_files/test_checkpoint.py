@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,10 @@ from qfleet.run_files.checkpoint import (
     MANIFEST,
     clean_stray,
     list_checkpoints,
-    newest_valid,
-    next_generation,
     prune,
-    read_checkpoint,
-    verify_checkpoint,
     write_checkpoint,
 )
+from qfleet.run_files.checkpoint_reader import Checkpoint, newest_valid, read_checkpoint
 
 FILES = {"params.safetensors": bytes(range(256)) * 20, "replay-0.qflt": b"abc" * 400, "empty": b""}
 
@@ -33,9 +32,13 @@ def write(root: Path, step: int = 10, generation: int = 1, **files: bytes) -> Pa
         root,
         learner_step=step,
         generation=generation,
-        files=files or FILES,
+        files={name: [data] for name, data in (files or FILES).items()},
         manifest={"env_steps": 7, "marks": {"0": [1, 2]}},
     )
+
+
+def contents(loaded: Checkpoint) -> dict[str, bytes]:
+    return {name: bytes(loaded.open(name)) for name in loaded.names}
 
 
 def names(root: Path) -> set[str]:
@@ -48,7 +51,7 @@ def test_write_then_read_returns_the_same_bytes_and_fields(tmp_path: Path) -> No
     loaded = read_checkpoint(path)
 
     assert path.name == "ckpt-000000000123-4"
-    assert loaded.files == FILES
+    assert contents(loaded) == FILES
     assert (loaded.learner_step, loaded.generation) == (123, 4)
     assert loaded.manifest["env_steps"] == 7
     assert loaded.manifest["marks"] == {"0": [1, 2]}
@@ -64,6 +67,57 @@ def test_read_through_a_link_to_the_directory_works(tmp_path: Path) -> None:
     (tmp_path / "latest").symlink_to(path.relative_to(tmp_path))
 
     assert read_checkpoint(tmp_path / "latest").path == path.resolve()
+
+
+def test_write_takes_streams_as_they_come_and_hashes_on_the_way(tmp_path: Path) -> None:
+    big = 64 * 2**20
+    tracemalloc.start()
+
+    path = write_checkpoint(
+        tmp_path,
+        learner_step=1,
+        generation=1,
+        files={"replay-0.qflt": (bytes(2**20) for _ in range(64)), "a": iter([b"b", b"", b"c"])},
+        manifest={},
+    )
+    loaded = read_checkpoint(path)
+    view = loaded.open("replay-0.qflt")
+
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 4 * 2**20
+    assert len(view) == big
+    assert loaded.open("a") == b"bc"
+    digest = hashlib.sha256(bytes(big)).hexdigest()
+    assert loaded.manifest["files"]["replay-0.qflt"] == {"bytes": big, "sha256": digest}
+
+
+def test_open_after_the_file_has_shrunk_is_refused(tmp_path: Path) -> None:
+    loaded = read_checkpoint(write(tmp_path))
+    os.truncate(loaded.path / "replay-0.qflt", 3)
+
+    with pytest.raises(CheckpointError, match="holds 3 bytes, the manifest says 1200"):
+        loaded.open("replay-0.qflt")
+    (loaded.path / "params.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        loaded.open("params.safetensors")
+
+
+def test_checkpoint_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    root = tmp_path / "checkpoints"
+    own = write(root, 1, 1)
+    planted = write(tmp_path / "elsewhere", 2, 2)
+    (root / planted.name).symlink_to(planted)
+    (tmp_path / "latest").symlink_to(root / planted.name)
+
+    found, skipped = newest_valid(root)
+
+    assert found is not None
+    assert found.path == own.resolve()
+    assert len(skipped) == 1
+    assert "is a link" in skipped[0]
+    with pytest.raises(CheckpointError, match="is a link"):
+        read_checkpoint(tmp_path / "latest")
 
 
 @pytest.mark.parametrize("name", [*[n for n in FILES if FILES[n]], MANIFEST])
@@ -90,7 +144,7 @@ def test_read_flipped_bit_is_refused_by_name(tmp_path: Path, name: str) -> None:
             read_checkpoint(file.parent)
 
     file.write_bytes(original)
-    assert read_checkpoint(file.parent).files == FILES
+    assert contents(read_checkpoint(file.parent)) == FILES
 
 
 @pytest.mark.parametrize("name", [*FILES, MANIFEST])
@@ -185,15 +239,15 @@ def _resealed(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     manifest = json.loads((path / MANIFEST).read_bytes())
     change(manifest)
     del manifest["manifest_sha256"]
-    digest = checkpoint.hashlib.sha256(checkpoint._canonical(manifest)).hexdigest()
+    digest = hashlib.sha256(checkpoint.canonical(manifest)).hexdigest()
     sealed = {**manifest, "manifest_sha256": digest}
-    (path / MANIFEST).write_bytes(checkpoint._canonical(sealed))
+    (path / MANIFEST).write_bytes(checkpoint.canonical(sealed))
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda m: m.update(format_version=2), "format version 2, this qfleet reads 1"),
+        (lambda m: m.update(format_version=3), "format version 3, this qfleet reads up to 2"),
         (lambda m: m["files"].update({"../x": m["files"]["empty"]}), "cannot name"),
         (lambda m: m.pop("generation"), "generation"),
         (lambda m: m["files"]["empty"].update(bytes="0"), "malformed"),
@@ -238,7 +292,7 @@ def test_write_same_generation_and_step_twice_is_refused_and_keeps_the_first(
     with pytest.raises(CheckpointError, match="exists already"):
         write(tmp_path, 1, 1, a=b"second")
 
-    assert read_checkpoint(path).files == {"a": b"first"}
+    assert contents(read_checkpoint(path)) == {"a": b"first"}
 
 
 STEPS_BEFORE_RENAME = len(FILES) + 2
@@ -275,7 +329,7 @@ def test_write_crash_at_any_step_leaves_old_or_new(
     found, skipped = newest_valid(tmp_path)
     is_complete = function == "fsync" and crash_at == STEPS_BEFORE_RENAME
     assert found is not None
-    assert found.files == (FILES if is_complete else {"a": b"old"})
+    assert contents(found) == (FILES if is_complete else {"a": b"old"})
     assert skipped == []
     clean_stray(tmp_path)
     assert names(tmp_path) == {old.name} | ({"ckpt-000000000002-2"} if is_complete else set())
@@ -301,8 +355,8 @@ def test_write_failing_disk_cleans_up_and_keeps_the_previous(
     monkeypatch.undo()
 
     assert names(tmp_path) == {old.name}
-    assert read_checkpoint(old).files == {"a": b"old"}
-    assert read_checkpoint(write(tmp_path, 2, 2)).files == FILES  # it works again
+    assert contents(read_checkpoint(old)) == {"a": b"old"}
+    assert contents(read_checkpoint(write(tmp_path, 2, 2))) == FILES  # it works again
 
 
 def test_write_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,7 +385,7 @@ def test_write_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.Mo
     path = write(tmp_path)
 
     monkeypatch.undo()
-    assert read_checkpoint(path).files == FILES
+    assert contents(read_checkpoint(path)) == FILES
 
 
 def test_newest_valid_orders_by_generation_and_ignores_the_clock(tmp_path: Path) -> None:
@@ -360,53 +414,40 @@ def test_newest_valid_falls_back_and_names_what_it_skipped(tmp_path: Path) -> No
     assert newest_valid(tmp_path / "absent") == (None, [])
 
 
-def test_next_generation_is_never_handed_out_twice(tmp_path: Path) -> None:
-    root = tmp_path / "checkpoints"
-
-    assert [next_generation(root) for _ in range(3)] == [1, 2, 3]
-    write(root, 1, 7)
-    assert next_generation(root) == 8
-    (root / "generation.json").write_text("broken")
-    assert next_generation(root) == 8  # from the directories: 7 is the newest that exists
-    assert next_generation(root) == 9
-    assert names(root) == {"generation.json", "ckpt-000000000001-7"}
-
-
-def test_next_generation_unwritable_note_is_a_checkpoint_error(
+def test_prune_keeps_the_newest_and_reads_none_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CheckpointError, match="No space"):
-        next_generation(tmp_path)
-    assert names(tmp_path) == set()
-
-
-def test_prune_keeps_the_newest(tmp_path: Path) -> None:
     paths = [write(tmp_path, step, step) for step in range(1, 6)]
+    monkeypatch.setattr(checkpoint, "open", None, raising=False)
 
-    assert prune(tmp_path, 2) == paths[:3]
+    assert prune(tmp_path, 2, paths[4]) == paths[:3]
     assert names(tmp_path) == {path.name for path in paths[3:]}
-    assert prune(tmp_path, 2) == []
+    assert prune(tmp_path, 2, paths[4]) == []
 
 
-def test_prune_never_removes_the_last_valid_one(tmp_path: Path) -> None:
+def test_prune_never_removes_what_was_just_written(tmp_path: Path) -> None:
     paths = [write(tmp_path, step, step) for step in range(1, 6)]
-    for path in paths[2:]:
-        (path / "empty").unlink()
 
-    assert prune(tmp_path, 2) == [paths[0], paths[2]]
+    assert prune(tmp_path, 2, paths[0]) == [paths[1], paths[2]]
 
-    found, _ = newest_valid(tmp_path)
-    assert found is not None
-    assert found.path == paths[1].resolve()
+    assert names(tmp_path) == {paths[0].name, paths[3].name, paths[4].name}
+
+
+def test_prune_of_a_link_removes_the_link_alone(tmp_path: Path) -> None:
+    elsewhere = write(tmp_path / "elsewhere", 1, 1)
+    root = tmp_path / "checkpoints"
+    newest = write(root, 2, 2)
+    (root / elsewhere.name).symlink_to(elsewhere)
+
+    prune(root, 1, newest)
+
+    assert names(root) == {newest.name}
+    assert contents(read_checkpoint(elsewhere)) == FILES
 
 
 def test_prune_keep_below_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="keep_checkpoints"):
-        prune(tmp_path, 0)
+        prune(tmp_path, 0, tmp_path)
 
 
 def test_clean_stray_removes_attempts_only(tmp_path: Path) -> None:
@@ -419,5 +460,5 @@ def test_clean_stray_removes_attempts_only(tmp_path: Path) -> None:
     assert len(clean_stray(tmp_path)) == 3
 
     assert names(tmp_path) == {path.name}
-    verify_checkpoint(path)
+    read_checkpoint(path)
     assert clean_stray(tmp_path / "absent") == []

@@ -234,7 +234,7 @@ def checkpoint(run, generation, files):
         run.checkpoints_path,
         learner_step=100 * generation,
         generation=generation,
-        files=files,
+        files={name: [data] for name, data in files.items()},
         manifest={"run_id": "r1", "env_steps": 5},
     )
 
@@ -244,14 +244,14 @@ def test_find_point_without_checkpoints_is_none(run):
 
 
 def test_find_point_takes_the_newest_intact_one_and_says_what_it_passed_over(run):
-    state = json.dumps({"run_id": "r1"}).encode()
+    state = json.dumps({"run_id": "r1", "process": 2}).encode()
     checkpoint(run, 1, {"session.json": state, "learner.qflt": b"1"})
     checkpoint(run, 2, {"session.json": state, "learner.qflt": b"2", "params.safetensors": b""})
     damaged = checkpoint(run, 3, {"session.json": state, "learner.qflt": b"3"})
     (damaged / "learner.qflt").write_bytes(b"x")
     point = find_point(run)
     assert point.checkpoint.learner_step == 200
-    assert point.session == {"run_id": "r1"}
+    assert point.session == {"run_id": "r1", "process": 2}
     assert point.role_files == {"learner.qflt": b"2"}
     [reason] = point.skipped
     assert "learner.qflt" in reason
@@ -268,4 +268,23 @@ def test_find_point_with_nothing_intact_is_an_error_with_each_reason(run):
 def test_find_point_without_a_session_is_an_error(run):
     checkpoint(run, 1, {"learner.qflt": b"1"})
     with pytest.raises(CheckpointError, match=r"session\.json"):
+        find_point(run)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [b"", b"{", b"[]", b"{}", b"null", b"\xff", b'{"run_id": 1, "process": 0}', b"[" * 100_000],
+)
+def test_find_point_with_a_damaged_session_under_a_valid_manifest_is_exit_3(run, state):
+    checkpoint(run, 1, {"session.json": state})
+    with pytest.raises(CheckpointError, match=r"session\.json is damaged") as caught:
+        find_point(run)
+    assert caught.value.exit_code == 3
+
+
+def test_find_point_of_an_older_format_says_what_can_be_done_with_it(run, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("qfleet.run_files.checkpoint.FORMAT_VERSION", 1)
+        checkpoint(run, 1, {"session.json": b"{}"})
+    with pytest.raises(CheckpointError, match=r"format 1.*can be played.*--init-from"):
         find_point(run)

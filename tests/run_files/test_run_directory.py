@@ -17,14 +17,10 @@ import pytest
 from qfleet.common.config import EnvConfig
 from qfleet.common.errors import CheckpointError, ConfigError
 from qfleet.run_files import run_directory, run_lock
-from qfleet.run_files.checkpoint import MANIFEST, PARAMS_FILE, read_checkpoint
-from qfleet.run_files.run_directory import (
-    RunDirectory,
-    environment_report,
-    find_run,
-    holds_run,
-    resolve_run,
-)
+from qfleet.run_files.checkpoint import MANIFEST, PARAMS_FILE
+from qfleet.run_files.checkpoint_reader import read_checkpoint
+from qfleet.run_files.find_runs import find_run, holds_run, resolve_run
+from qfleet.run_files.run_directory import RunDirectory, environment_report
 from qfleet.run_files.run_lock import RunLock, live_owner
 from qfleet.settings.config import Config, RunConfig
 
@@ -49,14 +45,14 @@ def make_run(where: str | None = None, **config: object) -> Path:
 
 
 def add_checkpoint(run: RunDirectory, step: int, generation: int, keep: int = 3) -> Path:
-    files = {PARAMS_FILE: f"params {step}".encode()}
+    files = {PARAMS_FILE: [f"params {step}".encode()]}
     return run.write_checkpoint(
         learner_step=step, generation=generation, files=files, manifest={}, keep=keep
     )
 
 
 def add_best(run: RunDirectory, step: int) -> Path:
-    files = {PARAMS_FILE: f"best {step}".encode()}
+    files = {PARAMS_FILE: [f"best {step}".encode()]}
     return run.write_best(learner_step=step, generation=1, files=files, manifest={"score": 1.5})
 
 
@@ -228,7 +224,7 @@ def test_checkpoints_move_latest_and_are_pruned() -> None:
             "ckpt-000000000003-3",
             "ckpt-000000000004-4",
         ]
-        assert read_checkpoint(run.latest_path).files == {PARAMS_FILE: b"params 4"}
+        assert read_checkpoint(run.latest_path).open(PARAMS_FILE) == b"params 4"
 
 
 def test_best_is_replaced_whole_and_checked() -> None:
@@ -238,7 +234,8 @@ def test_best_is_replaced_whole_and_checked() -> None:
 
         loaded = read_checkpoint(run.best_path)
 
-        assert loaded.files == {PARAMS_FILE: b"best 2"}
+        assert loaded.names == [PARAMS_FILE]
+        assert loaded.open(PARAMS_FILE) == b"best 2"
         assert (loaded.learner_step, loaded.manifest["score"]) == (2, 1.5)
         assert sorted(os.listdir("out/best")) == [MANIFEST, PARAMS_FILE]
         assert sorted(os.listdir("out")) == [".lock", "best"]
@@ -273,7 +270,7 @@ def test_best_killed_in_the_exchange_is_found_and_put_back(
 
     assert resolve_run("out").read_bytes() == b"best 1"
     with RunDirectory.open_for_resume("out") as run:
-        assert read_checkpoint(run.best_path).files == {PARAMS_FILE: b"best 1"}
+        assert read_checkpoint(run.best_path).open(PARAMS_FILE) == b"best 1"
         assert sorted(os.listdir("out")) == [".lock", "best", "config.yaml"]
 
 
@@ -287,7 +284,7 @@ def test_best_full_disk_keeps_the_old_one(monkeypatch: pytest.MonkeyPatch) -> No
             patch.setattr(os, "fsync", full)
             with pytest.raises(CheckpointError, match="No space left"):
                 add_best(run, 2)
-        assert read_checkpoint(run.best_path).files == {PARAMS_FILE: b"best 1"}
+        assert read_checkpoint(run.best_path).open(PARAMS_FILE) == b"best 1"
         assert sorted(os.listdir("out")) == [".lock", "best"]
 
 

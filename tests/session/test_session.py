@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from types import SimpleNamespace
 
@@ -17,7 +18,9 @@ from qfleet.common.types import (
 )
 from qfleet.fleets.fleet import ActorReport, FleetReport
 from qfleet.run.stop_signals import StopSignal
-from qfleet.run_files.checkpoint import read_checkpoint
+from qfleet.run_files import checkpoint
+from qfleet.run_files.checkpoint_reader import read_checkpoint
+from qfleet.run_files.identity import RunIdentity
 from qfleet.run_files.run_directory import RunDirectory
 from qfleet.session.session import Session
 from qfleet.settings.config_auto import resolve_config
@@ -196,7 +199,8 @@ def test_record_evaluation_keeps_only_the_best_as_best(make_session):
         session.record_evaluation(found, lambda number=number: f"params {number}".encode())
         best = read_checkpoint(session.directory.best_path)
         expected = {0: b"params 0", 1: b"params 0", 2: b"params 2"}[number]
-        assert best.files == {"params.safetensors": expected}
+        assert best.names == ["params.safetensors"]
+        assert best.open("params.safetensors") == expected
     assert told == seen
     assert best.manifest["evaluation"]["confirm_return_mean"] == 480.0
     assert best.manifest["run_id"] == "r1"
@@ -329,15 +333,15 @@ def test_save_checkpoint_holds_one_cut_and_is_latest(make_session):
     session = make_session()
     session.observe(report(stats(env_steps=640), learner_steps=150))
     session.round_state = lambda: {"inserted": 7, "sampled": 8, "episodes": 9}
-    session.save_checkpoint({"learner.qflt": b"L"}, b"params", 150)
-    session.save_checkpoint({"learner.qflt": b"M"}, b"params", 150)
+    session.save_checkpoint({"learner.qflt": [b"L"]}, b"params", 150)
+    session.save_checkpoint({"learner.qflt": [b"M", b"N"]}, b"params", 150)
     names = sorted(p.name for p in session.directory.checkpoints_path.glob("ckpt-*"))
     assert names == ["ckpt-000000000150-1", "ckpt-000000000150-2"]
     latest = read_checkpoint(session.directory.latest_path)
     assert latest.path.name == "ckpt-000000000150-2"
-    assert latest.files["learner.qflt"] == b"M"
-    assert latest.files["params.safetensors"] == b"params"
-    state = json.loads(latest.files["session.json"])
+    assert latest.open("learner.qflt") == b"MN"
+    assert latest.open("params.safetensors") == b"params"
+    state = json.loads(bytes(latest.open("session.json")))
     assert state["round"] == {"inserted": 7, "sampled": 8, "episodes": 9}
     wanted = {"run_id": "r1", "env_steps": 640, "schedule": "async", "replay": "full"}
     assert {key: latest.manifest[key] for key in wanted} == wanted
@@ -358,6 +362,65 @@ def test_save_checkpoint_that_fails_is_counted_and_the_next_one_works(make_sessi
     assert "training goes on" in message
     session.save_checkpoint({}, b"params", 150)
     assert read_checkpoint(session.directory.latest_path).generation == 2
+
+
+def test_generation_of_a_failed_write_is_not_given_again_by_another_process(
+    make_session, monkeypatch
+):
+    session = make_session()
+    session.save_checkpoint({}, b"params", 100)
+
+    def endless():
+        yield b"x"
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    session.save_checkpoint({"learner.qflt": endless()}, b"params", 150)
+    # Another process of this run knows of the attempt, which left nothing else behind.
+    assert RunIdentity(session.directory.path).next_generation() == 3
+
+
+def test_save_checkpoint_closes_the_streams_that_a_full_disk_interrupts(make_session, monkeypatch):
+    session, closed = make_session(), []
+
+    def pieces():
+        try:
+            while True:
+                yield b"x" * 1000
+        finally:
+            closed.append(True)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    real_open = open
+
+    class Full:
+        def __init__(self, file):
+            self.file, self.room = file, 5000
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def write(self, block):
+            self.room -= len(block)
+            if self.room < 0:
+                full(0)
+            return self.file.write(block)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            checkpoint,
+            "open",
+            lambda *arguments, **options: Full(real_open(*arguments, **options)),
+            raising=False,
+        )
+        session.save_checkpoint({"replay-0.qflt": pieces()}, b"params", 150)
+    assert closed == [True]
+    assert session.checkpoints.failures == 1
+    assert list(session.directory.checkpoints_path.iterdir()) == []
 
 
 def test_capture_round_trip_through_json_is_exact(make_session):

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from qfleet.commands.play import has_display
-from qfleet.run_files.run_directory import RUNS
+from qfleet.run_files.find_runs import RUNS
 
 MIN_PYTHON, BELOW_PYTHON = (3, 11), (3, 14)
 SHARED_MEMORY = Path("/dev/shm")

@@ -10,7 +10,7 @@ import numpy as np
 from qfleet.api import load_policy, load_run_config, play_episodes
 from qfleet.common.envs import describe_environment
 from qfleet.common.seeding import seed_int
-from qfleet.run_files.run_directory import find_run
+from qfleet.run_files.find_runs import find_run
 from qfleet.settings.config import Config
 
 

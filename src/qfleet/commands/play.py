@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from qfleet.common.errors import ConfigError
 from qfleet.common.seeding import seed_int
 from qfleet.pictures.recording import check_video_path, record_play
-from qfleet.run_files.run_directory import find_run, resolve_run, shorten
+from qfleet.run_files.find_runs import find_run, resolve_run, shorten
 
 DEFAULT_EPISODES = 1
 

@@ -6,7 +6,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from qfleet.run_files.run_directory import find_run
+from qfleet.run_files.find_runs import find_run
 from qfleet.studies.comparison import group_by_configuration
 from qfleet.studies.readings import read_run
 from qfleet.studies.report import Report

@@ -10,6 +10,7 @@ from typing import Any
 
 from qfleet.command_line.console import duration
 from qfleet.run_files.checkpoint import list_checkpoints
+from qfleet.run_files.find_runs import find_run
 from qfleet.run_files.metrics import (
     EVAL_RETURN_MEAN,
     METRICS_FILE,
@@ -17,7 +18,6 @@ from qfleet.run_files.metrics import (
     TIME_WALL_S,
     read_metrics,
 )
-from qfleet.run_files.run_directory import find_run
 from qfleet.run_files.run_lock import live_owner
 from qfleet.run_files.summary import read_summary
 

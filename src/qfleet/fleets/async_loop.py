@@ -8,16 +8,17 @@ dead. The driver is the only owner of Ray actors.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from qfleet.cluster.polled_call import PolledCall
 from qfleet.cluster.ray_cluster import import_ray
 from qfleet.cluster.roles import Waiting, answer, first_line
+from qfleet.common.capture_stream import Streams, decode_capture
 from qfleet.common.errors import RoleLostError, WaitTimeoutError
 from qfleet.common.params import encode_safetensors
 from qfleet.common.threads import with_lowered_priority
 from qfleet.common.types import Array
-from qfleet.common.wire import decode_capture
 from qfleet.fleets.actor_watch import ActorWatch
 from qfleet.fleets.cuts import init_learner_params, restore_learner_and_replay
 from qfleet.fleets.evaluation_watch import EvaluationRecord, EvaluationWatch
@@ -45,7 +46,7 @@ class AsyncSession(EvaluationRecord, Protocol):
         """Whether a checkpoint should be written now."""
         ...
 
-    def save_checkpoint(self, files: dict[str, bytes], params: bytes, learner_step: int) -> None:
+    def save_checkpoint(self, files: Streams, params: bytes, learner_step: int) -> None:
         """Commit a checkpoint of that learner step."""
         ...
 
@@ -71,7 +72,7 @@ class AsyncLoop(StartedRoles):
         """Seconds during which an evaluation was under way."""
         return self._evaluations.eval_s
 
-    def restore(self, files: dict[str, bytes]) -> FleetReport:
+    def restore(self, files: Mapping[str, memoryview]) -> FleetReport:
         """Continue from a cut; actors start new episodes, so no open window is ever resumed."""
         restore_learner_and_replay(self.roles, files)
         return self.report(with_actors=False)
@@ -177,7 +178,7 @@ class AsyncLoop(StartedRoles):
     def checkpoint(self, session: AsyncSession) -> None:
         """One cut: the learner between two blocks, then every shard."""
         files = self.capture(self._plans.fleet.checkpoints_hold_replay)
-        learner = decode_capture(files["learner.qflt"])
+        learner = decode_capture(b"".join(files["learner.qflt"]))
         arrays = {
             name.removeprefix("online/"): array
             for name, array in learner.arrays.items()

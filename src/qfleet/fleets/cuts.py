@@ -1,46 +1,60 @@
 """A cut through the learner and every shard: taken, put back, or begun with other parameters.
 
-Called by both schedules over Ray, with the roles' handles.
+Called by both schedules over Ray, with the roles' handles. The bytes pass through the driver, so
+that roles on other hosts need no shared disk; it never holds more of a shard than the pieces on
+their way.
 """
 
 from __future__ import annotations
 
 import collections
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from qfleet.cluster.roles import Roles, answer
+from qfleet.common.capture_stream import Streams, pieces_of, restoring
+from qfleet.common.inline_pieces import join, split
 from qfleet.common.messages import encode_snapshot
 from qfleet.common.types import Array, ParamsSnapshot
 from qfleet.common.wire import decode_parts
 
-CAPTURE_TIMEOUT_S = 600.0
 PIECES_IN_FLIGHT = 2
+CAPTURE_TIMEOUT_S = 600.0
+"""For the learner, which is frozen between two blocks."""
+PIECE_TIMEOUT_S = 60.0
+PARTS = 9
+"""A piece travels inside its call in so many parts: the object store's pages would stay mapped."""
 
 
-def capture_learner_and_replay(roles: Roles, replay_contents: bool) -> dict[str, bytes]:
-    """The learner first, frozen between two blocks, then every shard."""
+def capture_learner_and_replay(roles: Roles, replay_contents: bool) -> Streams:
+    """The learner now, frozen between two blocks; each shard when its stream is begun.
+
+    Shards are independent of one another, so their moments may differ; one that had to wait for its
+    turn would only keep rows that are overwritten meanwhile.
+    """
     ref = roles.learner.capture.remote()
     parts = answer(ref, "driver", "the learner's state", CAPTURE_TIMEOUT_S)
-    files = {f"{name}.qflt": data for name, data in decode_parts(parts).items()}
-    refs = [shard.freeze.remote(replay_contents) for shard in roles.shards]
-    for index, (shard, ref) in enumerate(zip(roles.shards, refs, strict=True)):
+    files: Streams = {f"{name}.qflt": [data] for name, data in decode_parts(parts).items()}
+    for index, shard in enumerate(roles.shards):
         who = f"replay shard {index}'s state"
-        answer(ref, "driver", who, CAPTURE_TIMEOUT_S)
-        files[f"replay-{index}.qflt"] = _pull_frozen(shard, who)
+        files[f"replay-{index}.qflt"] = _pull_frozen(shard, replay_contents, who)
     return files
 
 
-def _pull_frozen(shard: Any, who: str) -> bytes:
-    """What a shard has frozen, pulled piece by piece with two on their way."""
-    pieces: list[bytes] = []
-    waiting = collections.deque(shard.next_piece.remote() for _ in range(PIECES_IN_FLIGHT))
-    while waiting:
-        piece = answer(waiting.popleft(), "driver", who, CAPTURE_TIMEOUT_S)
-        if piece is not None:
-            pieces.append(piece)
-            waiting.append(shard.next_piece.remote())
-    *body, header = pieces
-    return b"".join([header, *body])
+def _pull_frozen(shard: Any, contents: bool, who: str) -> Iterator[bytes]:
+    """A shard's state as of the first `next`, pulled piece by piece with two on their way."""
+    yield answer(shard.freeze.remote(contents), "driver", who, PIECE_TIMEOUT_S)
+    try:
+        next_piece = shard.next_piece.options(num_returns=PARTS)
+        waiting = collections.deque(next_piece.remote(PARTS) for _ in range(PIECES_IN_FLIGHT))
+        while waiting:
+            parts = answer(waiting.popleft(), "driver", who, PIECE_TIMEOUT_S)
+            if parts[0] is not None:
+                waiting.append(next_piece.remote(PARTS))
+                yield join(parts)
+    finally:
+        # Also when the disk was full: inserts must not wait for a reader that has gone.
+        shard.drop_frozen.remote()
 
 
 def init_learner_params(roles: Roles, arrays: dict[str, Array]) -> None:
@@ -49,13 +63,26 @@ def init_learner_params(roles: Roles, arrays: dict[str, Array]) -> None:
     answer(roles.learner.init_params.remote(data), "driver", "the learner to take parameters")
 
 
-def restore_learner_and_replay(roles: Roles, files: dict[str, bytes]) -> None:
-    """The inverse of `capture_learner_and_replay`."""
-    ref = roles.learner.restore.remote(files["learner.qflt"], files["planner.qflt"])
+def restore_learner_and_replay(roles: Roles, files: Mapping[str, memoryview]) -> None:
+    """The inverse of `capture_learner_and_replay`, from a checkpoint's mapped files."""
+    ref = roles.learner.restore.remote(bytes(files["learner.qflt"]), bytes(files["planner.qflt"]))
     answer(ref, "driver", "the learner to restore", CAPTURE_TIMEOUT_S)
-    refs = [
-        shard.restore.remote(files[f"replay-{index}.qflt"])
-        for index, shard in enumerate(roles.shards)
-    ]
-    for index, shard_ref in enumerate(refs):
-        answer(shard_ref, "driver", f"replay shard {index} to restore", CAPTURE_TIMEOUT_S)
+    for index, shard in enumerate(roles.shards):
+        who = f"replay shard {index} to restore"
+        _push(shard, _pieces(files, f"replay-{index}.qflt"), who)
+
+
+def _pieces(files: Mapping[str, memoryview], name: str) -> Iterator[memoryview]:
+    with restoring(name):
+        yield from pieces_of(files[name])
+
+
+def _push(shard: Any, pieces: Iterable[memoryview], who: str) -> None:
+    waiting: collections.deque[Any] = collections.deque()
+    for piece in pieces:
+        waiting.append(shard.restore_piece.remote(*split(bytes(piece), PARTS)))
+        if len(waiting) >= PIECES_IN_FLIGHT:
+            answer(waiting.popleft(), "driver", who, PIECE_TIMEOUT_S)
+    waiting.append(shard.end_restore.remote())
+    for ref in waiting:
+        answer(ref, "driver", who, PIECE_TIMEOUT_S)

@@ -6,9 +6,11 @@ same cores, so equal calls give equal bits.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from qfleet.common.capture_stream import Streams
 from qfleet.common.types import (
     Array,
     EpisodeSummary,
@@ -101,11 +103,11 @@ class Fleet(Protocol):
         """Hard syncs as done by the learner, and as acknowledged per actor slot."""
         ...
 
-    def capture(self, replay_contents: bool) -> dict[str, bytes]:
-        """Every core's state by file name, as one consistent cut."""
+    def capture(self, replay_contents: bool) -> Streams:
+        """Every core's state by file name, as one consistent cut; read before the next call."""
         ...
 
-    def restore(self, files: dict[str, bytes]) -> int:
+    def restore(self, files: Mapping[str, memoryview]) -> int:
         """The inverse of `capture`; returns how many open-window transitions were dropped."""
         ...
 

@@ -7,11 +7,18 @@ same. Ray is not imported.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from qfleet.actors.build import build_actor
 from qfleet.actors.confirmation import run_request
 from qfleet.actors.evaluator import Evaluator
+from qfleet.common.capture_stream import (
+    Streams,
+    decode_capture,
+    encode_capture,
+    restoring,
+)
 from qfleet.common.params import encode_safetensors, params_sha256
 from qfleet.common.q_functions import QFunctions
 from qfleet.common.stage_clock import REPLAY, SAMPLING, StageClock
@@ -27,7 +34,6 @@ from qfleet.common.types import (
     ShardSample,
     TransitionChunk,
 )
-from qfleet.common.wire import decode_capture, encode_capture
 from qfleet.fleets.fleet import ActorReport, FleetReport
 from qfleet.fleets.plan import RunPlans
 from qfleet.learner.block_runner import BlockPlanner, run_blocks
@@ -185,28 +191,32 @@ class LocalFleet:
         syncs = [list(event) for event in self._learner.target_syncs]
         return {"syncs": syncs, "acknowledged": self._acknowledged}
 
-    def capture(self, replay_contents: bool) -> dict[str, bytes]:
+    def capture(self, replay_contents: bool) -> Streams:
         """See `Fleet`."""
-        files = {
+        files: Streams = {
             "learner.qflt": encode_capture(self._learner.capture()),
             "planner.qflt": encode_capture(self._planner.capture()),
         }
         for index, shard in enumerate(self._shards):
-            files[f"replay-{index}.qflt"] = encode_capture(shard.capture(replay_contents))
+            files[f"replay-{index}.qflt"] = shard.freeze(replay_contents).pieces()
         for slot, actor in enumerate(self._actors):
             files[f"actor-{slot}.qflt"] = encode_capture(actor.capture())
         return files
 
-    def restore(self, files: dict[str, bytes]) -> int:
+    def restore(self, files: Mapping[str, memoryview]) -> int:
         """See `Fleet`."""
-        self._learner.restore(decode_capture(files["learner.qflt"]))
-        self._planner.restore(decode_capture(files["planner.qflt"]))
+        with restoring("the learner's state"):
+            self._learner.restore(decode_capture(files["learner.qflt"]))
+            self._planner.restore(decode_capture(files["planner.qflt"]))
         for index, shard in enumerate(self._shards):
-            shard.restore(decode_capture(files[f"replay-{index}.qflt"]))
+            restored = shard.restoring()
+            restored.take(files[f"replay-{index}.qflt"])
+            restored.end()
         for slot, actor in enumerate(self._actors):
             name = f"actor-{slot}.qflt"
             if name in files:
-                actor.restore(decode_capture(files[name]))
+                with restoring(f"the state of actor {slot}"):
+                    actor.restore(decode_capture(files[name]))
         self._deliver()
         return sum(actor.dropped_transitions for actor in self._actors)
 

@@ -5,7 +5,10 @@ Built by the composition root. Every wait has a timeout that says who waited for
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from qfleet.cluster.roles import START_TIMEOUT_S, Waiting, answer
+from qfleet.common.capture_stream import Streams
 from qfleet.common.messages import decode_snapshot
 from qfleet.common.params import encode_safetensors
 from qfleet.common.types import Array, EvaluationReport, EvaluationRequest, ReplayStats
@@ -65,22 +68,22 @@ class RayFleet(StartedRoles):
         arrays = decode_snapshot(self._snapshot()).arrays
         return encode_safetensors(arrays, self._plans.learner.network, self._spec)
 
-    def capture(self, replay_contents: bool) -> dict[str, bytes]:
+    def capture(self, replay_contents: bool) -> Streams:
         """See `Fleet`."""
         files = super().capture(replay_contents)
         refs = {slot: actor.capture.remote() for slot, actor in self.roles.actors.items()}
         for slot, ref in refs.items():
-            files[f"actor-{slot}.qflt"] = answer(ref, "driver", f"actor {slot}'s state")
+            files[f"actor-{slot}.qflt"] = [answer(ref, "driver", f"actor {slot}'s state")]
         return files
 
-    def restore(self, files: dict[str, bytes]) -> int:
+    def restore(self, files: Mapping[str, memoryview]) -> int:
         """See `Fleet`."""
         restore_learner_and_replay(self.roles, files)
         dropped = 0
         for slot, actor in self.roles.actors.items():
             name = f"actor-{slot}.qflt"
             if name in files:
-                ref = actor.restore.remote(files[name])
+                ref = actor.restore.remote(bytes(files[name]))
                 dropped += int(answer(ref, "driver", f"actor {slot} to restore"))
         self.publish()
         return dropped

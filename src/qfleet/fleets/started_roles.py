@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from qfleet.cluster.roles import Roles, Waiting, answer
+from qfleet.common.capture_stream import Streams
 from qfleet.common.types import EnvironmentSpec
 from qfleet.fleets.cuts import capture_learner_and_replay
 from qfleet.fleets.fleet import FleetReport
@@ -80,7 +81,7 @@ class StartedRoles:
         ref = self.roles.learner.target_sync_log.remote()
         return dict(answer(ref, "driver", "the log of target syncs"))
 
-    def capture(self, replay_contents: bool) -> dict[str, bytes]:
+    def capture(self, replay_contents: bool) -> Streams:
         """The state of learner and shards by file name, as one consistent cut."""
         return capture_learner_and_replay(self.roles, replay_contents)
 

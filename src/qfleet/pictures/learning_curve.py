@@ -12,9 +12,10 @@ import numpy as np
 import yaml
 
 from qfleet.common.types import Array
-from qfleet.run_files.checkpoint import TEMPORARY_PREFIX
+from qfleet.run_files.durable import TEMPORARY_PREFIX
+from qfleet.run_files.find_runs import CONFIG_FILE
 from qfleet.run_files.metrics import EVAL_RETURN_MEAN, read_metrics, read_monitor
-from qfleet.run_files.run_directory import CONFIG_FILE, LEARNING_CURVE_FILE
+from qfleet.run_files.run_directory import LEARNING_CURVE_FILE
 
 MAX_POINTS = 5000
 """Scattered points beyond this are thinned evenly; the mean is taken over all episodes."""

@@ -19,7 +19,7 @@ import numpy as np
 
 from qfleet.common.errors import ConfigError
 from qfleet.common.types import Array
-from qfleet.run_files.checkpoint import TEMPORARY_PREFIX
+from qfleet.run_files.durable import TEMPORARY_PREFIX
 
 VIDEO_CODECS = {".mp4": ("avc1", "vp09"), ".webm": ("VP90",)}
 """Codes by suffix, the best first: the first that opens is taken. Everything plays H.264 (`avc1`);

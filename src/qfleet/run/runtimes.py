@@ -92,11 +92,15 @@ def _remote_device(config: Config) -> str:
 
 
 def _incarnation(session: Session, outcome: Outcome) -> int:
-    """Above every incarnation that earlier processes and restarts of this run gave out."""
-    processes = session.directory.command_path.read_text().count("\n")
-    return (processes - 1) * INCARNATIONS_PER_PROCESS + (
-        outcome.role_restarts * INCARNATIONS_PER_RESTART
-    )
+    """Above every incarnation that earlier processes and restarts of this run gave out.
+
+    A lockstep run that begins at the beginning does so exactly: seeds follow from incarnations, and
+    no shard is left that has seen one.
+    """
+    if outcome.point is None and session.config.effective_schedule == "lockstep":
+        return 0
+    process = session.process * INCARNATIONS_PER_PROCESS
+    return process + outcome.role_restarts * INCARNATIONS_PER_RESTART
 
 
 def _run_ray(session: Session, outcome: Outcome) -> None:

@@ -12,9 +12,12 @@ from typing import Any
 
 import yaml
 
+from qfleet.common.capture_stream import restoring
 from qfleet.common.errors import CheckpointError, ConfigError
-from qfleet.run_files.checkpoint import SESSION_FILE, Checkpoint, newest_valid
-from qfleet.run_files.run_directory import CONFIG_FILE, RunDirectory, find_run, holds_run
+from qfleet.run_files.checkpoint import FORMAT_VERSION, SESSION_FILE
+from qfleet.run_files.checkpoint_reader import Checkpoint, newest_valid
+from qfleet.run_files.find_runs import CONFIG_FILE, find_run, holds_run
+from qfleet.run_files.run_directory import RunDirectory
 from qfleet.run_files.summary import read_summary
 from qfleet.settings.config import Config, section_names
 from qfleet.settings.problems import show_value
@@ -34,9 +37,10 @@ class ResumePoint:
     """Newer checkpoints that were damaged, each with the reason."""
 
     @property
-    def role_files(self) -> dict[str, bytes]:
-        """The cores' captures by file name."""
-        return {n: d for n, d in self.checkpoint.files.items() if n.endswith(".qflt")}
+    def role_files(self) -> dict[str, memoryview]:
+        """The cores' captures by file name, mapped for as long as the result lives."""
+        names = [name for name in self.checkpoint.names if name.endswith(".qflt")]
+        return {name: self.checkpoint.open(name) for name in names}
 
 
 def target_of(resume: str | None, run_dir: str | None) -> Path | None:
@@ -142,6 +146,21 @@ def find_point(directory: RunDirectory) -> ResumePoint | None:
                 f"no checkpoint of {directory.path} is usable:\n  " + "\n  ".join(skipped)
             )
         return None
-    if SESSION_FILE not in found.files:
+    if found.manifest["format_version"] != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{found.path} is of format {found.manifest['format_version']}, of an older qfleet: it "
+            f"can be played and evaluated, but only format {FORMAT_VERSION} can be resumed; train "
+            "it on with the qfleet that wrote it, or begin a new run from it with --init-from"
+        )
+    if SESSION_FILE not in found.names:
         raise CheckpointError(f"{found.path} holds no {SESSION_FILE}")
-    return ResumePoint(found, json.loads(found.files[SESSION_FILE]), skipped)
+    with restoring(f"{found.path / SESSION_FILE}"):
+        return ResumePoint(found, read_session(bytes(found.open(SESSION_FILE))), skipped)
+
+
+def read_session(data: bytes) -> dict[str, Any]:
+    """The session's state; what is asked of it before it is restored is there and of its type."""
+    state = json.loads(data)
+    if not isinstance(state["run_id"], str) or type(state["process"]) is not int:
+        raise TypeError("run_id must be a text and process a number")
+    return dict(state)

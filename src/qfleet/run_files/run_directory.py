@@ -1,12 +1,10 @@
-"""The directory of one run: its layout, who may write to it, and how RUN arguments are resolved.
+"""The directory of one run: its layout, and who may write to it.
 
-Called by `train` (which creates or resumes one and holds its lock), and by `eval`, `play` and
-`status`, which only look. The driver is the single writer.
+Called by `train`, which creates or resumes one and holds its lock. The driver is the single writer.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import os
 import re
@@ -15,25 +13,29 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from qfleet.common.errors import CheckpointError, ConfigError
 from qfleet.run_files import checkpoint
-from qfleet.run_files.checkpoint import PARAMS_FILE, TEMPORARY_PREFIX
+from qfleet.run_files.durable import TEMPORARY_PREFIX, replace_synced, sync_directory
+from qfleet.run_files.find_runs import (
+    BEST,
+    CONFIG_FILE,
+    LATEST,
+    OLD_BEST,
+    RUNS,
+    checked_place,
+    find_run,
+    holds_run,
+)
+from qfleet.run_files.identity import RunIdentity
 from qfleet.run_files.run_lock import LOCK_FILE, RunLock
 from qfleet.settings.config import Config
 
-RUNS = Path("runs")
-CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
 LEARNING_CURVE_FILE = "learning_curve.png"
-_LATEST = "latest"
-_BEST = "best"
-_OLD_BEST = f"{TEMPORARY_PREFIX}old-best"
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-_LISTED_RUNS = 10
 _REPORTED_PACKAGES = ("qfleet", "torch", "ray", "gymnasium", "numpy")
 
 
@@ -49,11 +51,12 @@ class RunDirectory:
         self.config_path = path / CONFIG_FILE
         self.command_path = path / "cmd.txt"
         self.checkpoints_path = path / "checkpoints"
-        self.best_path = path / _BEST
-        self.latest_path = path / _LATEST
+        self.best_path = path / BEST
+        self.latest_path = path / LATEST
         self.videos_path = path / "videos"
         self.learning_curve_path = path / LEARNING_CURVE_FILE
         self.summary_path = path / SUMMARY_FILE
+        self.identity = RunIdentity(path)
 
     @classmethod
     def create(cls, config: Config, explicit: str | Path | None = None) -> RunDirectory:
@@ -67,7 +70,7 @@ class RunDirectory:
         if wanted is None:
             path = _make_default(config)
         else:
-            path = _checked_place(wanted)
+            path = checked_place(wanted)
             _make_directory(path)
         run = cls(path, RunLock.acquire(path))
         try:
@@ -88,8 +91,8 @@ class RunDirectory:
         path = find_run(argument)
         _make_directory(path)
         run = cls(path, RunLock.acquire(path))
-        if not run.best_path.exists() and (path / _OLD_BEST).is_dir():
-            os.rename(path / _OLD_BEST, run.best_path)
+        if not run.best_path.exists() and (path / OLD_BEST).is_dir():
+            os.rename(path / OLD_BEST, run.best_path)
         checkpoint.clean_stray(path)
         checkpoint.clean_stray(run.checkpoints_path)
         _point_runs_latest(path, required=False)
@@ -110,7 +113,7 @@ class RunDirectory:
 
     def write_config(self, text: str) -> None:
         """Write the resolved configuration; from then on the directory counts as a run."""
-        replace_file(self.config_path, text)
+        replace_synced(self.config_path, text)
 
     def write_command(self, arguments: Sequence[str]) -> None:
         """Append the command line to cmd.txt, so that resumed runs keep their history."""
@@ -122,7 +125,7 @@ class RunDirectory:
         *,
         learner_step: int,
         generation: int,
-        files: Mapping[str, bytes],
+        files: Mapping[str, Iterable[bytes]],
         manifest: Mapping[str, Any],
         keep: int,
     ) -> Path:
@@ -140,7 +143,7 @@ class RunDirectory:
         )
         try:
             _replace_link(self.latest_path, os.path.relpath(path, self.path))
-            checkpoint.prune(self.checkpoints_path, keep)
+            checkpoint.prune(self.checkpoints_path, keep, path)
         except OSError as error:
             raise CheckpointError(f"{path} is committed, but then: {error}") from error
         return path
@@ -150,15 +153,15 @@ class RunDirectory:
         *,
         learner_step: int,
         generation: int,
-        files: Mapping[str, bytes],
+        files: Mapping[str, Iterable[bytes]],
         manifest: Mapping[str, Any],
     ) -> Path:
-        """Replace `best/`; it has a checkpoint's format, so `read_checkpoint` checks it.
+        """Replace `best/`; it has a checkpoint's format, so the same reader checks it.
 
         Two renames make the exchange. Between them the old directory stands under a name that
         `find_params` and `open_for_resume` know.
         """
-        temporary, old = self.path / f"{TEMPORARY_PREFIX}{_BEST}", self.path / _OLD_BEST
+        temporary, old = self.path / f"{TEMPORARY_PREFIX}{BEST}", self.path / OLD_BEST
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             checkpoint.write_sealed(
@@ -172,7 +175,7 @@ class RunDirectory:
                 shutil.rmtree(old, ignore_errors=True)
                 os.rename(self.best_path, old)
             os.rename(temporary, self.best_path)
-            checkpoint.sync_directory(self.path)
+            sync_directory(self.path)
         except OSError as error:
             raise CheckpointError(f"{self.best_path} was not written: {error}") from error
         finally:
@@ -192,80 +195,6 @@ class RunDirectory:
         self.close()
 
 
-def holds_run(path: str | Path) -> bool:
-    """Whether `path` is the directory of a run, finished or not."""
-    return (Path(path) / CONFIG_FILE).is_file()
-
-
-def find_run(argument: str | Path | None) -> Path:
-    """The run directory that RUN names: a path, something inside it, a name in `runs/`, or None.
-
-    Raises:
-        ConfigError: when there is none; the message lists the runs that exist.
-    """
-    wanted = RUNS / _LATEST if argument is None else _checked_place(argument)
-    for candidate in (wanted, RUNS / wanted):
-        if not candidate.exists():
-            continue
-        path = _run_around(candidate.absolute())
-        if holds_run(path):
-            return shorten(path.resolve())
-    raise ConfigError(_no_such_run(argument, wanted))
-
-
-def resolve_run(argument: str | Path | None) -> Path:
-    """The parameter file that RUN means.
-
-    A run directory means its `best/`; `RUN/latest`, a checkpoint or a parameter file means itself.
-
-    Raises:
-        ConfigError: when there is none; the message lists the runs that exist.
-    """
-    if argument is not None:
-        path = _checked_place(argument)
-        for candidate in (path, RUNS / path):
-            if candidate.is_file():
-                return candidate
-            if (candidate / PARAMS_FILE).is_file():
-                return shorten((candidate / PARAMS_FILE).resolve())
-    run = find_run(argument)
-    for name in (_BEST, _OLD_BEST):
-        if (run / name / PARAMS_FILE).is_file():
-            return run / name / PARAMS_FILE
-    remedy = (
-        f"use {run / _LATEST} for its last checkpoint"
-        if (run / _LATEST / PARAMS_FILE).is_file()
-        else "it has no checkpoint either: let it train longer"
-    )
-    raise ConfigError(f"{run} has no {_BEST}/: nothing was evaluated yet; {remedy}")
-
-
-def existing_runs() -> list[Path]:
-    """The runs under `runs/`, newest first by the time of their configuration."""
-    runs = [p.parent for p in RUNS.glob(f"*/{CONFIG_FILE}") if not p.parent.is_symlink()]
-    return sorted(runs, key=lambda run: (run / CONFIG_FILE).stat().st_mtime, reverse=True)
-
-
-def shorten(path: Path) -> Path:
-    """`path` relative to the working directory where it lies below it, for messages."""
-    with contextlib.suppress(ValueError):
-        return path.absolute().relative_to(Path.cwd())
-    return path
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def environment_report() -> dict[str, str]:
     """Versions of Python and of the packages that decide a run's numbers; imports none of them."""
     versions = {"python": ".".join(map(str, sys.version_info[:3]))}
@@ -275,26 +204,6 @@ def environment_report() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "not installed"
     return versions
-
-
-def _run_around(path: Path) -> Path:
-    """The run that holds a checkpoint or parameter file; other paths are returned as they are."""
-    if path.is_file():
-        path = path.parent
-    if holds_run(path):
-        return path
-    if path.name.startswith("ckpt-"):
-        return path.parent.parent
-    return path.parent if path.name in (_BEST, _LATEST, _OLD_BEST) else path
-
-
-def _checked_place(wanted: str | Path) -> Path:
-    if _URL.match(str(wanted)):
-        raise ConfigError(
-            f"{wanted} is a URL, but a run directory must be a path (run.dir): mount the bucket, "
-            "or train to a local directory and copy it afterwards"
-        )
-    return Path(wanted).expanduser()
 
 
 def _make_default(config: Config) -> Path:
@@ -324,7 +233,7 @@ def _make_directory(path: Path, *, exist_ok: bool = True) -> None:
 
 def _point_runs_latest(path: Path, *, required: bool) -> None:
     """Link `runs/latest` to `path`; a read-only working directory only matters for default runs."""
-    link = RUNS / _LATEST
+    link = RUNS / LATEST
     try:
         RUNS.mkdir(exist_ok=True)
         if link.exists() and not link.is_symlink():
@@ -340,16 +249,3 @@ def _replace_link(link: Path, target: str) -> None:
     temporary.unlink(missing_ok=True)
     os.symlink(target, temporary)
     os.replace(temporary, link)
-
-
-def _no_such_run(argument: str | Path | None, wanted: Path) -> str:
-    head = (
-        f"{wanted} does not exist" if argument is None else f"{argument} is no run, nor inside one"
-    )
-    runs = existing_runs()
-    if not runs:
-        return f"{head}, and there are no runs under {RUNS}/: make one with `qfleet train`"
-    lines = [f"  {run}" for run in runs[:_LISTED_RUNS]]
-    if len(runs) > _LISTED_RUNS:
-        lines.append(f"  … and {len(runs) - _LISTED_RUNS} older ones")
-    return "\n".join([f"{head}. Runs that exist, newest first:", *lines])

@@ -12,10 +12,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qfleet.common.errors import ConfigError
-from qfleet.run_files.run_directory import (
-    SUMMARY_FILE,
-    replace_file,
-)
+from qfleet.run_files.durable import replace_synced
+from qfleet.run_files.run_directory import SUMMARY_FILE
 
 
 class Accounting(BaseModel):
@@ -101,7 +99,7 @@ class RunSummary(BaseModel):
 def write_summary(summary: RunSummary, run_dir: Path) -> Path:
     """Write summary.json whole or not at all; a number that is not finite becomes null."""
     path = run_dir / SUMMARY_FILE
-    replace_file(path, summary.model_dump_json(indent=2) + "\n")
+    replace_synced(path, summary.model_dump_json(indent=2) + "\n")
     return path
 
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from qfleet.common.errors import CheckpointError
-from qfleet.run_files.checkpoint import PARAMS_FILE, SESSION_FILE, next_generation
+from qfleet.common.capture_stream import Streams
+from qfleet.common.errors import CheckpointError, WireFormatError
+from qfleet.run_files.checkpoint import PARAMS_FILE, SESSION_FILE
 from qfleet.run_files.run_directory import RunDirectory
 from qfleet.session.counters import Counters
 from qfleet.settings.config import Config
@@ -29,7 +30,6 @@ class Checkpoints:
 
     def __post_init__(self) -> None:
         self._last_s = self.counters.clock()
-        self._generation = next_generation(self.directory.checkpoints_path)
 
     def begin(self) -> None:
         """Training starts now: the period counts from here."""
@@ -39,15 +39,15 @@ class Checkpoints:
         """Whether the checkpoint period has passed."""
         return self.counters.clock() - self._last_s >= self.config.run.checkpoint_period_s
 
-    def save(self, files: dict[str, bytes], params: bytes, learner_step: int) -> None:
+    def save(self, files: Streams, params: bytes, learner_step: int) -> None:
         """Commit one cut of all roles; a failure is counted and shown, training goes on."""
         self._last_s = self.counters.clock()
         state = json.dumps(self.session_state()).encode()
         try:
             self.directory.write_checkpoint(
                 learner_step=learner_step,
-                generation=self._generation,
-                files={**files, PARAMS_FILE: params, SESSION_FILE: state},
+                generation=self.directory.identity.next_generation(),
+                files={**files, PARAMS_FILE: [params], SESSION_FILE: [state]},
                 manifest={
                     "run_id": self.run_id,
                     "env_steps": self.counters.env_steps,
@@ -56,7 +56,6 @@ class Checkpoints:
                 },
                 keep=self.config.run.keep_checkpoints,
             )
-        except (CheckpointError, OSError) as error:
+        except (CheckpointError, WireFormatError, OSError) as error:
             self.failures += 1
             self.incident(f"checkpoint not written, training goes on: {error}")
-        self._generation += 1

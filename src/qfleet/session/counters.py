@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qfleet.fleets.fleet import FleetReport
-from qfleet.run_files.metric_rows import samples_per_insert
 from qfleet.run_files.summary import Accounting
+from qfleet.session.metric_rows import samples_per_insert
 from qfleet.session.transition_accounts import account
 
 

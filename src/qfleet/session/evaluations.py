@@ -80,7 +80,7 @@ class Evaluations:
         self.directory.write_best(
             learner_step=report.learner_step,
             generation=self.tracker.evaluations,
-            files={PARAMS_FILE: params},
+            files={PARAMS_FILE: [params]},
             manifest={"run_id": self.run_id, "evaluation": fields},
         )
         if self.artifacts is not None:

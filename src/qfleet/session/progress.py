@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 from qfleet.command_line.console import Console, EpisodeLine, RunStatus
 from qfleet.common.types import EpisodeSummary
-from qfleet.run_files.metric_rows import metric_row
 from qfleet.run_files.metrics import MetricsWriter
 from qfleet.session.bottleneck import Bottleneck
 from qfleet.session.budgets import Budgets
 from qfleet.session.counters import Counters
 from qfleet.session.forecast import Forecast
+from qfleet.session.metric_rows import metric_row
 from qfleet.session.solve_tracker import SolveTracker
 from qfleet.settings.config import Config
 

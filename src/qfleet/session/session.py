@@ -13,6 +13,7 @@ from dataclasses import InitVar, dataclass
 from typing import Any
 
 from qfleet.command_line.console import Console, RunStatus
+from qfleet.common.capture_stream import Streams
 from qfleet.common.episode_limits import cuts_episodes, episode_limit
 from qfleet.common.types import EnvironmentSpec, EvaluationReport, EvaluationRequest
 from qfleet.fleets.fleet import FleetReport
@@ -43,6 +44,8 @@ class Session:
     console: Console
     run_id: str
     stop: StopSignal
+    process: int = 0
+    """Which of the processes that have driven this run, from 0."""
     on_evaluation: InitVar[Callable[[EvaluationReport], object] | None] = None
     artifacts: Artifacts | None = None
     clock: Callable[[], float] = time.monotonic
@@ -165,7 +168,7 @@ class Session:
         """Whether the checkpoint period has passed."""
         return self.checkpoints.due()
 
-    def save_checkpoint(self, files: dict[str, bytes], params: bytes, learner_step: int) -> None:
+    def save_checkpoint(self, files: Streams, params: bytes, learner_step: int) -> None:
         """Commit one cut of all roles; a failure is counted and shown, training goes on."""
         self.checkpoints.save(files, params, learner_step)
 
@@ -189,6 +192,7 @@ class Session:
         """What a resumed run needs of this bookkeeping."""
         return {
             "run_id": self.run_id,
+            "process": self.process,
             **self.counters.capture(),
             **self.evaluations.capture(),
             "round": self.round_state(),

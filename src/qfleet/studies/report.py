@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from qfleet.common.errors import ConfigError
-from qfleet.run_files.run_directory import replace_file
+from qfleet.run_files.durable import replace_synced
 from qfleet.studies import figures as pictures
 from qfleet.studies.comparison import Arm, Figures, compare
 from qfleet.studies.findings import findings
@@ -69,7 +69,7 @@ class Report:
         if path.suffix not in makers:
             raise ConfigError(f"-o {path}: must end in {', '.join(FORMATS)}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, makers[path.suffix]())
+        replace_synced(path, makers[path.suffix]())
 
     def rows(self) -> list[dict[str, Any]]:
         """One JSON-able row per arm."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qfleet.run_files.run_directory import CONFIG_FILE
+from qfleet.run_files.find_runs import CONFIG_FILE
 from qfleet.settings.yaml_settings import dump
 from qfleet.studies.comparison import Arm
 from qfleet.studies.definition import Study
