@@ -25,15 +25,21 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from gpu_workloads import FRAMES, PRESETS, Workload, frames_workload, preset_workload
+from gpu_workloads import (
+    FRAMES,
+    PRESETS,
+    Workload,
+    accelerator,
+    frames_workload,
+    preset_workload,
+)
 from machine import finish, make_parser
 from torch import Tensor
 
 from qfleet.bench.bench_record import Measurement
-from qfleet.common.networks import build_network
+from qfleet.common.networks import build_network, input_transform
 from qfleet.learner.batch_stager import BatchStager
 from qfleet.learner.block_inputs import initial_block_inputs
 from qfleet.learner.fast.cuda_graph import Replay, StaticBlock, StaticFunction, capture_graph
@@ -172,13 +178,14 @@ class Bench:
         """From frames on the host to greedy actions on the host, as an actor there would need."""
         workload = frames_workload(1, None)
         network = build_network(workload.plan.network, FRAMES, seed=0).to(self._device).eval()
+        scaled = input_transform(FRAMES)
         for n in ACTING_SUB_ENVIRONMENTS:
             frames = torch.randint(0, 256, (n, *FRAMES.observation_shape), dtype=torch.uint8)
             on_host = frames.pin_memory() if self._has_gpu else frames
 
             def act(on_host: Tensor = on_host) -> Tensor:
                 with torch.inference_mode():
-                    q_values = network(on_host.to(self._device, non_blocking=True))
+                    q_values = network(scaled(on_host.to(self._device, non_blocking=True)))
                     return q_values.argmax(-1).cpu()
 
             name = f"acting on frames, {n} environments"
@@ -241,33 +248,6 @@ def distance(a: LearnerState, b: LearnerState) -> float:
 def bytes_per_update(batches: Batches) -> int:
     n_bytes = sum(column.numel() * column.element_size() for column in batches.tensors())
     return n_bytes // batches.actions.shape[0]
-
-
-def accelerator(device: torch.device) -> dict[str, Any]:
-    """What the figures depend on beside what every record names."""
-    if device.type != "cuda":
-        return {"name": "none, tried on a CPU"}
-    properties = torch.cuda.get_device_properties(device)
-    return {
-        "name": properties.name,
-        "memory_gib": round(properties.total_memory / 2**30, 1),
-        "multiprocessors": properties.multi_processor_count,
-        "driver": driver_version(),
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-        "tf32_convolutions": torch.backends.cudnn.allow_tf32,
-    }
-
-
-def driver_version() -> str:
-    """As the driver's own tool says it, which a container may lack."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return "unknown (no nvidia-smi)"
-    versions = done.stdout.split()
-    return versions[0] if versions else "unknown"
 
 
 def parts(bench: Bench, updates_per_block: int | None) -> Iterator[tuple[str, Callable[[], None]]]:

@@ -6,11 +6,12 @@ lie in the replay; they become numbers on the device.
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+import torch
 
 from qfleet.bench.part_benchmarks import random_sample, resolved_preset
 from qfleet.common.types import NEXT_OBSERVATION, OBSERVATION, EnvironmentSpec, ReplaySample
@@ -19,38 +20,12 @@ from qfleet.settings.config import Config
 from qfleet.settings.config_auto import resolve_config
 from qfleet.settings.plans import run_plans
 
-FRAMES = EnvironmentSpec("84x84x4 frames", (84, 84, 4), "|u1", 6, None, None)
+FRAMES = EnvironmentSpec("84x84x4 frames", (4, 84, 84), "|u1", 6, None, None, frame_stack=4)
 FRAMES_UPDATES_PER_BLOCK = 8
 PRESETS = {
     "tutorial-state": "the course's MLP with BatchNorm, batch 32, MSE, no double Q",
     "cartpole": "the default preset: no normalization, batch 64, double Q, Huber, clipping",
 }
-
-
-class NatureNetwork(nn.Module):
-    """The convolutional network of Mnih et al. 2015, from gray values to action values."""
-
-    def __init__(self, n_inputs: int, n_actions: int) -> None:
-        super().__init__()
-        assert n_inputs == FRAMES.n_inputs
-        self.layers = nn.Sequential(
-            nn.Conv2d(4, 32, 8, stride=4),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 4, stride=2),
-            nn.ReLU(),
-            nn.Conv2d(64, 64, 3),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(64 * 7 * 7, 512),
-            nn.ReLU(),
-            nn.Linear(512, n_actions),
-        )
-
-    def forward(self, observations: Tensor) -> Tensor:
-        """Q-values `[B, A]` of gray values 0…255 `[B, 84·84·4]`."""
-        frames = observations.reshape(-1, 84, 84, 4).permute(0, 3, 1, 2)  # [B, H, W, K] -> K first
-        q_values: Tensor = self.layers(frames.float() / 255.0)
-        return q_values
 
 
 @dataclass(frozen=True)
@@ -102,7 +77,7 @@ def frames_workload(batch_size: int, updates_per_block: int | None) -> Workload:
         "publish_period_learner_steps": k,
     }
     config = Config(
-        network={"factory": f"{__name__}:NatureNetwork"},
+        network={"kind": "nature", "hidden_sizes": [512], "normalization": "none"},
         learner=learner,
         eval={"period_learner_steps": 10 * k},
         runtime="local",
@@ -110,3 +85,30 @@ def frames_workload(batch_size: int, updates_per_block: int | None) -> Workload:
     about = f"the network of Mnih et al. 2015, frames as bytes, batch {batch_size}, Adam, double Q"
     plan = run_plans(resolve_config(config, FRAMES, cpus=2, gpus=0)).learner
     return Workload(f"frames-{batch_size}", about, plan, FRAMES)
+
+
+def accelerator(device: torch.device) -> dict[str, Any]:
+    """What the figures depend on beside what every record names."""
+    if device.type != "cuda":
+        return {"name": "none, tried on a CPU"}
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "name": properties.name,
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "multiprocessors": properties.multi_processor_count,
+        "driver": driver_version(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "tf32_convolutions": torch.backends.cudnn.allow_tf32,
+    }
+
+
+def driver_version() -> str:
+    """As the driver's own tool says it, which a container may lack."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown (no nvidia-smi)"
+    versions = done.stdout.split()
+    return versions[0] if versions else "unknown"

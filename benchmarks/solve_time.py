@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import signal
 import statistics
 import subprocess
@@ -26,6 +25,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from qfleet.bench.bench_record import machine
 
 FOLDER = Path(__file__).resolve().parent
 PEERS = FOLDER / "peers"
@@ -161,26 +162,6 @@ def summarize(rows: list[dict[str, Any]], timeout_s: float) -> dict[str, Any]:
     }
     texts = {f"{name}_text": text(value) for name, value in figures.items()}
     return {"runs": len(rows), "solved": sum(row["solved"] for row in rows), **numbers, **texts}
-
-
-def machine() -> dict[str, Any]:
-    """What the figures depend on."""
-    cpu = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            x.split(":", 1)[1].strip() for x in info.read_text().splitlines() if "model name" in x
-        ]
-        cpu = names[0] if names else cpu
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return {
-        "cpu": cpu,
-        "usable_cpus": usable,
-        "memory_gib": round(pages / 2**30, 1),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
 
 
 def versions(contestant: Contestant) -> dict[str, str]:

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 NOT_SPEEDS = {
     "solve_time",  # counts confirmed solutions: it is the twin of all
-    "sweep_cartpole",
+    "sweep",
     "lockstep_grid",
     "resume_points",
     "memory",
