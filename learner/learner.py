@@ -22,7 +22,7 @@ from qfleet.common.types import (
     TargetSyncEvent,
 )
 from qfleet.learner.backend import GROUPS, Groups, LearnerPath, Measured
-from qfleet.learner.fast.backends import cached_backend, eager_backend, starting_backend
+from qfleet.learner.fast.backends import cached_backend, starting_backend
 from qfleet.learner.plan import LearnerPlan
 
 _STATS = ("loss", "q_mean", "td_error_abs_mean", "grad_norm")
@@ -37,7 +37,7 @@ class Learner:
     """
 
     def __init__(self, plan: LearnerPlan, spec: EnvironmentSpec, device: str = "cpu") -> None:
-        self._plan, self._spec, self._device = plan, spec, device
+        self._plan, self._spec = plan, spec
         self._backend = starting_backend(plan, spec, device)
         self.learner_steps = 0
         self.target_syncs: list[TargetSyncEvent] = []
@@ -198,13 +198,6 @@ class Learner:
         )
         if differing:
             raise CheckpointError(f"the checkpoint's network differs in {', '.join(differing)}")
-        if (
-            self._plan.is_lockstep
-            and self._plan.compile == "auto"
-            and capture.meta["path"] == "eager"
-        ):
-            # Go on as the run began, with the same bits.
-            self._backend = eager_backend(self._plan, self._spec, self._device)
         self._backend.load(_grouped(capture.arrays))
         self.learner_steps = capture.meta["learner_steps"]
         self._version = capture.meta["version"]

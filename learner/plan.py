@@ -52,8 +52,7 @@ class LearnerPlan:
     samples_per_insert: float | None
     # How blocks are computed
     compile: Literal["auto", "off", "required"]
-    is_lockstep: bool
-    """Whether the same seed must give the same bits: then nothing is swapped during a run."""
+    """`auto` only in asynchronous runs: it may swap the path on the way, which changes bits."""
 
     @property
     def has_hard_syncs(self) -> bool:

@@ -19,6 +19,7 @@ from qfleet import training
 from qfleet.api import load_policy, make_env, play_episodes
 from qfleet.command_line import cli
 from qfleet.common.errors import CheckpointError, ConfigError
+from qfleet.run.header import header_lines
 from qfleet.run_files.checkpoint import list_checkpoints
 from qfleet.run_files.checkpoint_reader import read_checkpoint
 from qfleet.run_files.final_block import final_block
@@ -26,7 +27,7 @@ from qfleet.run_files.run_directory import RunDirectory
 from qfleet.run_files.summary import read_summary
 from qfleet.settings.config import Config, RayConfig
 from qfleet.settings.config_loading import load_config
-from qfleet.training import header_lines, run_train, train
+from qfleet.training import run_train, train
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 SMALL = {
@@ -668,7 +669,7 @@ def test_train_local_works_where_ray_is_not_installed(tmp_path):
         ("off", "cuda", 1, "learner eager ·"),
         ("auto", "cuda", 1, "learner CUDA graph ·"),
         ("required", "auto", 1, "learner CUDA graph ·"),
-        ("auto", "cpu", 0, "learner compiled where a package is cached, else eager ·"),
+        ("auto", "cpu", 0, "learner compiled where that pays ·"),
         ("required", "cpu", 0, "learner compiled ·"),
     ],
 )

@@ -1,8 +1,9 @@
 """The one place that chooses what computes a run's updates: machine code, a CUDA graph or PyTorch.
 
 Called by the learner at its start and when a package has been built beside its run. On a CPU with
-`learner.compile: auto` a package in the cache is used from the first update on. No torch here: a
-learner that begins with a package does without.
+`learner.compile: auto` a package in the cache is used from the first update on; lockstep runs know
+before their start whether there is one (`has_fast_form`). No torch here: a learner that begins with
+a package does without.
 """
 
 from __future__ import annotations
@@ -88,6 +89,23 @@ def cached_backend(plan: LearnerPlan, spec: EnvironmentSpec) -> LearnerBackend |
     except PackageError as error:
         package_cache.remove(key, str(error))
         return None
+
+
+def has_fast_form(plan: LearnerPlan, spec: EnvironmentSpec, device: str) -> bool:
+    """Whether `compile: required` would be served on `device` without building anything.
+
+    Asked once before a lockstep run with `auto`: eager and fast differ in their last bits, so what
+    it computes with is part of its configuration. On a GPU the built-in networks are always
+    recorded as a graph; of a custom one nobody knows before it was tried, so it does not count.
+    """
+    if device != "cpu":
+        return plan.network.factory is None
+    cache = PackageCache(cache_directory())
+    has_packages = any(cache.directory.glob("*.json"))
+    if plan.network.is_convolutional or not has_packages:  # no network is made for nothing
+        return False
+    description = PackageSpec(plan, spec).describe(*_first_arrays(plan, spec))
+    return cache.find(package_key(description)) is not None
 
 
 def _first_arrays(

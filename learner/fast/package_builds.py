@@ -2,8 +2,8 @@
 
 `required` waits for the build before the first update (`backends.py`); an asynchronous run with
 `auto` builds beside itself when the rest of the run is long enough, polled by its Ray shell between
-two blocks. Lockstep decides once, at the start: eager and compiled differ in their last bits. No
-torch here.
+two blocks. Lockstep has decided before its start (`backends.has_fast_form`): eager and compiled
+differ in their last bits. No torch here.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def build_required(plan: LearnerPlan, spec: EnvironmentSpec) -> None:
     if missing is not None:
         raise ConfigError(
             f"learner.compile = required: {missing}; install g++ (Debian, Ubuntu: apt-get install "
-            "g++), or name a compiler in CXX, or use --learner.compile off"
+            "g++), or name a compiler in CXX; a new run can use --learner.compile off"
         )
     say_once("compiling the learner's block, once for this network and machine, about a minute")
     build = BuildProcess(plan, spec)
@@ -153,7 +153,7 @@ class PathUpgrade:
         self._next_poll_s = float("-inf")
         self._is_open = (
             plan.compile == "auto"
-            and not (plan.is_lockstep or plan.network.is_convolutional)
+            and not plan.network.is_convolutional
             and device == "cpu"
             and path == "eager"
         )

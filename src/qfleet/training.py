@@ -7,7 +7,6 @@ a checkpoint.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 import traceback
@@ -15,18 +14,17 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
-
 from qfleet.api import load_params
 from qfleet.command_line.console import make_console
-from qfleet.common.envs import describe_environment
 from qfleet.common.errors import ConfigError, EnvironmentFailedError, QfleetError
 from qfleet.common.types import EnvironmentSpec, EvaluationReport
 from qfleet.common.vector_envs import make_vector_env
 from qfleet.pictures.artifacts import Artifacts
 from qfleet.run.finish import finish
+from qfleet.run.header import header_lines
 from qfleet.run.outcome import Outcome
 from qfleet.run.phases import process_started_s
+from qfleet.run.resolution import check_and_resolve
 from qfleet.run.runtimes import run_session
 from qfleet.run.stop_signals import noticed
 from qfleet.run_files.final_block import final_block
@@ -44,17 +42,8 @@ from qfleet.run_files.run_directory import RunDirectory
 from qfleet.run_files.summary import RunSummary, read_summary
 from qfleet.session.session import Session
 from qfleet.settings.config import Config
-from qfleet.settings.config_auto import resolve_config
-from qfleet.settings.config_checks import check_config
-from qfleet.settings.config_loading import choice_note, dump_yaml, error_message
-from qfleet.settings.machine_checks import nvidia_gpus
+from qfleet.settings.config_loading import dump_yaml
 
-_PATHS = {
-    "off": "eager",
-    "auto": "compiled where a package is cached, else eager",
-    "required": "compiled",
-}
-_PATHS_WITH_GPU = {**_PATHS, "auto": "CUDA graph", "required": "CUDA graph"}
 RunResult = RunSummary
 """What `train` returns: the fields of summary.json."""
 
@@ -146,35 +135,6 @@ def _train(
         return _train_in(directory, resolved, spec, outcome, on_evaluation)
 
 
-def check_and_resolve(config: Config) -> tuple[EnvironmentSpec, Config]:
-    """The environment's spec and the configuration with every `auto` as a number.
-
-    Raises:
-        ConfigError: every problem at once, each with key, value and remedy.
-    """
-    spec = describe_environment(config.env)
-    gpus, cpus = nvidia_gpus(), os.cpu_count() or 1
-    problems = check_config(
-        config,
-        spec,
-        cpus=cpus,
-        gpus=gpus,
-        memory_bytes=psutil.virtual_memory().total,
-        cuda_available=gpus > 0 if config.ray.address is None else None,
-    )
-    if problems:
-        raise ConfigError(error_message(problems))
-    if config.network.factory is not None:
-        from qfleet.common.networks import try_factory
-
-        try_factory(config.network, spec)
-    if config.runtime == "ray" and "auto" in (config.actors.count, config.learner.num_gpus):
-        from qfleet.cluster.ray_cluster import cluster_size
-
-        cpus, gpus = cluster_size(config.ray.address) or (cpus, gpus)
-    return spec, resolve_config(config, spec, cpus=cpus, gpus=gpus)
-
-
 def _train_in(
     directory: RunDirectory,
     config: Config,
@@ -244,49 +204,6 @@ def _run(session: Session, outcome: Outcome) -> None:
         outcome.crash, outcome.reason = error, f"{type(error).__name__}: {error}"
     if outcome.startup_s > 0.0 and outcome.train_s == 0.0:  # an error ended the loop
         outcome.train_s = session.counters.wall_s
-
-
-def header_lines(
-    config: Config, directory: RunDirectory, point: ResumePoint | None, resume_kind: str | None
-) -> list[str]:
-    """What was started: runtime, device, learner's path, reproducibility, resume, directory."""
-    schedule = config.effective_schedule
-    ray = "no Ray (local runtime)" if config.runtime == "local" else _ray_intention(config)
-    reproducible = (
-        "yes (lockstep)"
-        if schedule == "lockstep"
-        else "no (async); yes with --runtime local or --run.schedule lockstep"
-    )
-    resumed = ""
-    if resume_kind is not None:
-        at = f"learner step {point.checkpoint.learner_step:,}" if point else "the beginning"
-        resumed = f" · resumed at {at}: {resume_kind}"
-    return [
-        f"qfleet: {ray} · device {config.learner.device} · "
-        f"learner {_learner_path(config)} · "
-        f"reproducible: {reproducible}{resumed}",
-        f"{choice_note(config)} · {config.actors.count} actors × {config.actors.envs_per_actor} "
-        f"environments · {config.replay.shards} replay shards · seed {config.seed}",
-        f"run directory {directory.path}",
-    ]
-
-
-def _learner_path(config: Config) -> str:
-    """The path that is meant to be taken; the summary names the one that was."""
-    learner = config.learner
-    gets_gpu = learner.device != "cpu" and learner.num_gpus != 0
-    if config.network.is_convolutional and not gets_gpu:
-        return _PATHS["off"]
-    return (_PATHS_WITH_GPU if gets_gpu else _PATHS)[learner.compile]
-
-
-def _ray_intention(config: Config) -> str:
-    address = config.ray.address or os.environ.get("RAY_ADDRESS")
-    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
-        return "joins the Ray of this program"
-    if address in (None, "local"):
-        return "starts a Ray of its own"
-    return f"joins Ray at {address}"
 
 
 def _resume_kind(config: Config, point: ResumePoint | None) -> str:

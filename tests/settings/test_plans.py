@@ -131,7 +131,6 @@ def test_learner_plan_by_hand():
         "max_env_steps": 5000,
         "max_wall_s": 60.0,
         "samples_per_insert": 4.0,
-        "is_lockstep": False,
     }
 
 
@@ -167,15 +166,37 @@ def test_lean_start_is_asked_for_and_never_with_files_to_ship(ray, is_lean):
     assert plans_of(ray=ray).cluster.is_lean is is_lean
 
 
-def test_lockstep_is_what_the_configuration_runs():
-    assert plans_of(runtime="local").learner.is_lockstep
-    assert plans_of(run={"schedule": "lockstep", "max_env_steps": 10}).learner.is_lockstep
-    per_episode = plans_of(
-        learner={"updates_per_episode": 10},
-        replay={"samples_per_insert": None},
-        actors={"count": 1, "envs_per_actor": 1},
-    )
-    assert per_episode.learner.is_lockstep
+PER_EPISODE = {
+    "learner": {"updates_per_episode": 10},
+    "replay": {"samples_per_insert": None},
+    "actors": {"count": 1, "envs_per_actor": 1},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "compile_mode"),
+    [
+        ({}, "auto"),
+        ({"runtime": "local"}, "off"),
+        ({"run": {"schedule": "lockstep", "max_env_steps": 10}}, "off"),
+        (PER_EPISODE, "off"),
+        ({"runtime": "local", "learner": {"compile": "required"}}, "required"),
+    ],
+)
+def test_path_is_open_in_asynchronous_runs_alone(changes, compile_mode):
+    learner = {"compile": "auto", **changes.get("learner", {})}
+    assert plans_of(**{**changes, "learner": learner}).learner.compile == compile_mode
+
+
+def test_lockstep_run_that_does_not_know_its_path_is_refused():
+    resolved = resolve_config(Config(runtime="local"), None, cpus=2, gpus=0)
+    learner = resolved.learner.model_copy(update={"compile": "auto"})
+    with pytest.raises(ConfigError, match=r"learner\.compile is unresolved"):
+        run_plans(resolved.model_copy(update={"learner": learner}))
+
+
+def test_round_of_a_run_per_episode_is_one_episode():
+    per_episode = plans_of(**PER_EPISODE)
     assert per_episode.fleet.rounds.n_env_steps is None
     assert per_episode.fleet.rounds.learning.episodes == EpisodeLimiter(10, 64)
 

@@ -11,16 +11,16 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from qfleet.cluster.background_imports import import_in_background
-from qfleet.common.errors import ConfigError, RoleLostError, WaitTimeoutError
+from qfleet.common.errors import RoleLostError, WaitTimeoutError
 from qfleet.fleets.fleet import Fleet
 from qfleet.fleets.round_loop import run_rounds
 from qfleet.replay_server.rate_limiter import LearningDebt
+from qfleet.run.learner_device import local_device, remote_device
 from qfleet.run.milestones import loop_ended, training_begins, training_ended
 from qfleet.run.outcome import Outcome
 from qfleet.run.phases import CHECKPOINT, EVALUATION, RAY, ROLES, SHUTDOWN, PhaseClock
 from qfleet.run_files.resume import find_point
 from qfleet.session.session import Session
-from qfleet.settings.config import Config
 from qfleet.settings.plans import run_plans
 
 INCARNATIONS_PER_PROCESS = 1 << 16
@@ -53,7 +53,7 @@ def _run_local(session: Session, outcome: Outcome) -> None:
     outcome.phases.enter(ROLES)
     from qfleet.fleets.local_fleet import LocalFleet
 
-    outcome.device = _local_device(session.config)
+    outcome.device = local_device(session.config)
     fleet = LocalFleet(
         run_plans(session.config),
         session.spec,
@@ -65,30 +65,6 @@ def _run_local(session: Session, outcome: Outcome) -> None:
         _run_lockstep(session, fleet, outcome)
     finally:
         fleet.close()
-
-
-def _local_device(config: Config) -> str:
-    """`auto` as torch sees it; a GPU that torch cannot use is an error, not a surprise."""
-    wanted = config.learner.device
-    if wanted == "cpu":
-        return wanted
-    import torch
-
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if not torch.cuda.is_available():
-        raise ConfigError(
-            f"learner.device = {wanted}: torch {torch.__version__} sees no usable GPU; install a "
-            "CUDA build of torch, or use --device cpu"
-        )
-    return wanted
-
-
-def _remote_device(config: Config) -> str:
-    """The learner's device when another process owns it: Ray has placed it on a GPU, or not."""
-    if config.learner.num_gpus == 0:
-        return "cpu"
-    return "cuda" if config.learner.device == "auto" else config.learner.device
 
 
 def _incarnation(session: Session, outcome: Outcome) -> int:
@@ -127,7 +103,7 @@ def _run_on_ray(session: Session, outcome: Outcome) -> None:
     lockstep = session.config.effective_schedule == "lockstep"
     try:
         session.stop.listen()  # again, in the place of the SIGTERM handler that ray.init installs
-        outcome.device = _remote_device(session.config)
+        outcome.device = remote_device(session.config)
         for text in unsafe_settings():
             session.incident(text)
         with_restarts(session, outcome, _run_ray_lockstep if lockstep else _run_ray_async)

@@ -52,6 +52,7 @@ class Checkpoints:
                     "run_id": self.run_id,
                     "env_steps": self.counters.env_steps,
                     "schedule": self.config.effective_schedule,
+                    "compile": self.config.learner.compile,
                     "replay": self.config.run.checkpoint_replay,
                 },
                 keep=self.config.run.keep_checkpoints,

@@ -150,7 +150,7 @@ class LearnerConfig(Section):
     max_grad_norm: Positive | None = None
     """The gradient's global norm is clipped to this; null: no clipping."""
     compile: Literal["auto", "off", "required"] = "auto"
-    """`off`: eager. `required`: CUDA graph (GPU) or compiled (g++). `auto`: where that pays."""
+    """`off`: eager. `required`: CUDA graph or compiled. `auto`: what pays; kept in lockstep."""
     num_cpus: Count = 1
     """CPUs and torch threads of the learner."""
     num_gpus: AutoGpus = "auto"

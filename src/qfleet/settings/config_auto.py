@@ -31,12 +31,18 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 def resolve_config(
-    config: ConfigT, spec: EnvironmentSpec | None, *, cpus: int, gpus: int
+    config: ConfigT,
+    spec: EnvironmentSpec | None,
+    *,
+    cpus: int,
+    gpus: int,
 ) -> ConfigT:
     """Replace each `auto` that is a number by its number.
 
     `learner.device: auto` becomes `cpu` when the learner gets no GPU, else torch has the last
-    word; `run.schedule`, `metrics.console` and `eval.solved_at_return` stay as they are.
+    word. `learner.compile: auto` becomes `off` in lockstep, where it decides bits, unless the
+    caller finds a fast form; an asynchronous run decides on its way. `run.schedule`,
+    `metrics.console` and `eval.solved_at_return` stay as they are.
 
     Args:
         config: Must pass `check_config`.
@@ -45,6 +51,7 @@ def resolve_config(
         gpus: GPUs that the learner may have.
     """
     actors, learner = config.actors, config.learner
+    is_decided = learner.compile != "auto" or config.effective_schedule == "async"
     count = _actor_count(config, cpus)
     num_gpus = learner.num_gpus
     if num_gpus == "auto":
@@ -67,6 +74,7 @@ def resolve_config(
             "updates_per_call": updates_per_call(config),
             "max_blocks_per_request": max_blocks_per_request(config),
             "num_gpus": num_gpus,
+            "compile": learner.compile if is_decided else "off",
             "device": "cpu" if learner.device == "auto" and num_gpus == 0 else learner.device,
         },
     }

@@ -25,6 +25,8 @@ def run_plans(config: Config) -> RunPlans:
     Raises:
         ConfigError: when an `auto` is left that `resolve_config` would have replaced.
     """
+    if config.effective_schedule == "lockstep" and config.learner.compile == "auto":
+        raise ConfigError("plans of a lockstep run need to know: learner.compile is unresolved")
     try:
         actor, evaluator = _actor_plan(config), _evaluator_plan(config)
         learner = _learner_plan(config)
@@ -77,7 +79,6 @@ def _learner_plan(config: Config) -> LearnerPlan:
         max_learner_steps=run.max_learner_steps,
         max_env_steps=run.max_env_steps,
         max_wall_s=run.max_wall_s,
-        is_lockstep=config.effective_schedule == "lockstep",
         **replay.model_dump(
             include={
                 "importance_sampling_exponent",

@@ -52,7 +52,6 @@ def small_plan(**changes: Any) -> LearnerPlan:
         },
         eval={"period_learner_steps": 8},
         run={"max_learner_steps": 1_000},
-        runtime="local",
     )
     return run_plans(resolve_config(config, None, cpus=2, gpus=0)).learner
 

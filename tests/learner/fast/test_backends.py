@@ -141,19 +141,6 @@ def test_learner_where_the_library_cannot_be_used_is_eager_and_keeps_the_package
         Learner(replace(warm.plan, compile="required"), SPEC)
 
 
-def test_learner_lockstep_run_that_began_eagerly_goes_on_eagerly(
-    warm: PackageSpec, plan_of: Plans
-) -> None:
-    began = Learner(plan_of(compile="off"), SPEC).capture()
-    resumed = Learner(warm.plan, SPEC)
-    assert resumed.path == "compiled"
-    resumed.restore(began)
-    assert resumed.path == "eager"
-    required = Learner(plan_of(compile="required"), SPEC)
-    required.restore(began)
-    assert required.path == "compiled"
-
-
 def test_learner_takes_a_package_that_is_finished_while_it_learns(
     warm: PackageSpec, sample: Samples, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -116,7 +116,6 @@ def small_plan(**changes: Any) -> LearnerPlan:
         },
         eval={"period_learner_steps": 2 * K},
         run={"max_learner_steps": 1_000},
-        runtime="local",
     )
     return run_plans(resolve_config(config, None, cpus=2, gpus=0)).learner
 
@@ -501,17 +500,6 @@ def test_learner_block_that_the_graph_does_not_fit_is_eager(
         one.update_block(sample(1, k=3))
         one.update_block(sample(2))
     assert graph.params_sha256() == eager.params_sha256()
-
-
-def test_learner_lockstep_run_that_began_eagerly_goes_on_eagerly(
-    graph_learner: Callable[[LearnerPlan], Learner],
-) -> None:
-    began = Learner(small_plan(compile="off"), SPEC).capture()
-    resumed, again = graph_learner(small_plan()), graph_learner(small_plan())
-    resumed.restore(began)
-    assert resumed.path == "eager"
-    again.restore(graph_learner(small_plan()).capture())
-    assert again.path == "cuda graph"
 
 
 @pytest.mark.parametrize("sampling", ["uniform", "prioritized"])

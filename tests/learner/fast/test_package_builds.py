@@ -25,7 +25,7 @@ SPEC = EnvironmentSpec("CartPole-v1", (4,), "<f4", 2, 475.0, 500)
 
 
 def small_plan() -> LearnerPlan:
-    """A lockstep run that may use a package."""
+    """A run that may use a package."""
     config = Config(
         network={"hidden_sizes": (8,), "normalization": "batch"},
         learner={
@@ -38,13 +38,12 @@ def small_plan() -> LearnerPlan:
         },
         eval={"period_learner_steps": 8},
         run={"max_learner_steps": 1_000},
-        runtime="local",
     )
     return run_plans(resolve_config(config, None, cpus=2, gpus=0)).learner
 
 
 def async_plan(**run: Any) -> LearnerPlan:
-    return replace(small_plan(), is_lockstep=False, **{"max_learner_steps": None, **run})
+    return replace(small_plan(), **{"max_learner_steps": None, **run})
 
 
 @pytest.mark.parametrize(
@@ -117,7 +116,7 @@ def test_path_upgrade_long_run_builds_once_and_reports_the_end(builds: list[Fake
     [
         # 48,000 updates at 200/s are 240 s: exactly three times a build, from the first poll on.
         (async_plan(max_learner_steps=48_000), "cpu", "eager"),
-        (replace(async_plan(), is_lockstep=True), "cpu", "eager"),
+        (replace(async_plan(), compile="off"), "cpu", "eager"),
         (async_plan(), "cuda", "eager"),
         (async_plan(), "cpu", "compiled"),
     ],

@@ -1,0 +1,67 @@
+"""From a valid configuration to one without an `auto` that decides anything.
+
+Called by the composition root before anything is started.
+"""
+
+from __future__ import annotations
+
+import os
+
+import psutil
+
+from qfleet.common.envs import describe_environment
+from qfleet.common.errors import ConfigError
+from qfleet.common.types import EnvironmentSpec
+from qfleet.learner.fast.backends import has_fast_form
+from qfleet.run.learner_device import local_device, remote_device
+from qfleet.settings.config import Config
+from qfleet.settings.config_auto import resolve_config
+from qfleet.settings.config_checks import check_config
+from qfleet.settings.config_loading import error_message
+from qfleet.settings.machine_checks import nvidia_gpus
+from qfleet.settings.plans import run_plans
+
+
+def check_and_resolve(config: Config) -> tuple[EnvironmentSpec, Config]:
+    """The environment's spec and the configuration with every `auto` as a number.
+
+    Raises:
+        ConfigError: every problem at once, each with key, value and remedy.
+    """
+    spec = describe_environment(config.env)
+    gpus, cpus = nvidia_gpus(), os.cpu_count() or 1
+    problems = check_config(
+        config,
+        spec,
+        cpus=cpus,
+        gpus=gpus,
+        memory_bytes=psutil.virtual_memory().total,
+        cuda_available=gpus > 0 if config.ray.address is None else None,
+    )
+    if problems:
+        raise ConfigError(error_message(problems))
+    if config.network.factory is not None:
+        from qfleet.common.networks import try_factory
+
+        try_factory(config.network, spec)
+    if config.runtime == "ray" and "auto" in (config.actors.count, config.learner.num_gpus):
+        from qfleet.cluster.ray_cluster import cluster_size
+
+        cpus, gpus = cluster_size(config.ray.address) or (cpus, gpus)
+    resolved = resolve_config(config, spec, cpus=cpus, gpus=gpus)
+    if resolved.effective_schedule == "lockstep":
+        resolved = _with_decided_path(resolved, spec, config.learner.compile == "auto")
+    return spec, resolved
+
+
+def _with_decided_path(config: Config, spec: EnvironmentSpec, is_auto: bool) -> Config:
+    """The device, and for `compile: auto` the path that is there now, written down.
+
+    Devices and paths differ in the last bits: who runs config.yaml again or resumes must take the
+    same ones, or be told that they are not there.
+    """
+    device = (local_device if config.runtime == "local" else remote_device)(config)
+    decided: dict[str, object] = {"device": device}
+    if is_auto and has_fast_form(run_plans(config).learner, spec, device):
+        decided["compile"] = "required"
+    return config.model_copy(update={"learner": config.learner.model_copy(update=decided)})
