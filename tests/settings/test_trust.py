@@ -65,7 +65,7 @@ def make_run(path: Path, env: EnvConfig, factory: str | None = "evil:network") -
     with RunDirectory.create(Config(env=env, network=network), str(path)) as directory:
         directory.write_config(dump_yaml(Config(env=env, network=network)))
         directory.write_best(
-            learner_step=5, generation=1, files={"params.safetensors": data}, manifest={}
+            learner_step=5, generation=1, files={"params.safetensors": [data]}, manifest={}
         )
     return path
 
