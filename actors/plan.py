@@ -26,6 +26,7 @@ class ActorPlan:
     envs_per_actor: int
     max_episode_steps: int
     """Longer episodes are cut and bootstrapped."""
+    max_memory_gb: float | None
     num_cpus: float
     n_step: int
     discount: float

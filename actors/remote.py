@@ -18,6 +18,7 @@ from qfleet.actors.actor import Actor
 from qfleet.actors.build import build_actor
 from qfleet.actors.confirmation import run_request
 from qfleet.actors.evaluator import Evaluator
+from qfleet.actors.memory_limit import MemoryLimit
 from qfleet.actors.plan import MAX_UNACKNOWLEDGED_CHUNKS, ActorPlan, EvaluatorPlan
 from qfleet.common import user_code
 from qfleet.common.adaptive_size import AdaptiveSize
@@ -80,6 +81,7 @@ class ActorShell:
             slot=slot,
             incarnation=incarnation,
         )
+        self._memory = MemoryLimit(plan.max_memory_gb)
         self._lock = threading.Lock()
         self._inbox: collections.deque[ParamsSnapshot] = collections.deque()
         self._first_params = threading.Event()
@@ -144,7 +146,8 @@ class ActorShell:
                 f"actor {self._slot} waited {ANSWER_TIMEOUT_S:.0f} s for the learner's first "
                 "parameters"
             )
-        while not self._stop.is_set():
+        self._memory.check_start(self._slot)
+        while not self._stop.is_set() and not self._memory.is_exceeded():
             with self._lock:
                 self._take_params()
                 if self._core.params_version is not None:
@@ -153,6 +156,8 @@ class ActorShell:
                 self._push(shard)
         self._push(shard)
         self._drain()
+        if not self._stop.is_set():
+            raise self._memory.error()
         return self._counters()
 
     def _take_params(self) -> None:

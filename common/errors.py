@@ -55,6 +55,12 @@ class EnvironmentFailedError(QfleetError):
     exit_code = 5
 
 
+class MemoryLimitError(QfleetError):
+    """An actor's process holds more memory than it may; a new one takes its place."""
+
+    exit_code = 5
+
+
 class WireFormatError(QfleetError, ValueError):
     """A message's bytes are not what the wire format allows; nothing of it was used."""
 

@@ -17,9 +17,12 @@ import gymnasium
 
 class Failing(gymnasium.Wrapper):
     steps = 0
+    held = []
 
     def step(self, action):
         self.steps += 1
+        if self.kind == "leaks":
+            self.held.append(bytearray(2_000_000))
         if self.steps > self.good_steps:
             return self.fault()
         answer = self.env.step(action)
@@ -39,7 +42,7 @@ def make(kind, good_steps=30, one_step_episodes=False, render_mode=None):
     return env
 """
 WORDS = {
-    "raises": "step raised KeyError: 'price_table' ({path}, line 21, in fault); the error is the "
+    "raises": "step raised KeyError: 'price_table' ({path}, line 24, in fault); the error is the "
     "environment's own",
     "exits": "step called sys.exit(3); an environment must not end its process",
 }
@@ -120,3 +123,39 @@ def test_failing_trial_starts_nothing_on_ray(tmp_path, failing):
         run_train(failing("raises", "async", good_steps=3), run_dir=str(tmp_path / "run"))
 
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.timeout(120)
+def test_actor_whose_environment_leaks_is_replaced_at_the_limit(tmp_path, failing, capsys):
+    """2 MB a step: each incarnation plays some 200 steps, and what it played is not lost."""
+    wanted = failing("leaks", "async", good_steps=10**9)
+    wanted = wanted.model_copy(
+        update={
+            "run": wanted.run.model_copy(update={"max_learner_steps": 600}),
+            "actors": wanted.actors.model_copy(update={"max_memory_gb": 0.6}),
+            "replay": wanted.replay.model_copy(update={"samples_per_insert": 8.0}),
+            "eval": wanted.eval.model_copy(update={"max_episode_steps": 20}),
+        }
+    )
+
+    summary = train(wanted, run_dir=tmp_path / "run")
+
+    assert (summary.status, summary.exit_code) == ("finished", 0)
+    told = [text for text in summary.incidents if "actors.max_memory_gb = 0.6 allows" in text]
+    assert len(told) == 1
+    again = [text for text in summary.incidents if "actor 0 plays again" in text]
+    assert len(again) >= 2
+    assert summary.accounting.lost == 0
+
+
+@pytest.mark.timeout(60)
+def test_memory_limit_without_room_for_a_step_ends_the_run(tmp_path, failing):
+    wanted = failing("leaks", "async", good_steps=10**9)
+    wanted = wanted.model_copy(
+        update={"actors": wanted.actors.model_copy(update={"max_memory_gb": 0.01})}
+    )
+
+    summary = train(wanted, run_dir=tmp_path / "run")
+
+    assert (summary.status, summary.exit_code) == ("failed", 5)
+    assert "more than actors.max_memory_gb = 0.01 allows: raise it" in summary.stop_reason

@@ -55,6 +55,16 @@ def test_check_config_defaults_have_no_problem():
 
 PIXELS = {"observation": "pixels"}
 BROKEN = [
+    (
+        config(runtime="local", actors={"max_memory_gb": 2.0}),
+        "actors.max_memory_gb",
+        "which only async runs can",
+    ),
+    (
+        config(run={"schedule": "lockstep"}, actors={"max_memory_gb": 2.0}),
+        "actors.max_memory_gb",
+        "which only async runs can",
+    ),
     (config(env=PIXELS), "network.kind", "takes states, and env.observation is pixels"),
     (
         config(network={"kind": "small"}),

@@ -89,6 +89,7 @@ def test_actor_plan_by_hand():
         "double_q": False,
         "has_target_syncs": False,
         "max_episode_steps": 77,
+        "max_memory_gb": None,
     }
     assert plan == {**expected, **extra}
 

@@ -54,7 +54,9 @@ def first_line(error: BaseException) -> str:
     if not lines:
         return type(error).__name__
     # A role whose constructor raised comes with its stack, but without that heading.
-    has_stack = any("Traceback" in line or "creation task" in line for line in lines)
+    has_stack = any(
+        "Traceback" in line or "creation task" in line or line.startswith("File ") for line in lines
+    )
     return lines[-1] if has_stack else lines[0]
 
 

@@ -11,7 +11,12 @@ from typing import Any, Protocol
 from qfleet.cluster.polled_call import PolledCall
 from qfleet.cluster.ray_cluster import import_ray
 from qfleet.cluster.roles import START_TIMEOUT_S, Roles, answer, first_line
-from qfleet.common.errors import EnvironmentFailedError, RoleLostError, WaitTimeoutError
+from qfleet.common.errors import (
+    EnvironmentFailedError,
+    MemoryLimitError,
+    RoleLostError,
+    WaitTimeoutError,
+)
 from qfleet.fleets.fleet import ActorReport
 from qfleet.fleets.role_reports import make_actor_report
 from qfleet.fleets.supervisor import ActorSupervisor
@@ -96,7 +101,9 @@ class ActorWatch:
         except ray.exceptions.RayTaskError as error:
             reason, whole_text = first_line(error), str(error)
             self._take_last(slot)
-            if isinstance(error.cause, EnvironmentFailedError):
+            if isinstance(error.cause, MemoryLimitError):
+                reason, whole_text = str(error.cause), ""
+            elif isinstance(error.cause, EnvironmentFailedError):
                 reason = str(error.cause)
                 self._environment_failed(slot, error.cause)
         self._pings.pop(slot, None)

@@ -63,6 +63,8 @@ class ActorsConfig(Section):
     """Fewer living actors than this end the run (exit 5)."""
     envs_per_actor: AutoCount = "auto"
     """Sub-environments that one actor steps as a vector; `auto` is 16, or 1 per-episode."""
+    max_memory_gb: Positive | None = None
+    """Async: a larger actor process is replaced, for environments that leak; null: no limit."""
     num_cpus: Positive = 0.5
     """CPUs that Ray reserves for an actor; its BLAS threads are this rounded up."""
     n_step: Count = 1

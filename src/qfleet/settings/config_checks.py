@@ -269,6 +269,13 @@ def _check_schedule(config: Config) -> Iterator[Problem]:
             "must be auto or lockstep with --runtime local, where nothing runs at the same time",
             "set it to auto, or use --runtime ray",
         )
+    if config.actors.max_memory_gb is not None and config.effective_schedule == "lockstep":
+        yield Problem(
+            "actors.max_memory_gb",
+            config.actors.max_memory_gb,
+            "replaces an actor's process while the others play on, which only async runs can",
+            "remove it, or use --runtime ray with run.schedule async",
+        )
 
 
 _RULES: tuple[Callable[[Config], Iterator[Problem]], ...] = (
