@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qfleet.cluster.plan import RoundPlan
 from qfleet.common.errors import WaitTimeoutError
 from qfleet.common.types import ReplayStats
-from qfleet.fleets.plan import RoundPlan
 from qfleet.fleets.round_loop import run_rounds
 from qfleet.replay_server.rate_limiter import EpisodeLimiter, LearningDebt, LearningRule
 from qfleet.settings.config_auto import resolve_config

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+from qfleet.cluster.plan import RunPlans
 from qfleet.cluster.ray_cluster import SMALLER, import_ray, resource_table
 from qfleet.common.errors import QfleetError, ResourcesError, RoleLostError, WaitTimeoutError
 from qfleet.common.plan_json import plan_to_json
 from qfleet.common.types import EnvironmentSpec
 from qfleet.common.user_code import paths_for_roles
-from qfleet.fleets.plan import RunPlans
 
 START_TIMEOUT_S = 180.0
 _ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")

@@ -13,6 +13,7 @@ from typing import Any
 from qfleet.actors.build import build_actor
 from qfleet.actors.confirmation import run_request
 from qfleet.actors.evaluator import Evaluator
+from qfleet.cluster.plan import RunPlans
 from qfleet.common.capture_stream import (
     Streams,
     decode_capture,
@@ -35,7 +36,6 @@ from qfleet.common.types import (
     TransitionChunk,
 )
 from qfleet.fleets.fleet import ActorReport, FleetReport
-from qfleet.fleets.plan import RunPlans
 from qfleet.learner.block_runner import BlockPlanner, run_blocks
 from qfleet.learner.learner import Learner
 from qfleet.replay_server.build import build_shard

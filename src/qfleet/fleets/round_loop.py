@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from qfleet.cluster.plan import RoundPlan
 from qfleet.common.errors import WaitTimeoutError
 from qfleet.fleets.fleet import Fleet
-from qfleet.fleets.plan import RoundPlan
 from qfleet.replay_server.rate_limiter import LearningDebt
 
 

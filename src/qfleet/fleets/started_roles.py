@@ -8,12 +8,12 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any
 
+from qfleet.cluster.plan import RunPlans
 from qfleet.cluster.roles import Roles, Waiting, answer
 from qfleet.common.capture_stream import Streams
 from qfleet.common.types import EnvironmentSpec
 from qfleet.fleets.cuts import capture_learner_and_replay
 from qfleet.fleets.fleet import FleetReport
-from qfleet.fleets.plan import RunPlans
 from qfleet.fleets.role_reports import make_report
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from qfleet.actors.plan import ActorPlan, EvaluatorPlan
-from qfleet.cluster.plan import ClusterPlan
+from qfleet.cluster.plan import ClusterPlan, FleetPlan, RoundPlan, RunPlans
 from qfleet.common.errors import ConfigError
-from qfleet.fleets.plan import FleetPlan, RoundPlan, RunPlans
 from qfleet.learner.plan import LearnerPlan
 from qfleet.replay_server.plan import ReplayPlan
 from qfleet.replay_server.rate_limiter import EpisodeLimiter, LearningRule
