@@ -20,6 +20,7 @@ from qfleet.common.errors import ConfigError, EnvironmentFailedError, QfleetErro
 from qfleet.common.types import EnvironmentSpec, EvaluationReport
 from qfleet.common.vector_envs import make_vector_env
 from qfleet.pictures.artifacts import Artifacts
+from qfleet.run.final_block import final_block
 from qfleet.run.finish import finish
 from qfleet.run.header import header_lines
 from qfleet.run.outcome import Outcome
@@ -27,7 +28,6 @@ from qfleet.run.phases import process_started_s
 from qfleet.run.resolution import check_and_resolve
 from qfleet.run.runtimes import run_session
 from qfleet.run.stop_signals import noticed
-from qfleet.run_files.final_block import final_block
 from qfleet.run_files.metrics import MetricsWriter
 from qfleet.run_files.resume import (
     ResumePoint,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qfleet.run_files.final_block import final_block
+from qfleet.run.final_block import final_block
 from qfleet.run_files.summary import Accounting, RunSummary, write_summary
 
 
