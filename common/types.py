@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -261,6 +261,16 @@ class Capture:
     arrays: Columns = field(default_factory=dict)
 
 
+class BlockStats(NamedTuple):
+    """One block of updates: the step at its end, and means over its updates."""
+
+    learner_steps: int
+    loss: float
+    q_mean: float
+    td_error_abs_mean: float
+    grad_norm: float
+
+
 class LearnerStats(NamedTuple):
     """Means over the updates since the previous report, and the learner's counters."""
 
@@ -271,6 +281,9 @@ class LearnerStats(NamedTuple):
     q_mean: float
     td_error_abs_mean: float
     grad_norm: float
+    last_blocks: Sequence[Sequence[float]] = ()
+    """Of a learner that diverged: `BlockStats` of its last blocks, the one that was not finite
+    included."""
 
 
 class EvaluationRequest(NamedTuple):

@@ -6,6 +6,7 @@ threads, no clock; what computes is a `LearnerBackend`. Source: Mnih et al. 2013
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Mapping
 
 import numpy as np
@@ -50,6 +51,9 @@ class Learner:
         self._sums = dict.fromkeys(_STATS, 0.0)
         self._updates_in_sums = 0
         self._last_stats = dict.fromkeys(_STATS, 0.0)
+        self._last_blocks: collections.deque[tuple[float, ...]] = collections.deque(maxlen=200)
+        """Learner steps and means; told when the learner has diverged."""
+        self._has_diverged = False
         if self._plan.has_hard_syncs:
             self._sync_target()
         else:
@@ -87,10 +91,14 @@ class Learner:
             np.isfinite(values).all()
             for values in (measured.td_errors_abs, measured.losses, measured.grad_norms)
         ):
+            self._has_diverged = True
+            with np.errstate(over="ignore", invalid="ignore"):
+                self._remember(first_step + sample.n_batches - 1, _block_means(measured))
             raise NonFiniteError(
                 f"training diverged: a TD error, loss or gradient is not finite in updates "
-                f"{first_step}…{first_step + sample.n_batches - 1}; try a smaller "
-                "learner.learning_rate or set learner.max_grad_norm"
+                f"{first_step}…{first_step + sample.n_batches - 1}; try "
+                f"{'learner.loss huber, ' if self._plan.loss == 'mse' else ''}"
+                "a smaller learner.learning_rate or learner.max_grad_norm"
             )
         self._backend.accept()
         self.learner_steps += sample.n_batches
@@ -100,11 +108,14 @@ class Learner:
 
     def _add_stats(self, measured: Measured) -> None:
         n_batches = len(measured.losses)
-        self._sums["loss"] += float(measured.losses.sum())
-        self._sums["q_mean"] += float(measured.q_means.sum())
-        self._sums["td_error_abs_mean"] += float(measured.td_errors_abs.mean()) * n_batches
-        self._sums["grad_norm"] += float(measured.grad_norms.sum())
+        means = _block_means(measured)
+        for name, mean in zip(_STATS, means, strict=True):
+            self._sums[name] += mean * n_batches
         self._updates_in_sums += n_batches
+        self._remember(self.learner_steps, means)
+
+    def _remember(self, learner_steps: int, means: tuple[float, ...]) -> None:
+        self._last_blocks.append((learner_steps, *means))
 
     def _sync_if_due(self) -> None:
         period = self._plan.target_update_period_learner_steps
@@ -162,7 +173,11 @@ class Learner:
             self._sums = dict.fromkeys(_STATS, 0.0)
             self._updates_in_sums = 0
         return LearnerStats(
-            self.learner_steps, self._version, len(self.target_syncs), **self._last_stats
+            self.learner_steps,
+            self._version,
+            len(self.target_syncs),
+            **self._last_stats,
+            last_blocks=tuple(self._last_blocks) if self._has_diverged else (),
         )
 
     def capture(self) -> Capture:
@@ -285,3 +300,13 @@ def _grouped(arrays: Mapping[str, Array]) -> Groups:
         group, _, name = key.partition("/")
         groups[group][name] = array
     return groups
+
+
+def _block_means(measured: Measured) -> tuple[float, ...]:
+    """In the order of `_STATS`."""
+    return (
+        float(measured.losses.mean()),
+        float(measured.q_means.mean()),
+        float(measured.td_errors_abs.mean()),
+        float(measured.grad_norms.mean()),
+    )

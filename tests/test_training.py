@@ -19,10 +19,11 @@ from qfleet import training
 from qfleet.api import load_policy, make_env, play_episodes
 from qfleet.command_line import cli
 from qfleet.common.errors import CheckpointError, ConfigError
+from qfleet.run.final_block import final_block
 from qfleet.run.header import header_lines
 from qfleet.run_files.checkpoint import list_checkpoints
 from qfleet.run_files.checkpoint_reader import read_checkpoint
-from qfleet.run_files.final_block import final_block
+from qfleet.run_files.metrics import read_metrics, read_monitor
 from qfleet.run_files.run_directory import RunDirectory
 from qfleet.run_files.summary import read_summary
 from qfleet.settings.config import Config, RayConfig
@@ -462,6 +463,31 @@ def test_train_that_diverges_ends_with_4_and_a_summary(tmp_path, capsys):
     assert (summary.status, summary.exit_code) == ("failed", 4)
     assert "diverged" in summary.stop_reason
     assert "diverged" in capsys.readouterr().err
+
+
+def test_train_without_target_network_leaves_what_its_divergence_looked_like(tmp_path, capsys):
+    """The course's first exercise: it diverges within the updates after the first episodes."""
+    wanted = config(
+        preset="tutorial-state",
+        learner__target_network=False,
+        learner__compile="off",
+        learner__updates_per_call=10,
+        metrics__console="plain",
+    )
+    assert run_train(wanted, run_dir=str(tmp_path / "run")) == 4
+
+    summary, rows = read_summary(tmp_path / "run"), read_metrics(tmp_path / "run")
+    steps = [row["learner_steps"] for row in rows if row["learner_steps"] > 0]
+    assert steps == list(range(10, steps[-1] + 1, 10))  # each block until the end
+    assert steps[-1] == summary.learner_steps + 10  # the one that was not finite
+    q_means = [row["learner/q_mean"] for row in rows if row["learner_steps"] > 0]
+    assert q_means[-1] is None or q_means[-1] > 1e6
+    assert max(abs(q) for q in q_means if q is not None) > 10 * abs(q_means[0])
+    lengths = [length for _, length, _ in read_monitor(tmp_path / "run")]
+    assert summary.env_steps == sum(lengths) == rows[-1]["env_steps"] > 0
+    assert (tmp_path / "run" / "learning_curve.png").is_file()
+    assert list((tmp_path / "run").glob("events.out.tfevents*"))
+    assert f"episode    {len(lengths)}  return" in capsys.readouterr().out
 
 
 BROKEN_ENV = """

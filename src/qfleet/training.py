@@ -197,6 +197,7 @@ def _run(session: Session, outcome: Outcome) -> None:
         run_session(session, outcome)
     except QfleetError as error:
         outcome.error, outcome.reason = error, str(error)
+        session.progress.write_last_blocks()
         if isinstance(error, EnvironmentFailedError):
             whole_text = "".join(traceback.format_exception(error))
             session.incident("an environment failed", whole_text)

@@ -15,7 +15,7 @@ from qfleet.common.errors import CheckpointError, InvariantError, NonFiniteError
 from qfleet.common.networks import build_network, load_arrays
 from qfleet.common.params import params_sha256
 from qfleet.common.seeding import seed_int
-from qfleet.common.types import EnvironmentSpec, ReplaySample, TargetSyncEvent
+from qfleet.common.types import BlockStats, EnvironmentSpec, ReplaySample, TargetSyncEvent
 from qfleet.learner.learner import Learner
 from qfleet.learner.plan import LearnerPlan
 from qfleet.settings.config import Config
@@ -285,6 +285,25 @@ def test_update_block_non_finite_raises_and_leaves_the_learner_as_it_was(column,
     assert b"".join(encode_capture(learner.capture())) == before
     learner.check_valid()
     learner.update_block(batch)
+
+
+def test_stats_of_a_diverged_learner_hold_its_last_blocks_up_to_the_one_that_is_not_finite():
+    learner = trained(configuration(loss="mse"), 2)
+    loss = learner.stats().loss
+    learner.update_block(sample(2))
+    third = learner.stats()
+    assert third.last_blocks == ()  # nobody asks while all is well
+    batch = sample(3)
+    columns = {**batch.columns, "n_step_return": np.full_like(batch.columns["n_step_return"], 2e19)}
+
+    with pytest.raises(NonFiniteError, match=r"try learner\.loss huber, a smaller"):
+        learner.update_block(ReplaySample(columns, batch.item_keys, batch.shards, batch.is_weights))
+
+    blocks = [BlockStats(int(steps), *means) for steps, *means in learner.stats().last_blocks]
+    assert [block.learner_steps for block in blocks] == [5, 10, 15, 20]
+    assert (blocks[0].loss + blocks[1].loss) / 2 == pytest.approx(loss)
+    assert blocks[2] == pytest.approx((15, *third[3:7]))
+    assert not np.isfinite(blocks[3].loss)
 
 
 @pytest.mark.parametrize(

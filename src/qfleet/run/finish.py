@@ -23,6 +23,8 @@ def finish(session: Session, outcome: Outcome) -> RunSummary:
     score = _score(session, outcome)
     if session.artifacts is not None:
         outcome.phases.enter(ARTIFACTS)
+        if session.counters.totals.episodes:
+            session.artifacts.plot()  # begun already, unless an error ended the loop
         session.artifacts.wait(session.incident)
     summary = _summary(session, outcome, score, outcome.phases.seconds())
     write_summary(summary, session.directory.path)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from qfleet.cluster.background_imports import import_in_background
-from qfleet.common.errors import RoleLostError, WaitTimeoutError
+from qfleet.common.errors import NonFiniteError, RoleLostError, WaitTimeoutError
 from qfleet.fleets.fleet import Fleet
 from qfleet.fleets.round_loop import run_rounds
 from qfleet.replay_server.rate_limiter import LearningDebt
@@ -179,7 +179,7 @@ def _run_lockstep(session: Session, fleet: Fleet, outcome: Outcome) -> None:
     training_begins(session, outcome)
     observer = LockstepObserver(session, outcome.phases)
     if session.stop_reason() is None:
-        run_rounds(run_plans(session.config).fleet.rounds, fleet, observer, debt)
+        _run_rounds(session, fleet, observer, debt)
     outcome.reason = session.stop_reason() or "stopped"
     outcome.phases.enter(CHECKPOINT)
     loop_ended(session, outcome)
@@ -188,6 +188,16 @@ def _run_lockstep(session: Session, fleet: Fleet, outcome: Outcome) -> None:
     outcome.target_syncs = fleet.target_sync_log()
     observer.save(fleet)
     training_ended(session)
+
+
+def _run_rounds(
+    session: Session, fleet: Fleet, observer: LockstepObserver, debt: LearningDebt
+) -> None:
+    try:
+        run_rounds(run_plans(session.config).fleet.rounds, fleet, observer, debt)
+    except NonFiniteError:
+        session.observe(fleet.report())  # what was played and learned up to the end
+        raise
 
 
 def _restore_session(session: Session, outcome: Outcome) -> None:

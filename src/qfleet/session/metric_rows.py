@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qfleet.common.types import EpisodeSummary
+from qfleet.common.types import BlockStats, EpisodeSummary
 from qfleet.fleets.fleet import FleetReport
 from qfleet.run_files import metrics
 
@@ -43,6 +43,16 @@ def metric_row(
         values[metrics.ROLLOUT_LENGTH_MEAN] = sum(e.length_env_steps for e in recent) / n
         values[metrics.ROLLOUT_EPSILON] = sum(e.epsilon for e in recent) / n
     return values
+
+
+def block_row(block: BlockStats) -> dict[str, float]:
+    """Values of one block by metric name."""
+    return {
+        metrics.LEARNER_LOSS: block.loss,
+        metrics.LEARNER_Q_MEAN: block.q_mean,
+        metrics.LEARNER_TD_ERROR_ABS_MEAN: block.td_error_abs_mean,
+        metrics.LEARNER_GRAD_NORM: block.grad_norm,
+    }
 
 
 def samples_per_insert(report: FleetReport) -> float | None:

@@ -6,13 +6,13 @@ import collections
 from dataclasses import dataclass, field
 
 from qfleet.command_line.console import Console, EpisodeLine, RunStatus
-from qfleet.common.types import EpisodeSummary
+from qfleet.common.types import BlockStats, EpisodeSummary
 from qfleet.run_files.metrics import MetricsWriter
 from qfleet.session.bottleneck import Bottleneck
 from qfleet.session.budgets import Budgets
 from qfleet.session.counters import Counters
 from qfleet.session.forecast import Forecast
-from qfleet.session.metric_rows import metric_row
+from qfleet.session.metric_rows import block_row, metric_row
 from qfleet.session.solve_tracker import SolveTracker
 from qfleet.settings.config import Config
 
@@ -120,6 +120,22 @@ class Progress:
             learner_steps=counters.learner_steps,
             wall_s=counters.wall_s,
         )
+
+    def write_last_blocks(self) -> None:
+        """A row for each block of a learner that diverged, after the last row there is.
+
+        That is what the divergence looked like: it may have taken less than one metrics period.
+        """
+        counters = self.counters
+        blocks = () if counters.report is None else counters.report.learner.last_blocks
+        for block in (BlockStats(int(steps), *means) for steps, *means in blocks):
+            if block.learner_steps > self._row_learner_steps:
+                self.writer.write(
+                    block_row(block),
+                    env_steps=counters.env_steps,
+                    learner_steps=block.learner_steps,
+                    wall_s=counters.wall_s,
+                )
 
     def status(self) -> RunStatus:
         """This moment for the console."""
