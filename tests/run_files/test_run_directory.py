@@ -351,6 +351,35 @@ def test_resolve_run_without_evaluation_points_to_the_last_checkpoint() -> None:
             resolve_run("out")
 
 
+@pytest.mark.parametrize(
+    ("exit_code", "words"),
+    [
+        (4, r"it diverged before the first evaluation \(training diverged: NaN\)"),
+        (143, r"it ended before the first evaluation \(training diverged: NaN\)"),
+        (None, "nothing was evaluated yet"),
+    ],
+)
+def test_resolve_run_that_ended_early_says_how_and_names_the_newest_that_can_be_played(
+    exit_code: int | None, words: str
+) -> None:
+    """Bare `play` and `eval` after a diverged run: `runs/latest` is that one."""
+    for name in ("runs/older", "runs/newer", "runs/diverged"):
+        with RunDirectory.create(Config(), name) as run:
+            run.write_config("")
+            stamp = 1_000 + len(name)
+            os.utime(run.config_path, (stamp, stamp))
+            if name != "runs/diverged":
+                blocks = {PARAMS_FILE: [b"x"]}
+                run.write_best(learner_step=1, generation=1, files=blocks, manifest={})
+    os.utime("runs/newer/config.yaml", (2_000, 2_000))
+    if exit_code is not None:
+        text = {"exit_code": exit_code, "stop_reason": "training diverged: NaN\nmore"}
+        Path("runs/diverged/summary.json").write_text(json.dumps(text))
+
+    with pytest.raises(ConfigError, match=rf"^runs/diverged has no best/: {words}; .*runs/newer$"):
+        resolve_run(None)
+
+
 def test_missing_run_lists_those_that_exist() -> None:
     with pytest.raises(ConfigError, match=r"runs/latest does not exist.*`qfleet train`"):
         resolve_run(None)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from qfleet.run.phases import EVALUATION, TRAINING
 from qfleet.run_files.error_texts import ERRORS_DIRECTORY
-from qfleet.run_files.find_runs import CONFIG_FILE, RUNS, shorten
+from qfleet.run_files.find_runs import CONFIG_FILE, RUNS, SUMMARY_FILE, shorten
 from qfleet.run_files.resume import load_saved_config
-from qfleet.run_files.run_directory import LEARNING_CURVE_FILE, SUMMARY_FILE
+from qfleet.run_files.run_directory import LEARNING_CURVE_FILE
 from qfleet.run_files.summary import RunSummary
 from qfleet.session.bottleneck import ACTOR_STAGES
 from qfleet.settings.trust import ALLOW_CODE, foreign_code

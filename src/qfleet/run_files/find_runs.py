@@ -6,15 +6,17 @@ Called by `eval`, `play`, `status` and by a resume; only looks.
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from pathlib import Path
 
-from qfleet.common.errors import ConfigError
+from qfleet.common.errors import ConfigError, NonFiniteError
 from qfleet.run_files.checkpoint import PARAMS_FILE
 from qfleet.run_files.durable import TEMPORARY_PREFIX
 
 RUNS = Path("runs")
 CONFIG_FILE = "config.yaml"
+SUMMARY_FILE = "summary.json"
 LATEST = "latest"
 BEST = "best"
 OLD_BEST = f"{TEMPORARY_PREFIX}old-best"
@@ -63,12 +65,28 @@ def resolve_run(argument: str | Path | None) -> Path:
     for name in (BEST, OLD_BEST):
         if (run / name / PARAMS_FILE).is_file():
             return run / name / PARAMS_FILE
-    remedy = (
-        f"use {run / LATEST} for its last checkpoint"
-        if (run / LATEST / PARAMS_FILE).is_file()
-        else "it has no checkpoint either: let it train longer"
-    )
-    raise ConfigError(f"{run} has no {BEST}/: nothing was evaluated yet; {remedy}")
+    raise ConfigError(f"{run} has no {BEST}/: {_why_no_best(run)}; {_instead_of(run)}")
+
+
+def _why_no_best(run: Path) -> str:
+    """How the run ended, from its summary; one that this version cannot read tells nothing."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        summary = json.loads((run / SUMMARY_FILE).read_text())
+        ended = str(summary["stop_reason"]).partition("\n")[0]
+        how = "diverged" if summary["exit_code"] == NonFiniteError.exit_code else "ended"
+        return f"it {how} before the first evaluation ({ended})"
+    return "nothing was evaluated yet"
+
+
+def _instead_of(run: Path) -> str:
+    """What can be played: the run's last checkpoint, and the newest other run with a `best/`."""
+    found = []
+    if (run / LATEST / PARAMS_FILE).is_file():
+        found.append(f"use {run / LATEST} for its last checkpoint")
+    others = [other for other in existing_runs() if (other / BEST / PARAMS_FILE).is_file()]
+    if others:
+        found.append(f"the newest run with a {BEST}/ is {others[0]}")
+    return " or ".join(found) or "it has no checkpoint either: let it train longer"
 
 
 def existing_runs() -> list[Path]:

@@ -26,6 +26,7 @@ from qfleet.run_files.find_runs import (
     LATEST,
     OLD_BEST,
     RUNS,
+    SUMMARY_FILE,
     checked_place,
     find_run,
     holds_run,
@@ -34,7 +35,6 @@ from qfleet.run_files.identity import RunIdentity
 from qfleet.run_files.run_lock import LOCK_FILE, RunLock
 from qfleet.settings.config import Config
 
-SUMMARY_FILE = "summary.json"
 LEARNING_CURVE_FILE = "learning_curve.png"
 _REPORTED_PACKAGES = ("qfleet", "torch", "ray", "gymnasium", "numpy")
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qfleet.common.errors import ConfigError
 from qfleet.run_files.durable import replace_synced
-from qfleet.run_files.run_directory import SUMMARY_FILE
+from qfleet.run_files.find_runs import SUMMARY_FILE
 
 
 class Accounting(BaseModel):

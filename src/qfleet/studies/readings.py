@@ -15,7 +15,7 @@ import yaml
 
 from qfleet.common.errors import ConfigError
 from qfleet.common.types import Array
-from qfleet.run_files.find_runs import CONFIG_FILE
+from qfleet.run_files.find_runs import CONFIG_FILE, SUMMARY_FILE
 from qfleet.run_files.metrics import (
     EVAL_RETURN_MEAN,
     LEARNER_GRAD_NORM,
@@ -24,7 +24,6 @@ from qfleet.run_files.metrics import (
     read_metrics,
     read_monitor,
 )
-from qfleet.run_files.run_directory import SUMMARY_FILE
 
 DIVERGED_EXIT_CODE = 4
 TRACES = (LEARNER_Q_MEAN, LEARNER_LOSS, LEARNER_GRAD_NORM)
