@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from typing import Any
 
 import numpy as np
@@ -134,3 +136,39 @@ def test_train_tutorial_pixels_is_the_courses_schedule(tmp_path, capsys):
     epsilons = [event["epsilon"] for event in episodes]
     np.testing.assert_allclose(epsilons, [1 - 0.995 * k / 4 for k in range(4)])
     assert read_summary(tmp_path / "run").run_id == summary.run_id
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "prioritized"])
+def test_train_interrupted_and_resumed_equals_one_run_straight(tmp_path, sampling):
+    """Frames, numbers and open windows go through the checkpoint; the ring has wrapped by then."""
+    wanted = config(
+        replay__sampling=sampling,
+        replay__capacity=80,
+        actors__count=2,
+        replay__shards=2,
+        replay__min_size_to_sample=40,
+        eval__period_learner_steps=30,
+    )
+    straight = train(wanted, run_dir=tmp_path / "straight")
+    half = train(
+        wanted, lambda report: os.kill(os.getpid(), signal.SIGINT), run_dir=tmp_path / "parts"
+    )
+    assert (half.stop_reason, half.learner_steps < 60) == ("SIGINT", True)
+
+    resumed = train(wanted, resume=str(tmp_path / "parts"))
+
+    assert resumed.resume_kind.startswith("exact")
+    assert resumed.params_sha256 == straight.params_sha256
+    assert resumed.accounting == straight.accounting
+    assert resumed.accounting.evicted > 0
+    assert resumed.accounting.rejected == 0
+
+
+def test_train_resumed_without_contents_leaves_out_what_names_lost_frames(tmp_path):
+    wanted = {"run__checkpoint_replay": "none", "actors__n_step": 3}
+    train(config(run__max_learner_steps=40, **wanted), run_dir=tmp_path / "run")
+
+    resumed = train(config(run__max_learner_steps=60, **wanted), resume=str(tmp_path / "run"))
+
+    assert resumed.learner_steps == 60
+    assert resumed.accounting.is_balanced
