@@ -59,11 +59,11 @@ class Actor:
     ) -> None:
         self._run_id, self._slot, self._incarnation = run_id, slot, incarnation
         self._plan, self._spec, self._env = plan, spec, env
-        self._params = HeldParams(build_q_function)
+        self._params = HeldParams(slot, spec, build_q_function)
         self._rng = seeding.generator(plan.seed, "actor.policy", slot)
         self.set_n_actors(plan.count)
         self._env_steps_at_params = 0
-        self._acted_version = 0
+        self._acted_version = self._acted_target_version = 0
         self._seq = 0
         self.clock = StageClock()
         """Where its own time went."""
@@ -131,10 +131,14 @@ class Actor:
         self._exploration = Exploration(self._plan, self._slot, n_actors, self._env.n_envs)
 
     def set_params(self, snapshot: ParamsSnapshot) -> TargetSyncEvent | None:
-        """Act with `snapshot` from the next step on; the target sync that this acknowledges.
+        """Act with `snapshot` from the next step on; the target sync that is taken with it.
 
-        A version older than the held one is ignored and counted in `stale_params`; the held
-        version again changes nothing.
+        A version older than the held one is ignored and counted in `stale_params`, unless it is a
+        newer target: that is taken as the target alone. The held version again changes nothing.
+
+        Raises:
+            NonFiniteError: when an array holds NaN or infinity; nothing was changed.
+            InvariantError: when an array is not this network's; nothing was changed.
         """
         before = self._params.online
         event = self._params.take(snapshot)
@@ -161,6 +165,7 @@ class Actor:
         result = self._env.step(actions)
         self.clock.lap(ENVIRONMENT)
         self._acted_version = online.version
+        self._acted_target_version = self.target_version or 0
         self._recorder.record(observations, actions, result, epsilons)
         self.clock.lap(ENCODING)
 
@@ -203,6 +208,7 @@ class Actor:
             played.env_steps,
             played.episodes,
             played.frames,
+            self._acted_target_version,
         )
         self._seq += 1
         self.clock.lap(ENCODING)
@@ -240,6 +246,7 @@ class Actor:
             stale_params=self.stale_params,
             env_steps_at_params=self._env_steps_at_params,
             acted_version=self._acted_version,
+            acted_target_version=self._acted_target_version,
             rng=self._rng.bit_generator.state,
         )
         if self._env.supports_capture:
@@ -264,6 +271,7 @@ class Actor:
         self._seq = meta["seq"] if same_incarnation else 0
         self._params.stale = meta["stale_params"]
         self._acted_version = meta["acted_version"]
+        self._acted_target_version = meta["acted_target_version"]
         self._rng.bit_generator.state = meta["rng"]
         self._params.restore(capture)
         self._env_steps_at_params = meta["env_steps_at_params"]

@@ -1,12 +1,13 @@
 """Ray shells of the actor and the evaluator: thin, all decisions are in the cores.
 
 Created by the composition root alone. `run` occupies the default concurrency group; the `control`
-group answers meanwhile. What crosses is bytes of our wire format and plain values.
+group answers meanwhile. What crosses is bytes of our wire format and plain values. Parameters are
+pulled: every acknowledgement of a chunk names the newest versions, and brings those that the actor
+does not hold; an actor that starts asks its shard for the first ones.
 """
 
 from __future__ import annotations
 
-import collections
 import os
 import threading
 import time
@@ -19,28 +20,36 @@ from qfleet.actors.build import build_actor
 from qfleet.actors.confirmation import run_request
 from qfleet.actors.evaluator import Evaluator
 from qfleet.actors.memory_limit import MemoryLimit
-from qfleet.actors.plan import MAX_UNACKNOWLEDGED_CHUNKS, ActorPlan, EvaluatorPlan
+from qfleet.actors.plan import ActorPlan, EvaluatorPlan
+from qfleet.actors.remote_params import fetch_snapshot
+from qfleet.actors.remote_push import ChunkSender
 from qfleet.common import user_code
 from qfleet.common.adaptive_size import AdaptiveSize
 from qfleet.common.capture_stream import decode_capture, encode_capture, restoring
-from qfleet.common.errors import WaitTimeoutError
-from qfleet.common.messages import decode_snapshot, encode_chunk
+from qfleet.common.errors import RoleLostError, WaitTimeoutError
+from qfleet.common.messages import encode_chunk
 from qfleet.common.plan_json import PlanT, plan_from_json
 from qfleet.common.q_functions import QFunctions
 from qfleet.common.stage_clock import ENCODING, WAIT, StageClock
 from qfleet.common.threads import limit_threads
-from qfleet.common.types import (
-    EnvironmentSpec,
-    EvaluationRequest,
-    InsertAck,
-    ParamsSnapshot,
-)
+from qfleet.common.types import EnvironmentSpec, EvaluationRequest, ParamsOffer
 
-ANSWER_TIMEOUT_S = 60.0
-POLL_S = 0.2
+POLL_S = 0.1
+LISTEN_PERIOD_S = 0.005
+"""While it plays, an actor looks for acknowledgements no more often than this."""
+FIRST_PARAMS_TIMEOUT_S = 60.0
+FIRST_PARAMS_QUESTION_S = 0.2
+"""How long the shard keeps one question for the first parameters open."""
 SENDING_TO_GROW = 0.05
 """An actor that spends more than this share of its time on sending makes larger chunks."""
+RAY_OPTIONS: dict[str, Any] = {
+    "concurrency_groups": {"control": 1},
+    "max_restarts": 0,
+    # A call that was lost must not hold up those behind it: Ray waits 30 s for a missing number.
+    "allow_out_of_order_execution": True,
+}
 DRAIN_S = 2.0
+EVALUATED_TIMEOUT_S = 60.0
 
 
 def enter_role(kind: type[PlanT], plan_json: str, import_paths: list[str]) -> PlanT:
@@ -73,7 +82,7 @@ class ActorShell:
             grow_after=4,
             shrink_after=64,
         )
-        self._pushed_at_s = 0.0
+        self._pushed_at_s = self._listened_at_s = 0.0
         self._core: Actor = build_actor(
             plan,
             EnvironmentSpec.from_json(spec_json),
@@ -83,21 +92,11 @@ class ActorShell:
         )
         self._memory = MemoryLimit(plan.max_memory_gb)
         self._lock = threading.Lock()
-        self._inbox: collections.deque[ParamsSnapshot] = collections.deque()
-        self._first_params = threading.Event()
         self._stop = threading.Event()
-        self._unacknowledged: collections.deque[tuple[bytes, int, Any]] = collections.deque()
-        self._unacknowledged_rows = 0
-        self._credits = plan.chunk_transitions
+        self._first_credits = plan.chunk_transitions
+        self._sender: ChunkSender | None = None
+        self._unfetchable_version = 0
         self._clock = StageClock()
-
-    @ray.method(concurrency_group="control")
-    def set_params(self, data: bytes) -> tuple[int, int, bool]:
-        """Take a snapshot, to be used from the next step on; returns (slot, version, target?)."""
-        snapshot = decode_snapshot(data)
-        self._inbox.append(snapshot)
-        self._first_params.set()
-        return self._slot, snapshot.version, snapshot.is_target_sync
 
     @ray.method(concurrency_group="control")
     def set_n_actors(self, n_actors: int) -> None:
@@ -109,7 +108,6 @@ class ActorShell:
     def request_stop(self) -> None:
         """End `run` after the current step."""
         self._stop.set()
-        self._first_params.set()
 
     @ray.method(concurrency_group="control")
     def ping(self) -> dict[str, Any]:
@@ -124,7 +122,7 @@ class ActorShell:
             "env_steps": core.env_steps,
             "episodes": core.episodes,
             "produced": core.produced,
-            "unsent": core.pending_rows + self._unacknowledged_rows,
+            "unsent": core.pending_rows + (0 if self._sender is None else self._sender.rows),
             "params_version": core.params_version,
             "params_learner_step": core.params_learner_step,
             "stale_params": core.stale_params,
@@ -141,86 +139,93 @@ class ActorShell:
 
     def run(self, shard: Any) -> dict[str, Any]:
         """Play until `request_stop`, pushing chunks to `shard`; returns the final counters."""
-        if not self._first_params.wait(ANSWER_TIMEOUT_S):
-            raise WaitTimeoutError(
-                f"actor {self._slot} waited {ANSWER_TIMEOUT_S:.0f} s for the learner's first "
-                "parameters"
-            )
+        if self._stop.is_set():  # called again: the answer to the first call was lost
+            return self._counters()
+        self._sender = ChunkSender(
+            shard,
+            self._slot,
+            credits=self._first_credits,
+            held_versions=self._held_versions,
+            take_offer=self._take,
+        )
+        self._await_first_params(shard)
         self._memory.check_start(self._slot)
         while not self._stop.is_set() and not self._memory.is_exceeded():
             with self._lock:
-                self._take_params()
-                if self._core.params_version is not None:
-                    self._core.step()
+                self._core.step()
             if self._core.pending_rows >= self._chunk_rows.size:
-                self._push(shard)
-        self._push(shard)
-        self._drain()
+                self._push(self._sender)
+            elif time.perf_counter() - self._listened_at_s > LISTEN_PERIOD_S:
+                self._listen(self._sender, 0.0)
+        self._push(self._sender)
+        self._sender.drain(DRAIN_S)
         if not self._stop.is_set():
             raise self._memory.error()
         return self._counters()
 
-    def _take_params(self) -> None:
-        while self._inbox:
-            self._core.set_params(self._inbox.popleft())
+    def _await_first_params(self, shard: Any) -> None:
+        deadline_s = time.monotonic() + FIRST_PARAMS_TIMEOUT_S
+        while self._core.params_version is None and not self._stop.is_set():
+            if time.monotonic() > deadline_s:
+                raise WaitTimeoutError(
+                    f"actor {self._slot} waited {FIRST_PARAMS_TIMEOUT_S:.0f} s for the learner's "
+                    "first parameters"
+                )
+            ref = shard.await_params.remote(FIRST_PARAMS_QUESTION_S)
+            try:
+                self._take(ParamsOffer(*ray.get(ref, timeout=FIRST_PARAMS_TIMEOUT_S)))
+            except ray.exceptions.ActorUnavailableError:
+                continue  # the call was lost
 
-    def _push(self, shard: Any) -> None:
+    def _held_versions(self) -> tuple[int, int]:
+        return self._core.params_version or 0, self._core.target_version or 0
+
+    def _take(self, offer: ParamsOffer) -> None:
+        """Act with what is offered and newer, the target first; what is gone leaves the old one."""
+        held = self._held_versions()
+        offered = (
+            (offer.target_version, held[1], offer.target),
+            (offer.version, held[0], offer.latest),
+        )
+        for version, held_version, payload in offered:
+            if payload is None or version <= max(held_version, self._unfetchable_version):
+                continue
+            snapshot = fetch_snapshot(payload)
+            if snapshot is None:
+                self._unfetchable_version = version
+                continue
+            with self._lock:
+                self._core.set_params(snapshot)
+
+    def _push(self, sender: ChunkSender) -> None:
         chunk = self._core.take_chunk()
         if chunk is None:
             return
         self._clock.start()
-        data = encode_chunk(chunk)
-        self._unacknowledged.append((data, len(chunk), (shard, shard.insert.remote(data))))
+        sender.send(chunk)
         sending_s, now_s = self._clock.lap(ENCODING), time.perf_counter()
         self._chunk_rows.observe(sending_s, now_s - self._pushed_at_s)
         self._pushed_at_s = now_s
-        self._unacknowledged_rows += len(chunk)
-        while len(self._unacknowledged) >= self._window and not self._stop.is_set():
-            self._wait_for_oldest()
-
-    @property
-    def _window(self) -> int:
-        """Chunks that may be under way: one when the shard is about to hold the next one back.
-
-        Playing on meanwhile would only make older transitions.
-        """
-        return MAX_UNACKNOWLEDGED_CHUNKS if self._credits >= self._chunk_rows.size else 1
-
-    def _drain(self) -> None:
-        """At the end: acknowledgements that come soon are taken, the rest stay counted."""
-        deadline = time.monotonic() + DRAIN_S
-        while self._unacknowledged and time.monotonic() < deadline:
-            self._wait_for_oldest()
-
-    def _wait_for_oldest(self) -> None:
-        data, rows, (shard, ref) = self._unacknowledged[0]
-        started = time.perf_counter()
-        self._clock.start()
-        ready: list[Any] = []
-        while not ready:
-            ready, _ = ray.wait([ref], timeout=POLL_S)
-            waited = time.perf_counter() - started
-            if self._stop.is_set() and waited > DRAIN_S:
-                return
-            if not ready and waited > ANSWER_TIMEOUT_S:
-                raise WaitTimeoutError(
-                    f"actor {self._slot} waited {waited:.0f} s for the replay server to "
-                    f"acknowledge a chunk of {rows} transitions"
-                )
+        while not sender.has_room(self._chunk_rows.size) and not self._stop.is_set():
+            self._listen(sender, POLL_S)
         self._clock.lap(WAIT)
-        ack = InsertAck(*ray.get(ref, timeout=ANSWER_TIMEOUT_S))
-        if ack.status == "blocked":
-            self._unacknowledged[0] = (data, rows, (shard, shard.insert.remote(data)))
-            return
-        self._unacknowledged.popleft()
-        self._unacknowledged_rows -= rows
-        self._credits = ack.credits
-        if ack.status not in ("accepted", "duplicate"):
+
+    def _listen(self, sender: ChunkSender, timeout_s: float) -> None:
+        """Take what the shard says: acknowledgements, and parameters with them."""
+        sender.wait(timeout_s)
+        self._listened_at_s = time.perf_counter()
+        if sender.refused:
             self._stop.set()
 
-    def act(self, n_env_steps: int | None) -> bytes | None:
-        """Lockstep: `n_env_steps` env steps (None: one episode), transitions as one chunk."""
-        self._take_params()
+    def act(self, n_env_steps: int | None, offer: list[Any]) -> bytes | None:
+        """Lockstep: `n_env_steps` env steps (None: one episode), transitions as one chunk.
+
+        Raises:
+            RoleLostError: when the parameters that are offered are gone.
+        """
+        self._take(ParamsOffer(*offer))
+        if self._core.params_version != offer[0]:
+            raise RoleLostError(f"actor {self._slot} could not get parameters version {offer[0]}")
         if n_env_steps is None:
             self._core.act_episode()
         else:
@@ -254,17 +259,22 @@ class EvaluatorShell:
             max_steps_per_episode=self._plan.max_episode_steps,
         )
 
-    def evaluate(self, data: bytes, request: list[Any]) -> list[Any]:
-        """An `EvaluationReport` as a list, for the snapshot in `data`."""
-        snapshot = decode_snapshot(data)
+    def evaluate(self, payload: Any, request: list[Any]) -> list[Any]:
+        """An `EvaluationReport` as a list, for the snapshot in `payload` (`ParamsOffer`).
+
+        Raises:
+            RoleLostError: when the snapshot is gone with its learner.
+        """
+        snapshot = fetch_snapshot(payload, EVALUATED_TIMEOUT_S)
+        if snapshot is None:
+            raise RoleLostError("the parameters to evaluate are gone: the learner has died")
         q_function = self._q_functions.of(snapshot.arrays)
         return list(run_request(self._evaluator, q_function, snapshot, EvaluationRequest(*request)))
 
 
 def remote_actor_class() -> Any:
     """The Ray actor class of `ActorShell`; one control thread beside the playing one."""
-    options: dict[str, Any] = {"concurrency_groups": {"control": 1}, "max_restarts": 0}
-    return ray.remote(**options)(ActorShell)
+    return ray.remote(**RAY_OPTIONS)(ActorShell)
 
 
 def remote_evaluator_class() -> Any:

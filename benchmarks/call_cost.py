@@ -1,13 +1,12 @@
-"""What a ping and a parameter snapshot cost the process that sends them, per actor.
+"""What a ping and a call with a parameter snapshot cost the process that sends them.
 
     python benchmarks/call_cost.py [--json FILE]
 
-Real actors that do not play, pinged as the driver pings them and sent snapshots as the learner
-sends them: send to all, a block's time later take the acknowledgements. `thread` is the CPU time of
-the thread that asks, which is what a driver's round or a learner's block becomes longer by;
+Real actors that do not play, pinged as the driver pings them and given snapshots as a shard's
+answers give them: encoded once, a call to each. `thread` is the CPU time of the thread that sends;
 `process` includes the threads of Ray beside it; `receiver` is the actor's, decoding and building
 the network included. The MLP of the default preset travels inside the call, the larger one through
-Ray's object store.
+Ray's object store. What publishing costs the learner's training: `publishing_cost.py`.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ from qfleet.cluster.ray_cluster import connect, disconnect
 from qfleet.cluster.roles import answer
 from qfleet.common.messages import encode_snapshot
 from qfleet.common.plan_json import plan_to_json
-from qfleet.common.types import ParamsSnapshot
+from qfleet.common.types import ParamsOffer, ParamsSnapshot
 from qfleet.fleets.async_loop import PolledCall
-from qfleet.learner.remote import SnapshotBroadcaster
+from qfleet.learner.remote_publisher import INLINE_SNAPSHOT_BYTES
 from qfleet.settings.plans import run_plans
 
 BLOCK_S = 0.005
-"""Between sending and taking acknowledgements: about a block of the default preset."""
-SENDS_PER_ACT = 10
+"""Between asking and taking answers: about a block of the default preset."""
+WARM_UP_SENDS = 10
 MB = 1e6
 
 
@@ -104,22 +103,27 @@ def measure_pings(actors: list[Any], rounds: int, period_s: float) -> Spent:
 
 
 def measure_snapshots(
-    actors: list[Any], snapshots: Iterator[ParamsSnapshot], sends: int, n_env_steps: int
+    actors: list[Any], snapshots: Iterator[ParamsSnapshot], sends: int
 ) -> tuple[Spent, int]:
-    """The learner's publishing; the CPU times, and how many calls were made."""
-    broadcaster = SnapshotBroadcaster()
-    broadcaster.set_actors(dict(enumerate(actors)))
+    """Each actor takes so many snapshots; the CPU times, and how many calls were made."""
+    import ray
+
     meter = Meter(processes(actors))
-    for send in range(1, sends + 1):
+
+    def send(snapshot: ParamsSnapshot) -> list[Any]:
+        payload: Any = encode_snapshot(snapshot)
+        if len(payload) > INLINE_SNAPSHOT_BYTES:
+            payload = [ray.put(payload)]
+        offer = list(ParamsOffer(snapshot.version, 0, payload))
+        return [actor.act.remote(0, offer) for actor in actors]
+
+    for _ in range(sends):
         newer = next(snapshots)
-        meter.run(lambda newer=newer: broadcaster.send(newer))
+        refs = meter.run(lambda newer=newer: send(newer))
         time.sleep(BLOCK_S)
-        meter.run(broadcaster.collect)
-        if send % SENDS_PER_ACT == 0:  # so that the actors take what they were sent
-            for actor in actors:
-                answer(actor.act.remote(n_env_steps), "benchmark", "an actor to take parameters")
-    broadcaster.collect(timeout_s=START_TIMEOUT_S)
-    return meter.spent(), sends * len(actors) - broadcaster.skipped
+        for ref in refs:
+            meter.run(lambda ref=ref: answer(ref, "benchmark", "an actor to take parameters"))
+    return meter.spent(), sends * len(actors)
 
 
 def rows(name: str, unit_calls: list[tuple[Spent, int]], **detail: Any) -> list[Measurement]:
@@ -147,16 +151,12 @@ def measure_network(hidden_sizes: list[int], arguments: Any) -> list[Measurement
         snapshot = first_snapshot(run_plans(config).learner, spec)
         # An actor ignores what is not newer than what it has.
         newer = (replace(snapshot, version=version) for version in itertools.count(1))
-        n_env_steps = config.actors.envs_per_actor
-        measure_snapshots(actors, newer, SENDS_PER_ACT, n_env_steps)  # to warm up
+        measure_snapshots(actors, newer, WARM_UP_SENDS)
         if hidden_sizes == [128, 64]:
             rounds, n = arguments.rounds, len(actors)
             pings = [measure_pings(actors, rounds, BLOCK_S) for _ in range(arguments.repeats)]
             found += rows("ping", [(spent, rounds * n) for spent in pings], actors=n)
-        sent = [
-            measure_snapshots(actors, newer, arguments.sends, n_env_steps)
-            for _ in range(arguments.repeats)
-        ]
+        sent = [measure_snapshots(actors, newer, arguments.sends) for _ in range(arguments.repeats)]
         name = f"snapshot, MLP {'-'.join(map(str, hidden_sizes))}"
         found += rows(name, sent, bytes=len(encode_snapshot(snapshot)), actors=len(actors))
     finally:

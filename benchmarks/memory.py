@@ -46,7 +46,6 @@ def play(roles: Roles, seconds: float) -> dict[str, list[int]]:
     pids = roles.wait_until_ready()
     learner = roles.learner
     answer(learner.set_shards.remote(roles.shards), "benchmark", "the learner")
-    answer(learner.set_actors.remote(roles.actors), "benchmark", "the learner", 120.0)
     learner.run.remote()
     for slot, actor in roles.actors.items():
         actor.run.remote(roles.shard_of(slot))

@@ -65,7 +65,7 @@ class Producer:
         accepted = 0
         while accepted < transitions:
             # Past the rate limiter: nothing draws yet.
-            accepted += self._acknowledge(shard.insert.remote(self._encode(), False))
+            accepted += self._acknowledge(shard.insert.remote(self._encode(), wait=False))
         return accepted
 
     def pace(self, shard: Any, seconds: float, period_s: float) -> list[tuple[float, float]]:
@@ -100,7 +100,7 @@ class Producer:
         return encode_chunk(TransitionChunk(chunk_id, self._columns, None, 1, self._rows))
 
     def _acknowledge(self, ref: Any) -> int:
-        status = ray.get(ref, timeout=TIMEOUT_S)[0]
+        status = ray.get(ref, timeout=TIMEOUT_S)[0][0]
         if status != "accepted":
             raise RuntimeError(f"a chunk was {status}")
         return self._rows

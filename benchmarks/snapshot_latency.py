@@ -62,7 +62,6 @@ def measure(hidden_sizes: list[int], arguments: Any) -> Measurement:
     try:
         play(roles, arguments.seconds)
         blocks = answer(roles.learner.blocks.remote(), "benchmark", "the learner's notes")
-        status = answer(roles.learner.status.remote(), "benchmark", "the learner's status")
         values: list[float] = []
         for actor in roles.actors.values():
             notes = answer(actor.first_actions.remote(), "benchmark", "an actor's notes")
@@ -78,7 +77,6 @@ def measure(hidden_sizes: list[int], arguments: Any) -> Measurement:
         f"MLP {'-'.join(map(str, hidden_sizes))}, learner step to first action",
         values,
         published=published * len(roles.actors),
-        held_back=status["skipped_snapshots"],
         kilobytes=round(n_bytes / 1000),
     )
 

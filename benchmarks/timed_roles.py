@@ -14,11 +14,13 @@ from typing import Any
 import ray
 from producers import RUN_ID, START_TIMEOUT_S, start_shards
 
+from qfleet.actors import remote as actor_shell
 from qfleet.actors.remote import ActorShell
 from qfleet.cluster.roles import answer
 from qfleet.common.plan_json import plan_to_json
 from qfleet.common.types import EnvironmentSpec
-from qfleet.learner.remote import CONCURRENCY_GROUPS, LearnerShell
+from qfleet.learner import remote as learner_shell
+from qfleet.learner.remote import LearnerShell
 from qfleet.settings.config import Config
 from qfleet.settings.plans import run_plans
 
@@ -89,14 +91,12 @@ class TimedRoles:
 
 def start_roles(config: Config, spec: EnvironmentSpec, n_actors: int) -> TimedRoles:
     """Shards, a timed learner and timed actors, connected and ready to `run`."""
-    options: dict[str, Any] = {"concurrency_groups": {"control": 1}, "max_restarts": 0}
     plans = run_plans(config)
-    learner_options = {**options, "concurrency_groups": CONCURRENCY_GROUPS}
-    learner_class = ray.remote(**learner_options)(TimedLearnerShell)
+    learner_class = ray.remote(**learner_shell.RAY_OPTIONS)(TimedLearnerShell)
     learner = learner_class.options(num_cpus=plans.learner.num_cpus).remote(
         plan_to_json(plans.learner), spec.to_json(), [], "cpu"
     )
-    actor_class = ray.remote(**options)(TimedActorShell)
+    actor_class = ray.remote(**actor_shell.RAY_OPTIONS)(TimedActorShell)
     actor_class = actor_class.options(num_cpus=plans.actor.num_cpus)
     texts = (plan_to_json(plans.actor), spec.to_json(), [], RUN_ID)
     actors = {slot: actor_class.remote(*texts, slot, 0) for slot in range(n_actors)}
@@ -105,5 +105,4 @@ def start_roles(config: Config, spec: EnvironmentSpec, n_actors: int) -> TimedRo
     for actor in actors.values():
         answer(actor.ping.remote(), "benchmark", "an actor to start", START_TIMEOUT_S)
     answer(learner.set_shards.remote(shards), "benchmark", "the learner")
-    answer(learner.set_actors.remote(actors), "benchmark", "the learner")
     return TimedRoles(learner, shards, actors)

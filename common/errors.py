@@ -43,6 +43,10 @@ class RoleLostError(QfleetError):
     exit_code = 5
 
 
+class CallLostError(RoleLostError):
+    """A call or its answer was lost on its way; the role may well be alive."""
+
+
 class WaitTimeoutError(QfleetError):
     """A wait ended without its answer; the message names who waited for whom."""
 

@@ -43,6 +43,7 @@ _CHUNK_META: dict[str, type] = {
     "seq": int,
     "params_version": int,
     "env_steps": int,
+    "target_version": int,
 }
 _SAMPLE_META: dict[str, type] = {
     "shard": int,
@@ -67,6 +68,7 @@ def encode_chunk(chunk: TransitionChunk) -> bytes:
         **chunk.chunk_id._asdict(),
         "params_version": chunk.params_version,
         "env_steps": chunk.env_steps,
+        "target_version": chunk.target_version,
     }
     columns = dict(chunk.columns)
     if chunk.priorities is not None:
@@ -107,6 +109,7 @@ def decode_chunk(data: bytes | memoryview, spec: EnvironmentSpec) -> TransitionC
         meta["env_steps"],
         summaries,
         frames,
+        meta["target_version"],
     )
 
 

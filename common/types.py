@@ -142,6 +142,8 @@ class TransitionChunk:
     """Episodes that ended since the previous chunk."""
     frames: FrameRun | None = None
     """New frames since the previous chunk, where the columns hold frame numbers."""
+    target_version: int = 0
+    """Version of the target that was held while they were played; 0: none."""
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
@@ -151,11 +153,24 @@ class InsertAck(NamedTuple):
     """A replay shard's answer to one chunk."""
 
     status: str
-    """`accepted`, `duplicate`, `stale_incarnation`, `foreign_run` or `blocked` (send it again)."""
+    """`accepted`, `duplicate`, `stale_incarnation` or `foreign_run`."""
     hwm: int
     """High-water mark: every seq up to this one of the slot's incarnation was accepted."""
     credits: int
     """How many more transitions the shard takes before the rate limiter blocks."""
+
+
+class SlotStats(NamedTuple):
+    """What a shard knows of one actor slot from its accepted chunks, all incarnations together."""
+
+    slot: int
+    incarnation: int
+    """The newest one."""
+    env_steps: int
+    transitions: int
+    params_version: int
+    """Versions that acted in the newest chunk; 0: none yet, or no target."""
+    target_version: int
 
 
 class ReplayStats(NamedTuple):
@@ -243,8 +258,31 @@ class ParamsSnapshot:
     """PyTorch module names to arrays."""
 
 
+class ParamsOffer(NamedTuple):
+    """What to act with: announced by the learner, handed on with a shard's acknowledgements.
+
+    Versions count from 1; 0: none yet, or no target. A payload is a snapshot's message
+    (`messages.encode_snapshot`) or, when that is large, a list of one reference to it. It is None
+    where the receiver holds that version, and `target` also where the latest is the target.
+    """
+
+    version: int = 0
+    target_version: int = 0
+    latest: Any = None
+    target: Any = None
+
+    def beyond(self, version: int, target_version: int) -> ParamsOffer:
+        """The same for a receiver that holds these versions."""
+        return ParamsOffer(
+            self.version,
+            self.target_version,
+            self.latest if version < self.version else None,
+            self.target if target_version < self.target_version else None,
+        )
+
+
 class TargetSyncEvent(NamedTuple):
-    """`target := version`, as the learner did it or as a receiver acknowledged it."""
+    """`target := version`, as the learner did it or as a receiver took it."""
 
     learner_step: int
     version: int

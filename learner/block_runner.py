@@ -1,11 +1,13 @@
 """One block at a time: ask the replay, train, return priorities. The lockstep half of learning.
 
 Called by the local runtime and, inside the learner's process, by the lockstep schedule on Ray. The
-asynchronous Ray loop pipelines the same steps in `remote.py`.
+asynchronous Ray loop has its blocks from `remote_feed.ReplayFeed`.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Generator
 from typing import Protocol
 
 import numpy as np
@@ -39,6 +41,18 @@ class ReplayReader(Protocol):
 
     def update_priorities(self, updates: dict[int, PriorityUpdate]) -> None:
         """Apply new |TD errors| per shard; returns when every shard has applied them."""
+        ...
+
+
+class BlockFeed(Protocol):
+    """Where blocks come from and where their TD errors go."""
+
+    def blocks(self, learner: Learner) -> Generator[ReplaySample]:
+        """Blocks for `learner`, which is told of the fleet's env steps before each."""
+        ...
+
+    def give_back(self, sample: ReplaySample, errors: Array) -> None:
+        """|TD errors| `float64 [K, B]` of a block."""
         ...
 
 
@@ -92,6 +106,31 @@ class BlockPlanner:
         self._rng.bit_generator.state = capture.meta["rng"]
 
 
+class LockstepFeed:
+    """`BlockFeed` that draws each block after the priority updates of the one before.
+
+    The learner's own part of the time goes to `clock`; the shards count theirs.
+    """
+
+    def __init__(self, replay: ReplayReader, planner: BlockPlanner, clock: StageClock) -> None:
+        self._replay, self._planner, self._clock = replay, planner, clock
+
+    def blocks(self, learner: Learner) -> Generator[ReplaySample]:
+        """See `BlockFeed`; without end."""
+        while True:
+            stats = self._replay.stats()
+            learner.fleet_env_steps = sum(s.env_steps for s in stats)
+            parts = self._replay.sample(self._planner.split(stats))
+            self._clock.start()
+            sample = self._planner.assemble(parts, stats, learner)
+            self._clock.lap(COPYING)
+            yield sample
+
+    def give_back(self, sample: ReplaySample, errors: Array) -> None:
+        """See `BlockFeed`; returns when every shard has applied them."""
+        self._replay.update_priorities(self._planner.priority_updates(sample, errors))
+
+
 def run_blocks(
     learner: Learner,
     planner: BlockPlanner,
@@ -99,17 +138,10 @@ def run_blocks(
     n_blocks: int,
     clock: StageClock,
 ) -> None:
-    """`n_blocks` blocks, each drawn after the priority updates of the one before.
-
-    The learner's own part of the time goes to `clock`; the shards count theirs.
-    """
-    for _ in range(n_blocks):
-        stats = replay.stats()
-        learner.fleet_env_steps = sum(s.env_steps for s in stats)
-        parts = replay.sample(planner.split(stats))
+    """`n_blocks` blocks, each drawn after the priority updates of the one before."""
+    feed = LockstepFeed(replay, planner, clock)
+    for sample in itertools.islice(feed.blocks(learner), n_blocks):
         clock.start()
-        sample = planner.assemble(parts, stats, learner)
-        clock.lap(COPYING)
         errors = learner.update_block(sample)
         clock.lap(LEARNING)
-        replay.update_priorities(planner.priority_updates(sample, errors))
+        feed.give_back(sample, errors)

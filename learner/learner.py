@@ -144,6 +144,11 @@ class Learner:
         return taken
 
     @property
+    def has_snapshots(self) -> bool:
+        """Whether `take_snapshots` would give any."""
+        return bool(self._outbox)
+
+    @property
     def publish_due(self) -> bool:
         """Whether the publish period ends at this step and this step was not published yet."""
         on_period = self.learner_steps % self._plan.publish_period_learner_steps == 0
@@ -264,17 +269,20 @@ class Learner:
         parameters of now. With Polyak averaging or without a target network there is no target to
         send.
         """
-        latest = ParamsSnapshot(
-            self._version, self.learner_steps, self.fleet_env_steps, False, self.params()
-        )
         if not self._plan.has_hard_syncs:
-            return [latest]
+            return [self.latest_snapshot()]
         sync = self.target_syncs[-1]
         target = ParamsSnapshot(
             sync.version, sync.learner_step, self.fleet_env_steps, True, self.target_params()
         )
         is_latest = sync.version == self._version and self.is_published
-        return [target] if is_latest else [target, latest]
+        return [target] if is_latest else [target, self.latest_snapshot()]
+
+    def latest_snapshot(self) -> ParamsSnapshot:
+        """The parameters of now under the newest version's number."""
+        return ParamsSnapshot(
+            self._version, self.learner_steps, self.fleet_env_steps, False, self.params()
+        )
 
     def check_valid(self) -> None:
         """Raise `InvariantError` unless the state is one that updates can lead to."""

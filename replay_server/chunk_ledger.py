@@ -65,16 +65,29 @@ class ChunkLedger:
 
     def admit(self, chunk_id: ChunkId) -> str:
         """The `InsertAck` status for a chunk; when it is `accepted`, its number is now used up."""
+        status = self.status_of(chunk_id)
+        if status == ACCEPTED:
+            self.fence(chunk_id.actor_slot, chunk_id.incarnation)
+            self.gap_chunks += self._records[chunk_id.actor_slot].accept(chunk_id.seq)
+        return status
+
+    def status_of(self, chunk_id: ChunkId) -> str:
+        """What `admit` would say now; nothing is changed."""
         if chunk_id.run_id != self.run_id:
             return FOREIGN_RUN
-        self.fence(chunk_id.actor_slot, chunk_id.incarnation)
-        record = self._records[chunk_id.actor_slot]
+        record = self._records.get(chunk_id.actor_slot)
+        if record is None or chunk_id.incarnation > record.incarnation:
+            return ACCEPTED
         if chunk_id.incarnation < record.incarnation:
             return STALE_INCARNATION
-        if chunk_id.seq < record.next_seq or chunk_id.seq in record.ahead:
-            return DUPLICATE
-        self.gap_chunks += record.accept(chunk_id.seq)
-        return ACCEPTED
+        is_known = chunk_id.seq < record.next_seq or chunk_id.seq in record.ahead
+        return DUPLICATE if is_known else ACCEPTED
+
+    def comes_early(self, chunk_id: ChunkId) -> bool:
+        """Whether lower numbers of the same incarnation are missing."""
+        record = self._records.get(chunk_id.actor_slot)
+        is_known = record is not None and record.incarnation == chunk_id.incarnation
+        return chunk_id.seq > (record.next_seq if record is not None and is_known else 0)
 
     def fence(self, actor_slot: int, incarnation: int) -> None:
         """Refuse a slot's incarnations below this one from now on; holes left by them are gaps."""

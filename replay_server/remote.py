@@ -1,9 +1,18 @@
 """Ray shell of a replay shard: threads of their own for inserts, samples and control calls.
 
-Created by the composition root alone. One lock guards the core; what the rate limiter holds back
-waits for a change without it, on one side only: a held-back insert never delays a sample, nor the
-reverse. Threads, because Ray answers a plain method about one and a half times as fast as a
-coroutine (docs/benchmarks.md has what a shard answers per second).
+Created by the composition root alone. One lock guards the core. What the rate limiter holds back is
+kept here: an insert stays in its thread, payload and all, until the learner has drawn enough, so
+that no actor sends a chunk twice. A held-back insert delays no sample, no priority update and no
+control call, nor the reverse.
+
+It also hands on the learner's parameters: an acknowledgement names the newest versions and brings
+what the actor does not hold. The learner announces each version once to every shard.
+Threads, because Ray answers a plain method about one and a half times as fast as a coroutine.
+
+What a shard owns, and what its restore needs: ring, sampler, limiter counts, ledger and slot
+records are in its capture. Lost with it are the chunks it has acknowledged since that cut; those it
+held back their actors still have. The announcement comes back from the learner
+(`LearnerShell.replace_shard`), open requests are asked again of the new handle.
 """
 
 from __future__ import annotations
@@ -11,8 +20,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import Any
 
 import ray
@@ -24,33 +32,32 @@ from qfleet.common.messages import decode_chunk, decode_priority_update, encode_
 from qfleet.common.plan_json import plan_from_json
 from qfleet.common.stage_clock import INSERT_HELD, REPLAY, SAMPLE_HELD, SAMPLING, StageClock
 from qfleet.common.threads import limit_threads
-from qfleet.common.types import EnvironmentSpec, EpisodeSummary
+from qfleet.common.types import (
+    ChunkId,
+    EnvironmentSpec,
+    EpisodeSummary,
+    ParamsOffer,
+    TransitionChunk,
+)
 from qfleet.replay_server.build import build_shard
+from qfleet.replay_server.held_calls import HeldCalls
 from qfleet.replay_server.plan import ReplayPlan
 from qfleet.replay_server.shard_capture import FrozenShard, RestoringShard
 
-HOLD_BACK_S = 2.0
-"""How long the limiter holds back calls of one side before they are answered `blocked`."""
-QUEUED_HOLD_BACK_S = 0.005
-"""How long each further call waits once the side has been held back for `HOLD_BACK_S`.
-
-Calls of one side queue behind each other, so that those behind must not each wait in full.
-"""
-
-
-class _Side:
-    """Inserting or sampling: its thread's time, and how long the limiter has held it back."""
-
-    def __init__(self) -> None:
-        self.clock = StageClock()
-        self.held_s = 0.0
-        self.held_since_s: float | None = None
-
-    def patience_s(self, now_s: float) -> float:
-        """How long the call at hand may wait."""
-        if self.held_since_s is None:
-            self.held_since_s = now_s
-        return max(QUEUED_HOLD_BACK_S, self.held_since_s + HOLD_BACK_S - now_s)
+SAMPLE_HOLD_S = 0.2
+"""A request for draws that the limiter holds back is answered None after this: silence of the
+shard for much longer means that a call was lost (`learner/remote_feed.py`)."""
+CONCURRENCY_GROUPS = {"insert": 16, "sample": 1, "update": 1, "params": 4}
+"""Threads beside the control calls' one. So many inserts wait for the limiter, the rest behind
+them; `update` takes what the learner tells, `params` answers actors."""
+IN_ORDER_S = 1.0
+"""How long a chunk with frames waits for one that was sent before it."""
+RAY_OPTIONS: dict[str, Any] = {
+    "concurrency_groups": CONCURRENCY_GROUPS,
+    "max_restarts": 0,
+    # A call that was lost must not hold up those behind it: Ray waits 30 s for a missing number.
+    "allow_out_of_order_execution": True,
+}
 
 
 class ReplayServerShell:
@@ -62,92 +69,129 @@ class ReplayServerShell:
         self._spec = EnvironmentSpec.from_json(spec_json)
         self._shard = shard
         self._core = build_shard(plan, self._spec, run_id=run_id, shard=shard)
-        self._changed = threading.Condition()
-        """Guards everything below and the core; notified when the limiter may think anew."""
+        self._lock = threading.Lock()
+        """Guards everything below and the core."""
+        self._inserting, self._sampling = HeldCalls(self._lock), HeldCalls(self._lock)
+        self._held_chunks: set[ChunkId] = set()
+        self._announced, self._stored = (threading.Condition(self._lock) for _ in range(2))
+        self._offer = ParamsOffer()
         self._episodes: list[EpisodeSummary] = []
+        self._first_episode = 0
         self._malformed_chunks: dict[str, int] = {}
         self._gate_is_open = False
-        self._inserting, self._sampling = _Side(), _Side()
+        self._replay_s = 0.0
+        self._sampling_clock = StageClock()
         self._frozen: FrozenShard | None = None
         self._restoring: RestoringShard | None = None
 
-    def _hold_back(self, side: _Side, limiter_allows: Callable[[], bool]) -> bool:
-        """Wait, the lock released, until the limiter allows it; False when it did not in time."""
-
-        def allowed() -> bool:
-            return self._gate_is_open or limiter_allows()
-
-        if not allowed():
-            started_s = time.monotonic()
-            in_time = self._changed.wait_for(allowed, side.patience_s(started_s))
-            side.held_s += time.monotonic() - started_s
-            if not in_time:
-                return False
-        side.held_since_s = None
-        return True
-
     @ray.method(concurrency_group="insert")
-    def insert(self, data: bytes, wait: bool = True) -> list[Any]:
-        """An `InsertAck` as a list; malformed bytes raise and leave the memory as it was."""
-        clock = self._inserting.clock
-        clock.start()
-        try:
-            chunk = decode_chunk(data, self._spec)
-        except WireFormatError as error:
-            reason = str(error)
-            with self._changed:
-                self._malformed_chunks[reason] = self._malformed_chunks.get(reason, 0) + 1
-            raise
-        with self._changed:
-            clock.lap(REPLAY)
-            rows = len(chunk)
-            if wait and not self._hold_back(self._inserting, lambda: self._core.can_insert(rows)):
-                return ["blocked", -1, 0]
-            clock.start()
+    def insert(
+        self, data: bytes, held: tuple[int, int] = (0, 0), wait: bool = True
+    ) -> list[list[Any]]:
+        """Store a chunk, as soon as the limiter allows it; malformed bytes raise.
+
+        Args:
+            data: The chunk's message.
+            held: Versions of the parameters and of the target that the actor holds.
+            wait: Whether the limiter is asked.
+
+        Returns:
+            An `InsertAck` and a `ParamsOffer` of what the actor does not hold, as lists.
+        """
+        started_s = time.thread_time()  # other inserts decode at the same time
+        chunk = self._decode(data)
+        decoding_s = time.thread_time() - started_s
+        with self._lock:
+            if wait:
+                self._hold_back(chunk)
+            started_s = time.perf_counter()
             ack = self._core.insert(chunk, time.time())
             if ack.status == "accepted":
                 self._episodes.extend(chunk.episodes)
-            self._changed.notify_all()
-        clock.lap(REPLAY)
-        return list(ack)
+            self._sampling.wake()
+            self._stored.notify_all()
+            self._replay_s += decoding_s + time.perf_counter() - started_s
+            return [list(ack), list(self._offer.beyond(*held))]
+
+    def _decode(self, data: bytes) -> TransitionChunk:
+        try:
+            return decode_chunk(data, self._spec)
+        except WireFormatError as error:
+            reason = str(error)
+            with self._lock:
+                self._malformed_chunks[reason] = self._malformed_chunks.get(reason, 0) + 1
+            raise
+
+    def _hold_back(self, chunk: TransitionChunk) -> None:
+        """Wait, the lock released; a chunk that would not be stored has nothing to wait for."""
+        rows, name = len(chunk), chunk.chunk_id
+        self._held_chunks.add(name)
+        if chunk.frames is not None:  # its rows may name frames of the chunk before
+            self._stored.wait_for(lambda: not self._core.comes_early(name), IN_ORDER_S)
+        self._inserting.let_through(
+            lambda: self._core.can_insert(rows),
+            lambda: self._gate_is_open or not self._core.is_new(name),
+        )
+        self._held_chunks.discard(name)
+
+    @ray.method(concurrency_group="params")
+    def holds(self, run_id: str, slot: int, incarnation: int, seq: int) -> bool:
+        """Whether that chunk is here and waits for the limiter; asked when an answer is late."""
+        with self._lock:
+            return ChunkId(run_id, slot, incarnation, seq) in self._held_chunks
+
+    @ray.method(concurrency_group="params")
+    def await_params(self, timeout_s: float) -> list[Any]:
+        """A whole `ParamsOffer` as a list; without any version when none is announced in time."""
+        with self._lock:
+            self._announced.wait_for(lambda: self._offer.version > 0, timeout_s)
+            return list(self._offer)
+
+    @ray.method(concurrency_group="update")
+    def announce(self, version: int, target_version: int, latest: Any, target: Any) -> None:
+        """Offer these from now on (`ParamsOffer`); older ones than those known are ignored."""
+        with self._lock:
+            if version >= self._offer.version:
+                self._offer = ParamsOffer(version, target_version, latest, target)
+                self._announced.notify_all()
 
     @ray.method(concurrency_group="sample")
     def sample(
         self, n_draws: int, wait: bool = True, n_pieces: int = 1
     ) -> bytes | list[bytes] | list[None] | None:
-        """A `ShardSample` as bytes, or None when the limiter still holds it back.
-
-        With `n_pieces` above 1 a list of so many parts of it (`inline_pieces`), or of None.
-        """
+        """A `ShardSample` as bytes, in so many parts (`inline_pieces`); None when held back."""
         data = self._sample(n_draws, wait)
         if n_pieces == 1:
             return data
         return [None] * n_pieces if data is None else split(data, n_pieces)
 
     def _sample(self, n_draws: int, wait: bool) -> bytes | None:
-        with self._changed:
-            held_before_s = self._sampling.held_s
-            if wait and not self._hold_back(self._sampling, lambda: self._core.can_sample(n_draws)):
+        clock = self._sampling_clock
+        with self._lock:
+            started_s = time.monotonic()
+            if wait and not self._sampling.let_through(
+                lambda: self._core.can_sample(n_draws), lambda: self._gate_is_open, SAMPLE_HOLD_S
+            ):
                 return None
+            held_s = time.monotonic() - started_s
             if self._gate_is_open and self._core.size == 0:
                 return None
-            self._sampling.clock.start()
+            clock.start()
             # Wall time: ages must mean something after a restore on another host.
             sample = self._core.sample(n_draws, time.time())
-            self._changed.notify_all()
-        held_s = self._sampling.held_s - held_before_s
+            self._inserting.wake()
         data = encode_shard_sample(replace(sample, held_s=held_s))
-        self._sampling.clock.lap(SAMPLING)
+        clock.lap(SAMPLING)
         return data
 
-    @ray.method(concurrency_group="sample")
+    @ray.method(concurrency_group="update")
     def update_priorities(self, *messages: bytes) -> int:
         """Apply new |TD errors|, in that order; returns how many keys were still current."""
-        self._sampling.clock.start()
+        started_s = time.perf_counter()
         updates = [decode_priority_update(data) for data in messages]
-        with self._changed:
+        with self._lock:
             applied = sum(self._core.update_priorities(update) for update in updates)
-        self._sampling.clock.lap(REPLAY)
+            self._replay_s += time.perf_counter() - started_s
         return applied
 
     # Default group: answers while the others wait.
@@ -158,64 +202,60 @@ class ReplayServerShell:
 
     def open_gate(self) -> None:
         """The run ends: the limiter holds nothing back any more, so no caller is left waiting."""
-        with self._changed:
+        with self._lock:
             self._gate_is_open = True
-            self._changed.notify_all()
+            self._inserting.wake_all()
+            self._sampling.wake_all()
 
     def stats(self) -> list[Any]:
         """`ReplayStats` as a list."""
-        with self._changed:
+        with self._lock:
             return list(self._core.stats())
 
-    def report(self) -> dict[str, Any]:
-        """Counters, and the episodes that arrived since the previous report."""
-        with self._changed:
-            episodes, self._episodes = self._episodes, []
-            stats = list(self._core.stats())
-            malformed = dict(self._malformed_chunks)
-            limiter = self._core.explain_limiter()
-        return {
-            "shard": self._shard,
-            "pid": os.getpid(),
-            "stats": stats,
-            "episodes": [
-                (
-                    e.actor_slot,
-                    e.sub_env,
-                    e.episode_return,
-                    e.length_env_steps,
-                    e.epsilon,
-                    e.terminated,
-                )
-                for e in episodes
-            ],
-            "malformed_chunks": malformed,
-            "limiter": limiter,
-            "times": self._times(),
-        }
+    def targets_acted(self) -> dict[int, list[int]]:
+        """Versions of the target syncs that each actor slot has acted with."""
+        with self._lock:
+            return self._core.slots.targets_acted()
 
-    def _times(self) -> dict[str, float]:
-        inserting, sampling = self._inserting, self._sampling
-        priorities_s = sampling.clock.seconds.get(REPLAY, 0.0)
-        return {
-            REPLAY: inserting.clock.seconds.get(REPLAY, 0.0) + priorities_s,
-            SAMPLING: sampling.clock.seconds.get(SAMPLING, 0.0),
-            INSERT_HELD: inserting.held_s,
-            SAMPLE_HELD: sampling.held_s,
-        }
+    def report(self, n_episodes_seen: int = 0) -> dict[str, Any]:
+        """Counters, and the episodes from number `first_episode` on.
+
+        Those before `n_episodes_seen` are forgotten: whoever asks has them. An answer that is lost
+        thus loses no episode.
+        """
+        with self._lock:
+            gone = max(0, n_episodes_seen - self._first_episode)
+            del self._episodes[:gone]
+            self._first_episode += gone
+            return {
+                "shard": self._shard,
+                "pid": os.getpid(),
+                "stats": list(self._core.stats()),
+                "slots": [list(slot) for slot in self._core.slots.stats()],
+                "limiter": self._core.explain_limiter(),
+                "first_episode": self._first_episode,
+                "episodes": [astuple(episode) for episode in self._episodes],
+                "malformed_chunks": dict(self._malformed_chunks),
+                "times": {
+                    REPLAY: self._replay_s,
+                    SAMPLING: self._sampling_clock.seconds.get(SAMPLING, 0.0),
+                    INSERT_HELD: self._inserting.held_s,
+                    SAMPLE_HELD: self._sampling.held_s,
+                },
+            }
 
     def fence(self, slot: int, incarnation: int) -> None:
-        """Refuse chunks of earlier incarnations of `slot` from now on."""
-        with self._changed:
+        """Refuse chunks of earlier incarnations of `slot` from now on, also those held back."""
+        with self._lock:
             self._core.fence(slot, incarnation)
+            self._inserting.wake_all()
 
     def freeze(self, contents: bool) -> bytes:
         """Keep the core's state of this moment for `next_piece` to give out; returns its head.
 
-        Inserts and samples go on meanwhile; an insert waits when the reader is too slow for it.
-        Without contents only counters and ledger are kept.
+        An insert waits when the reader is too slow for it. Without contents: counters and ledger.
         """
-        with self._changed:
+        with self._lock:
             self._frozen = self._core.freeze(contents)
         return self._frozen.head()
 
@@ -224,9 +264,9 @@ class ReplayServerShell:
 
         In so many parts (`inline_pieces`), each of them None at the end.
         """
-        with self._changed:
+        with self._lock:
             rows = [] if self._frozen is None else self._frozen.take()
-            self._changed.notify_all()  # an insert may have waited for room
+            self._inserting.wake()  # one may have waited for room
         if not rows:
             self._frozen = None
             return [None] * n_parts
@@ -234,30 +274,26 @@ class ReplayServerShell:
 
     def drop_frozen(self) -> None:
         """Nobody asks for the rest: inserts need not wait for it."""
-        with self._changed:
+        with self._lock:
             if self._frozen is not None:
                 self._frozen.release()
             self._frozen = None
-            self._changed.notify_all()
+            self._inserting.wake()
 
     def restore_piece(self, *parts: bytes) -> None:
         """The next messages, in parts, of a stream that `end_restore` completes."""
         if self._restoring is None:
             self._restoring = self._core.restoring()
-        with self._changed:
+        with self._lock:
             self._restoring.take(join(parts))
 
     def end_restore(self) -> None:
         """Become what the pieces told of."""
         restoring, self._restoring = self._restoring or self._core.restoring(), None
-        with self._changed:
+        with self._lock:
             restoring.end()
 
 
 def remote_replay_class() -> Any:
-    """The Ray actor class of `ReplayServerShell`: one thread for each side and one for control."""
-    options: dict[str, Any] = {
-        "concurrency_groups": {"insert": 1, "sample": 1},
-        "max_restarts": 0,
-    }
-    return ray.remote(**options)(ReplayServerShell)
+    """The Ray actor class of `ReplayServerShell`."""
+    return ray.remote(**RAY_OPTIONS)(ReplayServerShell)

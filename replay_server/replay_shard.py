@@ -14,6 +14,7 @@ from qfleet.common.seeding import generator
 from qfleet.common.types import (
     ACTION,
     Array,
+    ChunkId,
     Columns,
     EnvironmentSpec,
     InsertAck,
@@ -36,6 +37,7 @@ from qfleet.replay_server.shard_capture import (
     freeze_parts,
 )
 from qfleet.replay_server.shard_counters import ShardCounters
+from qfleet.replay_server.slot_records import SlotRecords
 from qfleet.replay_server.storage import RingStorage
 
 
@@ -79,24 +81,9 @@ class ReplayShard:
         return self._storage.size
 
     @property
-    def env_steps(self) -> int:
-        """Env steps of all accepted chunks."""
-        return sum(self._counters.env_steps_by_slot.values())
-
-    @property
-    def episodes(self) -> int:
-        """Episodes that ended in accepted chunks."""
-        return sum(self._counters.episodes_by_slot.values())
-
-    @property
-    def env_steps_by_slot(self) -> dict[int, int]:
-        """Env steps of each actor slot's accepted chunks, over all its incarnations."""
-        return dict(self._counters.env_steps_by_slot)
-
-    @property
-    def episodes_by_slot(self) -> dict[int, int]:
-        """Episodes in each actor slot's accepted chunks, over all its incarnations."""
-        return dict(self._counters.episodes_by_slot)
+    def slots(self) -> SlotRecords:
+        """What each actor slot has played and acted with."""
+        return self._counters.slots
 
     def insert(self, chunk: TransitionChunk, now_s: float) -> InsertAck:
         """Store a chunk unless it has been stored before or comes from the wrong actor.
@@ -129,24 +116,29 @@ class ReplayShard:
             check_td_errors(chunk.priorities)
 
     def _store(self, chunk: TransitionChunk, now_s: float) -> None:
-        counters, slot = self._counters, chunk.chunk_id.actor_slot
         columns, errors = chunk.columns, chunk.priorities
         if self._framed is not None:
             columns, is_kept = self._framed.take_in(chunk)
             errors = None if errors is None else errors[is_kept]
-            counters.rejected_transitions += len(chunk) - len(columns[ACTION])
+            self._counters.rejected_transitions += len(chunk) - len(columns[ACTION])
         # Of a chunk larger than the ring only the last rows are there to be drawn.
         keys = self._storage.append(columns, now_s)[-self.capacity :]
         errors = None if errors is None else errors[-self.capacity :]
         self._sampler.on_insert(keys % self.capacity, errors)
-        counters.inserted += len(columns[ACTION])
-        steps, episodes = counters.env_steps_by_slot, counters.episodes_by_slot
-        steps[slot] = steps.get(slot, 0) + chunk.env_steps
-        episodes[slot] = episodes.get(slot, 0) + len(chunk.episodes)
+        self._counters.inserted += len(columns[ACTION])
+        self.slots.accepted(chunk, len(columns[ACTION]))
 
     def fence(self, slot: int, incarnation: int) -> None:
         """Refuse chunks of actor slot `slot` whose incarnation is below this one from now on."""
         self._ledger.fence(slot, incarnation)
+
+    def is_new(self, chunk_id: ChunkId) -> bool:
+        """Whether a chunk of this name would be stored; others never wait for the limiter."""
+        return self._ledger.status_of(chunk_id) == ACCEPTED
+
+    def comes_early(self, chunk_id: ChunkId) -> bool:
+        """Whether chunks that were sent before this one have not come."""
+        return self._ledger.comes_early(chunk_id)
 
     def can_insert(self, n: int) -> bool:
         """Whether the rate limiter lets n transitions in now, and a cut under way has room."""
@@ -223,8 +215,8 @@ class ReplayShard:
             rejected_transitions=counters.rejected_transitions,
             dropped_priority_updates=counters.dropped_priority_updates,
             gap_chunks=self._ledger.gap_chunks,
-            env_steps=self.env_steps,
-            episodes=self.episodes,
+            env_steps=self.slots.env_steps,
+            episodes=self.slots.episodes,
         )
 
     def freeze(self, contents: bool = True) -> FrozenShard:
@@ -248,5 +240,8 @@ class ReplayShard:
         if not self.size <= counters.inserted <= self._storage.appended:
             given = self._storage.appended
             raise InvariantError(f"{counters.inserted} inserted, {self.size} held, {given} keys")
+        played = sum(slot.transitions for slot in self.slots.stats())
+        if played != counters.inserted:
+            raise InvariantError(f"{counters.inserted} inserted, {played} counted by slot")
         if min(self._limiter_counts()) < 0:
             raise InvariantError(f"limiter counts {self._limiter_counts()} are negative")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from qfleet.replay_server.slot_records import SlotRecords
+
 
 @dataclass(slots=True)
 class ShardCounters:
@@ -18,19 +20,17 @@ class ShardCounters:
     duplicate_chunks: int = 0
     rejected_transitions: int = 0
     dropped_priority_updates: int = 0
-    env_steps_by_slot: dict[int, int] = field(default_factory=dict)
-    episodes_by_slot: dict[int, int] = field(default_factory=dict)
+    slots: SlotRecords = field(default_factory=SlotRecords)
+    """What each actor slot has played and acted with."""
 
     def capture(self) -> dict[str, Any]:
         """As JSON can hold it."""
         state = {name: getattr(self, name) for name in self.__slots__}
-        state["env_steps_by_slot"] = sorted(self.env_steps_by_slot.items())
-        state["episodes_by_slot"] = sorted(self.episodes_by_slot.items())
-        return state
+        return state | {"slots": self.slots.capture()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `capture`."""
-        by_slot = ("env_steps_by_slot", "episodes_by_slot")
-        restored = ShardCounters(**{**state, **{name: dict(state[name]) for name in by_slot}})
         for name in self.__slots__:
-            setattr(self, name, getattr(restored, name))
+            if name != "slots":
+                setattr(self, name, state[name])
+        self.slots.restore(state["slots"])

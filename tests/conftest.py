@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -21,3 +24,101 @@ def search_path_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(user_code, "_is_forbidden", user_code._is_forbidden)
     monkeypatch.setattr(user_code, "_added", list(user_code._added))
+
+
+class Call:
+    """One call of a handle by hand; serves as the reference to its answer."""
+
+    def __init__(self, method: str, arguments: tuple[Any, ...]) -> None:
+        self.method, self.arguments = method, arguments
+        self.outcome: list[Any] = []
+
+    def answer(self, value: Any) -> None:
+        """Bring `value`, or raise it where it is an exception."""
+        self.outcome = [value]
+
+
+class Handle:
+    """A role whose answers a test gives; `calls` are all that were made, in order."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+
+    def __getattr__(self, method: str) -> Any:
+        def remote(*arguments: Any, **options: Any) -> Call:
+            self.calls.append(Call(method, (*arguments, *options.values())))
+            return self.calls[-1]
+
+        return SimpleNamespace(remote=remote, options=lambda **_: SimpleNamespace(remote=remote))
+
+    def open(self, method: str) -> list[Call]:
+        """Calls of that method without an answer."""
+        return [call for call in self.calls if call.method == method and not call.outcome]
+
+
+class HandRay:
+    """`ray.wait` and `ray.get` over calls by hand, and a clock that runs only while one waits."""
+
+    def __init__(self) -> None:
+        import ray
+
+        self.exceptions = ray.exceptions
+        self.now_s = 1000.0
+        self.on_idle: Callable[[], None] = lambda: None
+        """Called when a wait finds nothing, after its time has passed."""
+
+    def put(self, value: Any) -> Call:
+        call = Call("put", ())
+        call.answer(value)
+        return call
+
+    def wait(self, refs: list[Call], *, num_returns: int = 1, timeout: float, **_: Any) -> Any:
+        ready = [ref for ref in refs if ref.outcome][:num_returns]
+        if not ready and timeout:
+            self.now_s += timeout
+            self.on_idle()
+        return ready, [ref for ref in refs if ref not in ready]
+
+    def get(self, refs: Any, timeout: float) -> Any:
+        if isinstance(refs, list):
+            return [self.get(ref, timeout) for ref in refs]
+        if not refs.outcome:
+            raise self.exceptions.GetTimeoutError("by hand")
+        [value] = refs.outcome
+        if isinstance(value, BaseException):
+            raise value
+        return value
+
+    @property
+    def lost(self) -> BaseException:
+        """What Ray says of a call that may or may not have come."""
+        return self.exceptions.ActorUnavailableError("by hand", None)
+
+    @property
+    def dead(self) -> BaseException:
+        """What Ray says of a call to a role that is gone."""
+        return self.exceptions.ActorDiedError()
+
+
+@pytest.fixture
+def hand_ray(monkeypatch: pytest.MonkeyPatch) -> Callable[[ModuleType], HandRay]:
+    """Puts a `HandRay` and its clock in the place of those of the modules named."""
+    by_hand = HandRay()
+
+    def into(*modules: ModuleType) -> HandRay:
+        for module in modules:
+            monkeypatch.setattr(module, "ray", by_hand)
+            if hasattr(module, "time"):
+                clock = SimpleNamespace(
+                    monotonic=lambda: by_hand.now_s, perf_counter=lambda: by_hand.now_s
+                )
+                monkeypatch.setattr(module, "time", clock)
+        return by_hand
+
+    return into
+
+
+@pytest.fixture
+def new_handle() -> type[Handle]:
+    """Makes a role that is played by hand."""
+    return Handle

@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import gymnasium
 import numpy as np
 import pytest
@@ -99,11 +102,8 @@ def _actor(config=None, *, n_envs=4, slot=0, incarnation=0, n_actors=1, seed=1):
 
 
 def _same_chunks(a, b):
-    assert (a.chunk_id, a.params_version, a.env_steps) == (
-        b.chunk_id,
-        b.params_version,
-        b.env_steps,
-    )
+    names = "chunk_id", "params_version", "target_version", "env_steps"
+    assert [getattr(a, name) for name in names] == [getattr(b, name) for name in names]
     assert a.episodes == b.episodes
     assert all(np.array_equal(a.columns[name], b.columns[name]) for name in a.columns)
     assert (a.priorities is None) == (b.priorities is None)
@@ -227,11 +227,69 @@ def test_set_params_acknowledges_syncs_and_ignores_older_versions():
     assert actor.target_version is None
     assert actor.set_params(_snapshot(5, sync=True)) == TargetSyncEvent(50, 5)
     assert actor.set_params(_snapshot(7)) is None
-    assert actor.set_params(_snapshot(6, sync=True)) is None
+    assert actor.set_params(_snapshot(6)) is None
     assert (actor.params_version, actor.target_version, actor.stale_params) == (7, 5, 1)
+    # A target that comes after newer parameters is the target alone.
+    assert actor.set_params(_snapshot(6, sync=True)) == TargetSyncEvent(60, 6)
+    assert actor.set_params(_snapshot(5, sync=True)) is None
+    assert (actor.params_version, actor.target_version, actor.stale_params) == (7, 6, 2)
     assert actor.set_params(_snapshot(7, sync=True)) == TargetSyncEvent(70, 7)
     assert actor.set_params(_snapshot(7, sync=True)) is None
-    assert (actor.params_version, actor.target_version, actor.stale_params) == (7, 7, 1)
+    assert (actor.params_version, actor.target_version, actor.stale_params) == (7, 7, 2)
+
+
+BAD_ARRAYS = {
+    "float64": ({"w": np.zeros((4, 2))}, InvariantError, "w is float64"),
+    "shape": ({"w": np.zeros((3, 2), np.float32)}, InvariantError, "w|network"),
+    "name": ({"v": np.zeros((4, 2), np.float32)}, InvariantError, "missing|network"),
+    "nan": ({"w": np.full((4, 2), np.nan, np.float32)}, NonFiniteError, "NaN or infinity in w"),
+    "infinity": ({"w": np.full((4, 2), np.inf, np.float32)}, NonFiniteError, "infinity in w"),
+}
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize(("arrays", "error", "words"), BAD_ARRAYS.values(), ids=BAD_ARRAYS)
+def test_snapshot_that_is_refused_is_an_error_and_not_acknowledged(arrays, error, words, is_first):
+    actor = _actor()
+    if not is_first:
+        actor.set_params(_snapshot(1, sync=True))
+        actor.step()
+
+    with pytest.raises(error, match=f"actor 0 refuses parameters version 2.*({words})"):
+        actor.set_params(ParamsSnapshot(2, 20, 0, True, arrays))
+
+    assert (actor.params_version, actor.target_version) == ((None, None) if is_first else (1, 1))
+    if not is_first:
+        chunk = actor.take_chunk()
+        assert (chunk.params_version, chunk.target_version) == (1, 1)
+
+
+def test_chunk_names_the_versions_that_acted():
+    actor = _actor()
+    actor.set_params(_snapshot(3, sync=True))
+    actor.set_params(_snapshot(5))
+    actor.step()
+    actor.set_params(_snapshot(6, sync=True))  # arrives after the last step
+
+    chunk = actor.take_chunk()
+
+    assert (chunk.params_version, chunk.target_version) == (5, 3)
+
+
+def test_actor_holds_two_snapshots_whatever_comes():
+    actor = _actor()
+    arrays = []
+    for version in range(1, 1001):
+        snapshot = _snapshot(version, sync=version % 7 == 0)
+        arrays.append(weakref.ref(snapshot.arrays["w"]))
+        actor.set_params(snapshot)
+    del snapshot
+    gc.collect()
+
+    assert [version for version, array in enumerate(arrays, 1) if array() is not None] == [
+        994,
+        1000,
+    ]
 
 
 @pytest.mark.parametrize("double_q", [True, False])
@@ -273,9 +331,10 @@ def test_priorities_before_any_target_sync_use_the_online_network():
 
 
 def test_priorities_that_are_not_finite_stop_the_run():
-    actor = _actor(Config(replay={"sampling": "prioritized"}))
-    actor.set_params(_snapshot(1, w=np.full((4, 2), np.nan)))
-    actor.step()
+    actor = _actor(Config(env=CORRIDOR, replay={"sampling": "prioritized"}), n_envs=1)
+    actor.set_params(_snapshot(1, w=[[3e38, 3e38]]))  # finite, but not twice as large
+    with np.errstate(over="ignore"):
+        actor.act_steps(3)
 
     with pytest.raises(NonFiniteError, match="actor 0"):
         actor.take_chunk()

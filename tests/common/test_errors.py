@@ -29,6 +29,7 @@ def test_error_survives_pickle_with_its_message(error):
         (errors.CheckpointError, 3),
         (errors.NonFiniteError, 4),
         (errors.RoleLostError, 5),
+        (errors.CallLostError, 5),
         (errors.WaitTimeoutError, 5),
         (errors.EnvironmentFailedError, 5),
         (errors.MemoryLimitError, 5),
@@ -42,7 +43,7 @@ def test_error_ends_the_command_with_its_exit_code(error, exit_code):
 
 
 def test_every_error_class_has_an_expected_exit_code():
-    assert len(CLASSES) == 12
+    assert len(CLASSES) == 13
 
 
 def test_caller_mistakes_are_value_errors_too():

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from qfleet.actors.remote import ActorShell
-from qfleet.learner.remote import CONCURRENCY_GROUPS, LearnerShell
-from qfleet.replay_server.remote import ReplayServerShell
+from qfleet.actors import remote as actor_shell
+from qfleet.learner import remote as learner_shell
+from qfleet.replay_server import remote as replay_shell
 from qfleet.training import train
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_started")]
@@ -20,7 +20,7 @@ SLOWED = {
     "encoding": ("actor", "_core._recorder.windows", "push"),
     "replay": ("shard", "_core", "insert"),
     "sampling": ("shard", "_core", "sample"),
-    "limiter": ("shard", "", "_hold_back"),
+    "limiter": ("shard", "", ""),
     "copying": ("learner", "_planner", "assemble"),
     "learning": ("learner", "_core", "update_block"),
 }
@@ -36,18 +36,27 @@ def slowed_class(shell, part, method, delay_s):
     class Slowed(shell):
         def __init__(self, *args):
             super().__init__(*args)
-            owner = operator.attrgetter(part)(self) if part else self
+            if not part:  # waits as the limiter does: counted, lock released
+                for held in (self._inserting, self._sampling):
+                    hold_first(held)
+                return
+            owner = operator.attrgetter(part)(self)
             quick = getattr(owner, method)
 
             def slow(*arguments):
-                if method == "_hold_back":  # waits as the limiter does: counted, lock released
-                    self._changed.wait_for(lambda: False, delay_s)
-                    arguments[0].held_s += delay_s
-                else:
-                    time.sleep(delay_s)
+                time.sleep(delay_s)
                 return quick(*arguments)
 
             setattr(owner, method, slow)
+
+    def hold_first(held):
+        quick = held.let_through
+
+        def slow(*arguments):
+            quick(lambda: False, lambda: False, delay_s)
+            return quick(*arguments)
+
+        held.let_through = slow
 
     return Slowed
 
@@ -56,17 +65,16 @@ def slowed_class(shell, part, method, delay_s):
 @pytest.mark.parametrize("stage", SLOWED)
 def test_verdict_names_the_role_that_was_slowed(tmp_path, config, ray_started, monkeypatch, stage):
     role, part, method = SLOWED[stage]
-    shell, module = {
-        "actor": (ActorShell, "qfleet.actors.remote.remote_actor_class"),
-        "shard": (ReplayServerShell, "qfleet.replay_server.remote.remote_replay_class"),
-        "learner": (LearnerShell, "qfleet.learner.remote.remote_learner_class"),
+    module, shell, maker = {
+        "actor": (actor_shell, "ActorShell", "remote_actor_class"),
+        "shard": (replay_shell, "ReplayServerShell", "remote_replay_class"),
+        "learner": (learner_shell, "LearnerShell", "remote_learner_class"),
     }[role]
-    groups = {"insert": 1, "sample": 1, **CONCURRENCY_GROUPS}
     # Per vector step, chunk, request or block: far above what any of them takes on a busy machine.
     delay_s = 0.03 if role == "actor" else 0.1
-    slowed_shell = slowed_class(shell, part, method, delay_s)
-    slowed = ray_started.remote(concurrency_groups=groups)(slowed_shell)
-    monkeypatch.setattr(module, lambda: slowed)
+    slowed_shell = slowed_class(getattr(module, shell), part, method, delay_s)
+    slowed = ray_started.remote(**module.RAY_OPTIONS)(slowed_shell)
+    monkeypatch.setattr(module, maker, lambda: slowed)
     summary = train(
         config(
             eval__period_learner_steps=1_000_000,

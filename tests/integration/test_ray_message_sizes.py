@@ -9,7 +9,7 @@ import pytest
 from qfleet.cluster.roles import Roles, answer
 from qfleet.common.envs import describe_environment
 from qfleet.common.types import LearnerStats, ReplayStats
-from qfleet.replay_server.remote import ReplayServerShell
+from qfleet.replay_server.remote import RAY_OPTIONS, ReplayServerShell
 from qfleet.settings.config_auto import resolve_config
 from qfleet.settings.plans import run_plans
 
@@ -43,9 +43,7 @@ def until(ask, is_reached):
 
 @pytest.mark.timeout(90)
 def test_requests_and_chunks_grow_where_calls_are_dear(config, ray_started, monkeypatch):
-    slow = ray_started.remote(concurrency_groups={"insert": 1, "sample": 1})(
-        slow_shard(ReplayServerShell)
-    )
+    slow = ray_started.remote(**RAY_OPTIONS)(slow_shard(ReplayServerShell))
     monkeypatch.setattr("qfleet.replay_server.remote.remote_replay_class", lambda: slow)
     wanted = config(
         replay__samples_per_insert=None,
@@ -62,7 +60,6 @@ def test_requests_and_chunks_grow_where_calls_are_dear(config, ray_started, monk
         roles.wait_until_ready()
         learner, [shard] = roles.learner, roles.shards
         answer(learner.set_shards.remote([shard]), "test", "the learner")
-        answer(learner.set_actors.remote({0: actor}), "test", "the learner")
         learning, playing = learner.run.remote(), actor.run.remote(shard)
 
         until(actor.ping.remote, lambda counters: counters["chunk_transitions"] == 128)

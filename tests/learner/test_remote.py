@@ -24,11 +24,11 @@ def make_shell() -> LearnerShell:
 def test_await_evaluation_ends_with_the_run_and_not_with_its_time():
     shell = make_shell()
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(shell.await_evaluation, 10 * TIMEOUT_S)
+        waiting = pool.submit(shell.await_evaluation, 10 * TIMEOUT_S, 0)
         shell.request_stop()
 
         assert waiting.result(TIMEOUT_S) is None
 
 
 def test_await_evaluation_after_its_time_is_none():
-    assert make_shell().await_evaluation(0.0) is None
+    assert make_shell().await_evaluation(0.0, 0) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,13 @@ from qfleet.common.errors import WireFormatError
 from qfleet.common.inline_pieces import join, split
 from qfleet.common.messages import decode_shard_sample, encode_chunk, encode_priority_update
 from qfleet.common.plan_json import plan_to_json
-from qfleet.common.types import ChunkId, EnvironmentSpec, PriorityUpdate, TransitionChunk
+from qfleet.common.types import (
+    ChunkId,
+    EnvironmentSpec,
+    EpisodeSummary,
+    PriorityUpdate,
+    TransitionChunk,
+)
 from qfleet.replay_server import remote
 from qfleet.replay_server.remote import ReplayServerShell
 from qfleet.settings.config import Config
@@ -45,7 +52,9 @@ def make_shell(**replay) -> ReplayServerShell:
     return ReplayServerShell(plan_to_json(plan), SPEC.to_json(), "run", 0)
 
 
-def make_chunk(seq: int, rows: int = 4) -> bytes:
+def make_chunk(
+    seq: int, rows: int = 4, *, slot: int = 0, incarnation: int = 0, episodes=0, versions=(0, 0)
+) -> bytes:
     numbers = np.arange(seq * rows, (seq + 1) * rows)
     observation = np.stack([numbers, numbers], axis=1).astype("<f4")
     columns = {
@@ -55,7 +64,11 @@ def make_chunk(seq: int, rows: int = 4) -> bytes:
         "bootstrap_discount": np.full(rows, 0.99, "<f4"),
         "next_observation": observation + 1,
     }
-    return encode_chunk(TransitionChunk(ChunkId("run", 0, 0, seq), columns, None, 0, rows))
+    ended = tuple(EpisodeSummary(slot, 0, 1.0, rows, 0.1, True) for _ in range(episodes))
+    name = ChunkId("run", slot, incarnation, seq)
+    params, target = versions
+    chunk = TransitionChunk(name, columns, None, params, rows, ended, target_version=target)
+    return encode_chunk(chunk)
 
 
 @pytest.fixture
@@ -64,15 +77,31 @@ def pool():
         yield executor
 
 
-def test_insert_held_back_goes_on_when_samples_were_drawn(pool, monkeypatch):
-    monkeypatch.setattr(remote, "HOLD_BACK_S", TIMEOUT_S)
+def accepted(answer) -> bool:
+    return answer[0][0] == "accepted"
+
+
+def until(condition) -> None:
+    """Wait for another thread."""
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.001)
+
+
+def fill(shell: ReplayServerShell) -> None:
+    """12 inserted, 8 above the minimum: the tolerance is used up."""
+    for seq in range(3):
+        assert accepted(shell.insert(make_chunk(seq)))
+
+
+def test_insert_held_back_goes_on_when_samples_were_drawn(pool):
     shell = make_shell()
-    for seq in range(3):  # 12 inserted, 8 above the minimum: the tolerance is used up
-        assert shell.insert(make_chunk(seq))[0] == "accepted"
+    fill(shell)
 
     held = pool.submit(shell.insert, make_chunk(3))
     assert shell.sample(4) is not None  # a held insert does not delay the other side
-    assert held.result(TIMEOUT_S)[:2] == ["accepted", 3]
+    assert held.result(TIMEOUT_S)[0][:2] == ["accepted", 3]
 
     report = shell.report()
     assert report["stats"][1:3] == [16, 4]
@@ -80,59 +109,149 @@ def test_insert_held_back_goes_on_when_samples_were_drawn(pool, monkeypatch):
 
 
 def test_sample_held_back_goes_on_when_enough_was_inserted(pool, monkeypatch):
-    monkeypatch.setattr(remote, "HOLD_BACK_S", TIMEOUT_S)
+    monkeypatch.setattr(remote, "SAMPLE_HOLD_S", TIMEOUT_S)
     shell = make_shell()
 
     held = pool.submit(shell.sample, 4)
-    assert shell.insert(make_chunk(0))[0] == "accepted"
+    assert accepted(shell.insert(make_chunk(0)))
 
     assert len(decode_shard_sample(held.result(TIMEOUT_S)).item_keys) == 4
 
 
-def test_held_back_calls_are_answered_blocked_and_the_queue_waits_once(monkeypatch):
-    monkeypatch.setattr(remote, "HOLD_BACK_S", 0.05)
-    monkeypatch.setattr(remote, "QUEUED_HOLD_BACK_S", 0.001)
+def test_held_back_chunk_stays_and_nothing_else_waits_for_it(pool, monkeypatch):
+    monkeypatch.setattr(remote, "SAMPLE_HOLD_S", 0.0)
+    shell = make_shell(sampling="prioritized")
+    fill(shell)
+    held = pool.submit(shell.insert, make_chunk(3))
+    until(lambda: len(shell._inserting) == 1)
+
+    # What is there already, or comes from a replaced actor, is answered at once.
+    assert shell.insert(make_chunk(1))[0][0] == "duplicate"
+    shell.fence(7, 1)
+    assert shell.insert(make_chunk(0, slot=7))[0][0] == "stale_incarnation"
+    keys = np.arange(4)
+    assert shell.update_priorities(encode_priority_update(PriorityUpdate(keys, np.ones(4)))) == 4
+    shell.announce(1, 1, b"parameters", None)
+    assert shell.await_params(0.0)[:2] == [1, 1]
+    assert shell.holds("run", 0, 0, 3)
+    assert not shell.holds("run", 0, 0, 2)
+    assert shell.report()["times"]["insert_held"] > 0.0  # while it still waits
+    assert not held.done()
+
+    shell.sample(4)
+    assert accepted(held.result(TIMEOUT_S))
+    assert not shell.holds("run", 0, 0, 3)
+
+
+def test_chunks_held_back_go_on_in_the_order_in_which_they_came(pool):
     shell = make_shell()
-    assert shell.sample(4) is None
-    for seq in range(3):
-        shell.insert(make_chunk(seq))
+    fill(shell)
+    waiting = []
+    for slot in (5, 3, 8):
+        waiting.append(pool.submit(shell.insert, make_chunk(0, slot=slot)))
+        until(lambda: len(shell._inserting) == len(waiting))
 
-    answers = [shell.insert(make_chunk(3)) for _ in range(3)]
+    for done in range(1, 4):
+        assert shell.sample(4) is not None
+        assert accepted(waiting[done - 1].result(TIMEOUT_S))
+        assert [future.done() for future in waiting] == [i < done for i in range(3)]
 
-    assert answers == [["blocked", -1, 0]] * 3
+
+def test_held_back_chunk_of_an_actor_that_is_replaced_is_refused_at_once(pool):
+    shell = make_shell()
+    fill(shell)
+    held = pool.submit(shell.insert, make_chunk(3))
+    until(lambda: len(shell._inserting) == 1)
+
+    shell.fence(0, 1)
+
+    assert held.result(TIMEOUT_S)[0][0] == "stale_incarnation"
     assert shell.stats()[1] == 12
-    report = shell.report()
-    assert report["times"]["insert_held"] >= 0.05
-    assert report["times"]["sample_held"] >= 0.05
 
 
-def test_patience_is_whole_once_and_small_for_those_behind():
-    side = remote._Side()
+def test_sample_held_back_for_long_is_answered_none(monkeypatch):
+    monkeypatch.setattr(remote, "SAMPLE_HOLD_S", 0.05)
+    shell = make_shell()
 
-    assert side.patience_s(10.0) == remote.HOLD_BACK_S
-    assert side.patience_s(11.5) == pytest.approx(remote.HOLD_BACK_S - 1.5)
-    assert side.patience_s(10.0 + remote.HOLD_BACK_S) == remote.QUEUED_HOLD_BACK_S
-    side.held_since_s = None  # the limiter let a call through
-    assert side.patience_s(99.0) == remote.HOLD_BACK_S
+    assert shell.sample(4) is None
+
+    assert shell.report()["times"]["sample_held"] >= 0.05
+
+
+def test_acknowledgement_brings_what_the_actor_does_not_hold():
+    shell = make_shell(samples_per_insert=None)
+    assert shell.insert(make_chunk(0))[1] == [0, 0, None, None]
+    shell.announce(7, 5, b"latest", b"target")
+
+    assert shell.insert(make_chunk(1), (6, 5))[1] == [7, 5, b"latest", None]
+    assert shell.insert(make_chunk(2), (6, 4))[1] == [7, 5, b"latest", b"target"]
+    assert shell.insert(make_chunk(3), (7, 5))[1] == [7, 5, None, None]
+
+    shell.announce(6, 5, b"older", b"target")  # a call that was made twice and came late
+    assert shell.insert(make_chunk(4), (6, 5))[1] == [7, 5, b"latest", None]
+
+
+def test_acknowledgement_of_a_chunk_held_back_brings_the_newest_parameters(pool):
+    shell = make_shell()
+    fill(shell)
+    held = pool.submit(shell.insert, make_chunk(3), (1, 1))
+    until(lambda: len(shell._inserting) == 1)
+    shell.announce(9, 9, b"latest", None)
+
+    shell.sample(4)
+
+    assert held.result(TIMEOUT_S)[1] == [9, 9, b"latest", None]
+
+
+def test_first_parameters_are_waited_for(pool):
+    shell = make_shell()
+    assert shell.await_params(0.0)[0] == 0
+
+    waiting = pool.submit(shell.await_params, TIMEOUT_S)
+    shell.announce(3, 2, b"latest", b"target")
+
+    assert waiting.result(TIMEOUT_S) == [3, 2, b"latest", b"target"]
+
+
+def test_episodes_are_told_until_they_were_seen():
+    shell = make_shell(samples_per_insert=None)
+    shell.insert(make_chunk(0, episodes=2))
+
+    for _ in range(2):  # the first answer may be lost
+        report = shell.report(0)
+        assert (report["first_episode"], len(report["episodes"])) == (0, 2)
+    shell.insert(make_chunk(1, episodes=1))
+    report = shell.report(2)
+    assert (report["first_episode"], len(report["episodes"])) == (2, 1)
+    assert shell.report(3)["episodes"] == []
+
+
+def test_slots_and_the_targets_they_acted_with_are_reported():
+    shell = make_shell(samples_per_insert=None)
+    for seq, target in enumerate((2, 2, 4)):
+        shell.insert(make_chunk(seq, versions=(seq + 5, target)))
+    shell.insert(make_chunk(0, slot=2, incarnation=3, versions=(8, 4)))
+
+    assert shell.report()["slots"] == [[0, 0, 12, 12, 7, 4], [2, 3, 4, 4, 8, 4]]
+    assert shell.targets_acted() == {0: [2, 4], 2: [4]}
 
 
 def test_open_gate_lets_everybody_go(pool, monkeypatch):
-    monkeypatch.setattr(remote, "HOLD_BACK_S", TIMEOUT_S)
+    monkeypatch.setattr(remote, "SAMPLE_HOLD_S", TIMEOUT_S)
     shell = make_shell()
     sampling = pool.submit(shell.sample, 4)
 
     shell.open_gate()
 
     assert sampling.result(TIMEOUT_S) is None  # nothing to draw, but nobody waits
-    for seq in range(5):
-        assert shell.insert(make_chunk(seq))[0] == "accepted"
+    held = [pool.submit(shell.insert, make_chunk(seq)) for seq in range(5)]
+    assert all(accepted(future.result(TIMEOUT_S)) for future in held)
 
 
-def test_calls_that_do_not_ask_the_limiter_never_wait(monkeypatch):
-    monkeypatch.setattr(remote, "HOLD_BACK_S", TIMEOUT_S)
+def test_calls_that_do_not_ask_the_limiter_never_wait():
     shell = make_shell()
     for seq in range(5):
-        assert shell.insert(make_chunk(seq), False)[0] == "accepted"
+        assert accepted(shell.insert(make_chunk(seq), wait=False))
     for _ in range(6):
         assert shell.sample(8, False) is not None
 
@@ -215,21 +334,19 @@ def test_freeze_beside_inserts_restores_in_pieces_to_a_valid_shard(pool, monkeyp
 
 def test_insert_that_overruns_a_cut_waits_for_the_reader_or_its_end(pool, monkeypatch):
     monkeypatch.setattr("qfleet.replay_server.frozen_rows.BUFFER_BYTES", 1)
-    monkeypatch.setattr(remote, "HOLD_BACK_S", 0.01)
     shell = make_shell(samples_per_insert=None, capacity=8)
     for seq in range(2):
         shell.insert(make_chunk(seq))
     shell.freeze(True)
-    assert shell.insert(make_chunk(2))[0] == "accepted"  # into the empty buffer
-    assert shell.insert(make_chunk(3))[0] == "blocked"
+    assert accepted(shell.insert(make_chunk(2)))  # into the empty buffer
 
-    monkeypatch.setattr(remote, "HOLD_BACK_S", TIMEOUT_S)
     waiting = pool.submit(shell.insert, make_chunk(3))
+    until(lambda: len(shell._inserting) == 1)
     shell.next_piece()
-    assert waiting.result(TIMEOUT_S)[0] == "accepted"
+    assert accepted(waiting.result(TIMEOUT_S))
     waiting = pool.submit(shell.insert, make_chunk(4))
     shell.drop_frozen()
-    assert waiting.result(TIMEOUT_S)[0] == "accepted"
+    assert accepted(waiting.result(TIMEOUT_S))
     assert shell.next_piece(2) == [None, None]
 
 
@@ -267,7 +384,7 @@ def test_sample_in_pieces_is_the_sample_whole():
 
 
 def test_sample_held_back_is_none_in_every_piece(monkeypatch):
-    monkeypatch.setattr(remote, "HOLD_BACK_S", 0.01)
+    monkeypatch.setattr(remote, "SAMPLE_HOLD_S", 0.01)
 
     assert make_shell().sample(4, True, 3) == [None, None, None]
 

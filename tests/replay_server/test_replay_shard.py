@@ -98,7 +98,7 @@ def test_insert_twice_is_stored_once():
 
     assert (ack.status, ack.hwm) == ("duplicate", 0)
     assert (shard.stats().inserted, shard.stats().duplicate_chunks) == (2, 1)
-    assert shard.env_steps == 3
+    assert shard.slots.env_steps == 3
 
 
 def test_insert_out_of_order_is_accepted_once_without_gap():
@@ -214,7 +214,7 @@ def test_insert_empty_chunk_counts_its_episodes():
 
     assert shard.insert(make_chunk(0, 0, priorities=[], episodes=2), 1.0).status == "accepted"
 
-    assert (shard.size, shard.episodes, shard.env_steps) == (0, 2, 1)
+    assert (shard.size, shard.slots.episodes, shard.slots.env_steps) == (0, 2, 1)
     shard.check_valid()
 
 
@@ -224,8 +224,7 @@ def test_counters_are_kept_per_slot_over_incarnations():
     shard.insert(make_chunk(0, 2, slot=4, episodes=2), 1.0)
     shard.insert(make_chunk(0, 1, slot=0, incarnation=1), 1.0)
 
-    assert shard.env_steps_by_slot == {0: 6, 4: 3}
-    assert shard.episodes_by_slot == {0: 1, 4: 2}
+    assert [tuple(slot)[:4] for slot in shard.slots.stats()] == [(0, 1, 6, 4), (4, 0, 3, 2)]
     assert (shard.stats().env_steps, shard.stats().episodes) == (9, 3)
 
 
@@ -340,8 +339,7 @@ def test_capture_round_trip_continues_exactly(sampling):
 
     other.check_valid()
     assert other.stats() == shard.stats()
-    assert other.env_steps_by_slot == shard.env_steps_by_slot
-    assert other.episodes_by_slot == shard.episodes_by_slot
+    assert other.slots.capture() == shard.slots.capture()
     for one in (shard, other):
         one.insert(make_chunk(2, 4, slot=1), 11.0)
     ours, theirs = shard.sample(64, 12.0), other.sample(64, 12.0)

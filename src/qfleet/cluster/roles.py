@@ -13,7 +13,13 @@ from typing import Any
 
 from qfleet.cluster.plan import RunPlans
 from qfleet.cluster.ray_cluster import SMALLER, import_ray, resource_table
-from qfleet.common.errors import QfleetError, ResourcesError, RoleLostError, WaitTimeoutError
+from qfleet.common.errors import (
+    CallLostError,
+    QfleetError,
+    ResourcesError,
+    RoleLostError,
+    WaitTimeoutError,
+)
 from qfleet.common.plan_json import plan_to_json
 from qfleet.common.types import EnvironmentSpec
 from qfleet.common.user_code import paths_for_roles
@@ -21,6 +27,8 @@ from qfleet.common.user_code import paths_for_roles
 START_TIMEOUT_S = 180.0
 _ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 ANSWER_TIMEOUT_S = 60.0
+MAX_CALLS = 10
+"""Of one question, the lost ones included."""
 Waiting = Callable[[], AbstractContextManager[None]]
 """Around the wait for roles that start: a signal may end it, but must not cut into a creation."""
 
@@ -30,6 +38,7 @@ def answer(ref: Any, waiter: str, awaited: str, timeout_s: float = ANSWER_TIMEOU
 
     Raises:
         WaitTimeoutError: after `timeout_s`.
+        CallLostError: when Ray lost the call, which may be made again.
         RoleLostError: when the awaited role is dead.
         QfleetError: what the role itself raised.
     """
@@ -38,6 +47,8 @@ def answer(ref: Any, waiter: str, awaited: str, timeout_s: float = ANSWER_TIMEOU
         return ray.get(ref, timeout=timeout_s)
     except ray.exceptions.GetTimeoutError as error:
         raise WaitTimeoutError(f"{waiter} waited {timeout_s:.0f} s for {awaited}") from error
+    except ray.exceptions.ActorUnavailableError as error:
+        raise CallLostError(f"a call to {awaited} was lost: {first_line(error)}") from error
     except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
         raise RoleLostError(f"{awaited} died: {first_line(error)}") from error
     except ray.exceptions.RayTaskError as error:
@@ -45,6 +56,22 @@ def answer(ref: Any, waiter: str, awaited: str, timeout_s: float = ANSWER_TIMEOU
         if isinstance(cause, QfleetError):
             raise cause from error
         raise
+
+
+def ask(
+    call: Callable[[], Any], waiter: str, awaited: str, timeout_s: float = ANSWER_TIMEOUT_S
+) -> Any:
+    """`answer` to a call that may be made twice: one that is lost on its way is made again.
+
+    Raises:
+        WaitTimeoutError, RoleLostError, QfleetError: see `answer`.
+    """
+    for _ in range(MAX_CALLS - 1):
+        try:
+            return answer(call(), waiter, awaited, timeout_s)
+        except CallLostError:
+            continue
+    return answer(call(), waiter, awaited, timeout_s)
 
 
 def first_line(error: BaseException) -> str:
@@ -181,11 +208,9 @@ class Roles:
         try:
             for index, shard in enumerate(self.shards):
                 who = f"replay-{index} to start"
-                pids[f"replay-{index}"] = answer(
-                    shard.ready.remote(), "driver", who, START_TIMEOUT_S
-                )
-            pids["learner"] = answer(
-                self.learner.ready.remote(), "driver", "the learner to start", START_TIMEOUT_S
+                pids[f"replay-{index}"] = ask(shard.ready.remote, "driver", who, START_TIMEOUT_S)
+            pids["learner"] = ask(
+                self.learner.ready.remote, "driver", "the learner to start", START_TIMEOUT_S
             )
         except WaitTimeoutError as error:
             table = resource_table(self.plans.cluster)

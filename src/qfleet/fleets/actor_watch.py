@@ -6,11 +6,12 @@ Called by the asynchronous loop once per tick; the rules are the supervisor's.
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from typing import Any, Protocol
 
 from qfleet.cluster.polled_call import PolledCall
 from qfleet.cluster.ray_cluster import import_ray
-from qfleet.cluster.roles import START_TIMEOUT_S, Roles, answer, first_line
+from qfleet.cluster.roles import Roles, answer, ask, first_line
 from qfleet.common.errors import (
     EnvironmentFailedError,
     MemoryLimitError,
@@ -56,19 +57,17 @@ class ActorWatch:
 
     def start(self) -> None:
         """Let every actor play."""
-        answer(
-            self._roles.learner.set_actors.remote(self._roles.actors),
-            "driver",
-            "the learner",
-            START_TIMEOUT_S,
-        )
         for slot in self._roles.actors:
             self._start_actor(slot)
 
     def _start_actor(self, slot: int) -> None:
         actor = self._roles.actors[slot]
-        self.runs[actor.run.remote(self._roles.shard_of(slot))] = slot
+        self._run(slot)
         self._pings[slot] = PolledCall(actor.ping.remote, f"actor {slot}")
+
+    def _run(self, slot: int) -> None:
+        ref = self._roles.actors[slot].run.remote(self._roles.shard_of(slot))
+        self.runs[ref] = slot
 
     def poll(self, now_s: float) -> None:
         """Take counters that have come; an actor that says nothing is ended."""
@@ -96,6 +95,9 @@ class ActorWatch:
         try:
             ray.get(ref, timeout=1.0)
             reason = "it was refused by the replay server"
+        except ray.exceptions.ActorUnavailableError:
+            self._run(slot)  # the call was lost; one that had come is answered first
+            return
         except ray.exceptions.RayActorError as error:
             reason = first_line(error)
         except ray.exceptions.RayTaskError as error:
@@ -140,17 +142,9 @@ class ActorWatch:
         if not due:
             return
         for slot, incarnation in due.items():
-            fence = self._roles.shard_of(slot).fence.remote(slot, incarnation)
-            answer(fence, "driver", f"the replay shard to fence actor {slot}")
+            fence = partial(self._roles.shard_of(slot).fence.remote, slot, incarnation)
+            ask(fence, "driver", f"the replay shard to fence actor {slot}")
             self._roles.create_actor(slot, incarnation)
-        living = {
-            slot: actor
-            for slot, actor in self._roles.actors.items()
-            if slot in due or slot in self.runs.values()
-        }
-        answer(
-            self._roles.learner.set_actors.remote(living), "driver", "the learner", START_TIMEOUT_S
-        )
         for slot, incarnation in due.items():
             self._start_actor(slot)
             incident(f"actor {slot} plays again (incarnation {incarnation})")

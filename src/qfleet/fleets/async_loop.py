@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from qfleet.cluster.polled_call import PolledCall
 from qfleet.cluster.ray_cluster import import_ray
-from qfleet.cluster.roles import Waiting, answer, first_line
+from qfleet.cluster.roles import Waiting, answer, ask, first_line
 from qfleet.common.capture_stream import Streams, decode_capture
-from qfleet.common.errors import RoleLostError, WaitTimeoutError
+from qfleet.common.errors import CallLostError, RoleLostError, WaitTimeoutError
 from qfleet.common.params import encode_safetensors
 from qfleet.common.threads import with_lowered_priority
 from qfleet.common.types import Array
@@ -61,6 +62,7 @@ class AsyncLoop(StartedRoles):
         self._stall_watch = StallWatch()
         self._learner_status: dict[str, Any] | None = None
         self._shard_reports: dict[int, dict[str, Any]] = {}
+        self._learner_run: Any = None
 
     @property
     def gone_produced(self) -> int:
@@ -83,8 +85,8 @@ class AsyncLoop(StartedRoles):
 
     def keep_versions_above(self, version: int) -> None:
         """Versions never go backwards, also when the learner was rolled back."""
-        ref = self.roles.learner.keep_versions_above.remote(version)
-        answer(ref, "driver", "the learner")
+        learner = self.roles.learner
+        ask(lambda: learner.keep_versions_above.remote(version), "driver", "the learner")
 
     def run(self, session: AsyncSession) -> str:
         """Train until the session or the budget says stop; returns the reason.
@@ -94,35 +96,33 @@ class AsyncLoop(StartedRoles):
             QfleetError: what a role itself raised.
         """
         self._actors.start()
-        learner_run = self.roles.learner.run.remote()
+        self._learner_run = self.roles.learner.run.remote()
         self._evaluations.ask()
         polls = {
             "learner": PolledCall(self.roles.learner.status.remote, "the learner"),
             **{
-                f"replay-{i}": PolledCall(shard.report.remote, f"replay shard {i}")
-                for i, shard in enumerate(self.roles.shards)
+                f"replay-{i}": PolledCall(partial(self._ask_report, i), f"replay shard {i}")
+                for i in range(len(self.roles.shards))
             },
         }
         try:
             while True:
-                reason = self._tick(session, polls, learner_run)
+                reason = self._tick(session, polls)
                 if reason is not None:
                     break
         except (RoleLostError, WaitTimeoutError):
             raise  # the roles are to be ended anyway: nobody waits for their last words
         except BaseException:
-            self._drain(session, polls, learner_run)
+            self._drain(session, polls)
             raise
-        self._drain(session, polls, learner_run)
+        self._drain(session, polls)
         if reason.startswith("max_"):
             self._evaluations.finish(session)
         return reason
 
-    def _tick(
-        self, session: AsyncSession, polls: dict[str, PolledCall], learner_run: Any
-    ) -> str | None:
+    def _tick(self, session: AsyncSession, polls: dict[str, PolledCall]) -> str | None:
         evaluations = self._evaluations
-        refs = [learner_run, evaluations.due, *self._actors.runs]
+        refs = [self._learner_run, evaluations.due, *self._actors.runs]
         if evaluations.evaluating is not None:
             refs.append(evaluations.evaluating)
         ready, _ = import_ray().wait(refs, timeout=TICK_S, fetch_local=False)
@@ -130,10 +130,10 @@ class AsyncLoop(StartedRoles):
         for ref in ready:
             if ref is evaluations.due:
                 evaluations.take_due()
-            elif ref is learner_run:
-                answer(ref, "driver", "the learner")
-                self._poll_all(session, polls, now_s)
-                return session.stop_reason() or "max_learner_steps"
+            elif ref is self._learner_run:
+                if self._learner_has_ended():
+                    self._poll_all(session, polls, now_s)
+                    return session.stop_reason() or "max_learner_steps"
             elif ref is not evaluations.evaluating:  # `go_on` takes that
                 self._actors.bury(ref, session.incident, now_s)
         self._poll_all(session, polls, now_s)
@@ -143,6 +143,15 @@ class AsyncLoop(StartedRoles):
             # On a full machine the roles' work comes first: a cut must not hold up inserts.
             with_lowered_priority(lambda: self.checkpoint(session))
         return session.stop_reason()
+
+    def _learner_has_ended(self) -> bool:
+        """Whether its loop came to its end; a call that was lost is made again."""
+        try:
+            answer(self._learner_run, "driver", "the learner")
+        except CallLostError:
+            self._learner_run = self.roles.learner.run.remote()
+            return False
+        return True
 
     def _poll_all(self, session: AsyncSession, polls: dict[str, PolledCall], now_s: float) -> None:
         for name, poll in polls.items():
@@ -157,10 +166,11 @@ class AsyncLoop(StartedRoles):
             self._stall_watch.observe(played, report.learner.learner_steps, now_s)
 
     def _take_answer(self, name: str, result: dict[str, Any]) -> None:
-        """Keep the newest counters; episodes are told once and must not be lost."""
+        """Keep the newest counters, and every episode until the session has seen it."""
         if name == "learner":
             self._learner_status = result
             return
+        result = self._new_only(result)
         earlier = self._shard_reports.get(result["shard"])
         if earlier is not None:
             result["episodes"] = [*earlier["episodes"], *result["episodes"]]
@@ -188,24 +198,33 @@ class AsyncLoop(StartedRoles):
         # The step of the cut itself: the learner has gone on since the last report.
         session.save_checkpoint(files, params, int(learner.meta["learner_steps"]))
 
-    def _drain(self, session: AsyncSession, polls: dict[str, PolledCall], learner_run: Any) -> None:
+    def _drain(self, session: AsyncSession, polls: dict[str, PolledCall]) -> None:
         """Stop the loops, take the last counters; what does not answer in time stays uncounted."""
         ray = import_ray()
         try:
-            self.roles.learner.request_stop.remote()
-            for slot in self._actors.runs.values():
-                self.roles.actors[slot].request_stop.remote()
-            for shard in self.roles.shards:
-                shard.open_gate.remote()
-            ray.wait([learner_run], timeout=DRAIN_TIMEOUT_S)
+            stops = [self.roles.learner.request_stop]
+            stops += [self.roles.actors[slot].request_stop for slot in self._actors.runs.values()]
+            stops += [shard.open_gate for shard in self.roles.shards]
+            self._tell_all(stops)
+            ray.wait([self._learner_run], timeout=DRAIN_TIMEOUT_S)
             runs = list(self._actors.runs)
             ended, _ = ray.wait(runs, num_returns=len(runs), timeout=DRAIN_TIMEOUT_S)
             for ref in ended:
                 self._actors.take(ray.get(ref, timeout=1.0))
             self._evaluations.take_last_due(DRAIN_TIMEOUT_S)
             for name, poll in polls.items():
-                for result in poll.last_answers(DRAIN_TIMEOUT_S):
-                    self._take_answer(name, result)
+                self._take_answer(name, poll.last_answer(DRAIN_TIMEOUT_S))
             session.observe(self._newest_report())
-        except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
+        except (ray.exceptions.RayError, RoleLostError, WaitTimeoutError) as error:
             session.incident(f"the last counters are missing: {first_line(error)}")
+
+    def _tell_all(self, methods: list[Any]) -> None:
+        """Call them all at once, and again those whose call was lost."""
+        refs = [method.remote() for method in methods]
+        for method, ref in zip(methods, refs, strict=True):
+            try:
+                answer(ref, "driver", "a role to stop", DRAIN_TIMEOUT_S)
+            except CallLostError:
+                method.remote()
+            except (RoleLostError, WaitTimeoutError):
+                continue  # its last counters will be missing

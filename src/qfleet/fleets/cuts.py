@@ -79,10 +79,12 @@ def _pieces(files: Mapping[str, memoryview], name: str) -> Iterator[memoryview]:
 
 def _push(shard: Any, pieces: Iterable[memoryview], who: str) -> None:
     waiting: collections.deque[Any] = collections.deque()
+    in_flight = 1  # the head first, the end last: calls may overtake one another
     for piece in pieces:
         waiting.append(shard.restore_piece.remote(*split(bytes(piece), PARTS)))
-        if len(waiting) >= PIECES_IN_FLIGHT:
+        if len(waiting) >= in_flight:
             answer(waiting.popleft(), "driver", who, PIECE_TIMEOUT_S)
-    waiting.append(shard.end_restore.remote())
+            in_flight = PIECES_IN_FLIGHT
     for ref in waiting:
         answer(ref, "driver", who, PIECE_TIMEOUT_S)
+    answer(shard.end_restore.remote(), "driver", who, PIECE_TIMEOUT_S)

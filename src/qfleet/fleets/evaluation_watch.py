@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 from qfleet.cluster.ray_cluster import import_ray
-from qfleet.cluster.roles import Roles, answer
+from qfleet.cluster.roles import Roles, answer, ask
 from qfleet.common.config import NetworkConfig
-from qfleet.common.errors import RoleLostError
+from qfleet.common.errors import CallLostError, RoleLostError
 from qfleet.common.messages import decode_snapshot
 from qfleet.common.params import encode_safetensors
 from qfleet.common.types import EnvironmentSpec, EvaluationReport, EvaluationRequest
@@ -50,27 +51,33 @@ class EvaluationWatch:
         self.evaluating: Any = None
         """The evaluation under way."""
         self._since_s = 0.0
-        self._evaluated: bytes = b""
-        self._waiting: bytes | None = None
+        self._asked_version = 0
+        self._evaluated: Any = None
+        self._waiting: Any = None
+        """Payloads (`ParamsOffer`)."""
 
     def ask(self) -> None:
         """Ask the learner for the next snapshot that falls due."""
-        self.due = self._roles.learner.await_evaluation.remote(EVALUATION_WAIT_S)
+        self.due = self._ask(EVALUATION_WAIT_S)
+
+    def _ask(self, timeout_s: float) -> Any:
+        """A question after what is newer than all that was told: it may be put again."""
+        return self._roles.learner.await_evaluation.remote(timeout_s, self._asked_version)
 
     def take_due(self) -> None:
         """The answer has come: keep it and ask again."""
-        self._keep(answer(self.due, "driver", "the learner"))
+        with suppress(CallLostError):
+            self._keep(answer(self.due, "driver", "the learner"))
         self.ask()
 
     def take_last_due(self, timeout_s: float) -> None:
-        """At the end: the question still open, and a last one; what fell due is told once."""
-        for ref in (self.due, self._roles.learner.await_evaluation.remote(0.0)):
-            self._keep(import_ray().get(ref, timeout=timeout_s))
+        """At the end: what fell due and was not told yet."""
+        self._keep(ask(lambda: self._ask(0.0), "driver", "the learner", timeout_s))
 
-    def _keep(self, snapshot: bytes | None) -> None:
+    def _keep(self, told: tuple[int, Any] | None) -> None:
         """The newest snapshot to evaluate; one that waited behind an evaluation is dropped."""
-        if snapshot is not None:
-            self._waiting = snapshot
+        if told is not None:
+            self._asked_version, self._waiting = told
 
     def go_on(self, record: EvaluationRecord) -> None:
         """Take the evaluation that has ended, start the one that waits."""
@@ -97,6 +104,9 @@ class EvaluationWatch:
         ref, self.evaluating = self.evaluating, None
         try:
             report = EvaluationReport(*answer(ref, "driver", "the evaluator", timeout_s))
+        except CallLostError:
+            self._waiting = self._waiting or self._evaluated
+            return
         except RoleLostError as error:
             record.incident(f"{error}; a new one takes its place")
             self._roles.create_evaluator()
@@ -105,5 +115,8 @@ class EvaluationWatch:
         record.record_evaluation(report, self._evaluated_params)
 
     def _evaluated_params(self) -> bytes:
-        arrays = decode_snapshot(self._evaluated).arrays
+        message = self._evaluated
+        if not isinstance(message, bytes):
+            message = answer(message[0], "driver", "the parameters that were evaluated")
+        arrays = decode_snapshot(message).arrays
         return encode_safetensors(arrays, self._network, self._spec)

@@ -18,6 +18,7 @@ from qfleet.common.types import (
     EvaluationRequest,
     LearnerStats,
     ReplayStats,
+    SlotStats,
 )
 
 
@@ -51,6 +52,8 @@ class FleetReport:
     shard_times: list[dict[str, float]] = field(default_factory=list)
     """Of each shard: seconds per stage, and how long its limiter held calls back."""
     is_one_process: bool = False
+    slots: list[SlotStats] = field(default_factory=list)
+    """What the shards know of each actor slot."""
     limiters: list[str] = field(default_factory=list)
     """Of each shard on Ray: what its rate limiter lets through, in words."""
     sample_age_s: float = 0.0
@@ -80,7 +83,7 @@ class Fleet(Protocol):
         ...
 
     def publish(self) -> None:
-        """A new version of the parameters, delivered to and acknowledged by every actor."""
+        """A new version of the parameters, which every actor acts with from the next round on."""
         ...
 
     def evaluate(self, request: EvaluationRequest) -> EvaluationReport:
@@ -100,7 +103,11 @@ class Fleet(Protocol):
         ...
 
     def target_sync_log(self) -> dict[str, Any]:
-        """Hard syncs as done by the learner, and as acknowledged per actor slot."""
+        """Hard target syncs of the learner and of the actors.
+
+        `syncs` are (learner step, version) as the learner did them, `acknowledged` by actor slot
+        the versions of the targets that it acted with.
+        """
         ...
 
     def capture(self, replay_contents: bool) -> Streams:

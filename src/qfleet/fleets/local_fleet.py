@@ -108,16 +108,13 @@ class LocalFleet:
             max_steps_per_episode=plans.evaluator.max_episode_steps,
         )
         self._episodes: list[EpisodeSummary] = []
-        self._acknowledged: dict[int, list[int]] = {}
         self._learn_clock = StageClock()
         self._deliver()
 
     def _deliver(self) -> None:
         for snapshot in self._learner.take_snapshots():
-            for slot, actor in enumerate(self._actors):
-                event = actor.set_params(snapshot)
-                if event is not None:
-                    self._acknowledged.setdefault(slot, []).append(event.version)
+            for actor in self._actors:
+                actor.set_params(snapshot)
 
     def act(self, n_env_steps: int | None) -> None:
         """See `Fleet`."""
@@ -148,7 +145,7 @@ class LocalFleet:
 
     def evaluate(self, request: EvaluationRequest) -> EvaluationReport:
         """See `Fleet`."""
-        snapshot = self._learner.current_snapshots()[-1]
+        snapshot = self._learner.latest_snapshot()
         q_function = self._q_functions.of(snapshot.arrays)
         return run_request(self._evaluator, q_function, snapshot, request)
 
@@ -172,6 +169,7 @@ class LocalFleet:
             ],
             episodes=episodes,
             learner_times=dict(self._learn_clock.seconds),
+            slots=[slot for shard in self._shards for slot in shard.slots.stats()],
             shard_times=[dict(clock.seconds) for clock in self._replay.clocks],
             is_one_process=True,
             sample_age_s=self._replay.sample_age_s,
@@ -189,7 +187,10 @@ class LocalFleet:
     def target_sync_log(self) -> dict[str, Any]:
         """See `Fleet`."""
         syncs = [list(event) for event in self._learner.target_syncs]
-        return {"syncs": syncs, "acknowledged": self._acknowledged}
+        acted: dict[int, list[int]] = {}
+        for shard in self._shards:
+            acted |= shard.slots.targets_acted()
+        return {"syncs": syncs, "acknowledged": dict(sorted(acted.items()))}
 
     def capture(self, replay_contents: bool) -> Streams:
         """See `Fleet`."""

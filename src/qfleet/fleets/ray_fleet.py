@@ -7,11 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from qfleet.cluster.roles import START_TIMEOUT_S, Waiting, answer
+from qfleet.cluster.roles import Waiting, answer
 from qfleet.common.capture_stream import Streams
 from qfleet.common.messages import decode_snapshot
 from qfleet.common.params import encode_safetensors
-from qfleet.common.types import Array, EvaluationReport, EvaluationRequest, ReplayStats
+from qfleet.common.types import (
+    Array,
+    EvaluationReport,
+    EvaluationRequest,
+    ParamsOffer,
+    ReplayStats,
+)
 from qfleet.fleets.cuts import init_learner_params, restore_learner_and_replay
 from qfleet.fleets.started_roles import StartedRoles
 
@@ -25,20 +31,19 @@ class RayFleet(StartedRoles):
 
     def _start(self, incarnation: int, waiting: Waiting) -> None:
         super()._start(incarnation, waiting)
-        learner = self.roles.learner
-        answer(
-            learner.set_actors.remote(self.roles.actors), "driver", "the learner", START_TIMEOUT_S
-        )
-        answer(learner.publish.remote(), "learner", "every actor's first parameters")
+        self.publish()
 
     def act(self, n_env_steps: int | None) -> None:
         """See `Fleet`; slots play at the same time, chunks enter in slot order."""
-        refs = {s: actor.act.remote(n_env_steps) for s, actor in self.roles.actors.items()}
+        refs = {
+            s: actor.act.remote(n_env_steps, self._offer) for s, actor in self.roles.actors.items()
+        }
         for slot in sorted(refs):
             data = answer(refs[slot], "driver", f"actor {slot} to play a round", ACT_TIMEOUT_S)
             if data is not None:
                 shard = self.roles.shard_of(slot)
-                answer(shard.insert.remote(data, False), "driver", f"actor {slot}'s replay shard")
+                stored = shard.insert.remote(data, wait=False)
+                answer(stored, "driver", f"actor {slot}'s replay shard")
 
     def shard_stats(self) -> list[ReplayStats]:
         """See `Fleet`."""
@@ -51,12 +56,13 @@ class RayFleet(StartedRoles):
         return int(answer(ref, "driver", f"the learner's {n_blocks} blocks", LEARN_TIMEOUT_S))
 
     def publish(self) -> None:
-        """See `Fleet`."""
-        answer(self.roles.learner.publish.remote(), "driver", "every actor's acknowledgement")
+        """See `Fleet`; every actor gets them with the next round's call."""
+        self._offer = answer(self.roles.learner.publish.remote(), "driver", "new parameters")
 
     def evaluate(self, request: EvaluationRequest) -> EvaluationReport:
         """See `Fleet`."""
-        ref = self.roles.evaluator.evaluate.remote(self._snapshot(), list(request))
+        published = ParamsOffer(*self._offer).latest
+        ref = self.roles.evaluator.evaluate.remote(published, list(request))
         return EvaluationReport(*answer(ref, "driver", "an evaluation", EVALUATE_TIMEOUT_S))
 
     def _snapshot(self) -> bytes:

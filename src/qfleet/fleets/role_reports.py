@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qfleet.common.types import EpisodeSummary, LearnerStats, ReplayStats
+from qfleet.common.types import EpisodeSummary, LearnerStats, ReplayStats, SlotStats
 from qfleet.fleets.fleet import ActorReport, FleetReport
 
 
@@ -22,6 +22,7 @@ def make_report(
         episodes=[EpisodeSummary(*fields) for shard in shards for fields in shard["episodes"]],
         learner_times=status["times"],
         shard_times=[shard["times"] for shard in shards],
+        slots=[SlotStats(*slot) for shard in shards for slot in shard["slots"]],
         limiters=[shard["limiter"] for shard in shards],
         sample_age_s=status["sample_age_s"],
         learner_path=status["learner_path"],

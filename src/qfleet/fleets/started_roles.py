@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from qfleet.cluster.plan import RunPlans
-from qfleet.cluster.roles import Roles, Waiting, answer
+from qfleet.cluster.roles import Roles, Waiting, answer, ask
 from qfleet.common.capture_stream import Streams
 from qfleet.common.types import EnvironmentSpec
 from qfleet.fleets.cuts import capture_learner_and_replay
@@ -53,33 +53,50 @@ class StartedRoles:
             self.roles.create_actor(slot, incarnation)
         with waiting():
             self.roles.wait_until_ready()
-        shards = self.roles.learner.set_shards.remote(self.roles.shards)
-        answer(shards, "driver", "the learner")
+        self._n_episodes_seen = [0] * len(self.roles.shards)
+        learner, shards = self.roles.learner, self.roles.shards
+        ask(lambda: learner.set_shards.remote(shards), "driver", "the learner")
 
     def report(self, with_actors: bool = True) -> FleetReport:
         """Counters of all roles, and the episodes since the previous report.
 
         Without actors nobody waits for theirs to start.
         """
-        shards = [shard.report.remote() for shard in self.roles.shards]
+        shards = [self._ask_report(index) for index in range(len(self.roles.shards))]
         actors = self.roles.actors.values() if with_actors else ()
         pings = [actor.ping.remote() for actor in actors]
-        status = answer(self.roles.learner.status.remote(), "driver", "the learner's status")
+        status = ask(self.roles.learner.status.remote, "driver", "the learner's status")
         return make_report(
             status,
-            [answer(ref, "driver", "replay counters") for ref in shards],
+            [self._new_only(answer(ref, "driver", "replay counters")) for ref in shards],
             [answer(ref, "driver", "an actor's counters") for ref in pings],
         )
 
+    def _ask_report(self, shard: int) -> Any:
+        """A shard's counters; the episodes that were seen it need not tell again."""
+        return self.roles.shards[shard].report.remote(self._n_episodes_seen[shard])
+
+    def _new_only(self, report: dict[str, Any]) -> dict[str, Any]:
+        """The report without the episodes that an earlier one told of."""
+        shard, first = report["shard"], report["first_episode"]
+        seen, self._n_episodes_seen[shard] = (
+            self._n_episodes_seen[shard],
+            first + len(report["episodes"]),
+        )
+        return report | {"episodes": report["episodes"][max(0, seen - first) :]}
+
     def fingerprint(self) -> str:
         """`params_sha256` of the online network."""
-        ref = self.roles.learner.fingerprint.remote()
-        return str(answer(ref, "driver", "the parameters' fingerprint"))
+        ref = self.roles.learner.fingerprint.remote
+        return str(ask(ref, "driver", "the parameters' fingerprint"))
 
     def target_sync_log(self) -> dict[str, Any]:
-        """Hard syncs as done by the learner, and as acknowledged per actor slot."""
-        ref = self.roles.learner.target_sync_log.remote()
-        return dict(answer(ref, "driver", "the log of target syncs"))
+        """Hard syncs as done by the learner, and the targets that each actor slot acted with."""
+        syncs = ask(self.roles.learner.target_syncs.remote, "driver", "the log of target syncs")
+        acted: dict[int, list[int]] = {}
+        for shard in self.roles.shards:
+            acted |= ask(shard.targets_acted.remote, "driver", "the targets that acted")
+        return {"syncs": syncs, "acknowledged": dict(sorted(acted.items()))}
 
     def capture(self, replay_contents: bool) -> Streams:
         """The state of learner and shards by file name, as one consistent cut."""

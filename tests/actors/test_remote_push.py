@@ -1,0 +1,202 @@
+"""Chunks to a shard played by hand: what is lost, held back, overtaken and answered late."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qfleet.actors import remote_push
+from qfleet.actors.remote_push import ChunkSender
+from qfleet.common.errors import WaitTimeoutError
+from qfleet.common.messages import decode_chunk
+from qfleet.common.types import ChunkId, EnvironmentSpec, TransitionChunk
+
+SPEC = EnvironmentSpec("CartPole-v1", (2,), "<f4", 2, 475.0, 500)
+NOTHING_NEW = [5, 5, None, None]
+
+
+@pytest.fixture
+def ray(hand_ray):
+    return hand_ray(remote_push)
+
+
+@pytest.fixture
+def shard(new_handle):
+    return new_handle()
+
+
+@pytest.fixture
+def offers():
+    return []
+
+
+@pytest.fixture
+def sender(ray, shard, offers):
+    return ChunkSender(
+        shard, 3, credits=100, held_versions=lambda: (4, 2), take_offer=offers.append
+    )
+
+
+def chunk(seq, rows=4):
+    numbers = np.arange(rows)
+    observation = np.stack([numbers, numbers], axis=1).astype("<f4")
+    columns = {
+        "observation": observation,
+        "action": (numbers % 2).astype("<i4"),
+        "n_step_return": numbers.astype("<f4"),
+        "bootstrap_discount": np.full(rows, 0.99, "<f4"),
+        "next_observation": observation + 1,
+    }
+    return TransitionChunk(ChunkId("run", 3, 0, seq), columns, None, 0, rows)
+
+
+def ack(status="accepted", credits=100, offer=NOTHING_NEW):
+    return [[status, 0, credits], offer]
+
+
+def seqs(calls):
+    """Numbers of the chunks that those calls of `insert` carry."""
+    return [decode_chunk(call.arguments[0], SPEC).chunk_id.seq for call in calls]
+
+
+def test_acknowledged_chunk_is_gone_and_its_offer_taken(sender, shard, offers):
+    sender.send(chunk(0))
+    assert (sender.rows, sender.has_room(4)) == (4, True)
+    sender.send(chunk(1))
+    assert (sender.rows, sender.has_room(4)) == (8, False)
+    assert shard.calls[0].arguments[1] == (4, 2)  # what the actor holds
+
+    shard.calls[0].answer(ack(offer=[7, 6, b"latest", b"target"]))
+    sender.wait(0.1)
+
+    assert (sender.rows, sender.has_room(4)) == (4, True)
+    assert [tuple(offer) for offer in offers] == [(7, 6, b"latest", b"target")]
+
+
+def test_one_chunk_at_a_time_where_the_next_would_be_held_back(sender, shard):
+    sender.send(chunk(0))
+    shard.calls[0].answer(ack(credits=3))
+    sender.wait(0.1)
+
+    sender.send(chunk(1))
+
+    assert not sender.has_room(4)
+    assert sender.has_room(3)
+
+
+def test_chunk_held_back_is_never_sent_again(ray, sender, shard):
+    """An hour; the shard says every time it is asked that it has it."""
+    sender.send(chunk(0))
+    ray.on_idle = lambda: [call.answer(True) for call in shard.open("holds")]
+
+    while ray.now_s < 1000.0 + 3600.0:
+        sender.wait(0.1)
+
+    assert seqs(shard.open("insert")) == [0]
+    questions = [call for call in shard.calls if call.method == "holds"]
+    assert all(call.arguments == ("run", 3, 0, 0) for call in questions)
+    assert len(questions) <= 3600 / remote_push.LONGEST_QUESTION_S + 10
+
+
+def test_chunk_that_ray_lost_is_sent_again_under_the_same_name(ray, sender, shard):
+    sender.send(chunk(0))
+    shard.calls[0].answer(ray.lost)
+
+    sender.wait(0.1)
+
+    assert seqs(shard.calls) == [0, 0]
+    shard.calls[1].answer(ack("duplicate"))  # only the answer had been lost
+    sender.wait(0.1)
+    assert sender.rows == 0
+    assert not sender.refused
+
+
+def test_chunk_that_the_shard_does_not_have_is_sent_again_after_a_silence(ray, sender, shard):
+    sender.send(chunk(0))
+    while not shard.open("holds"):
+        sender.wait(0.1)
+    assert ray.now_s - 1000.0 <= 2 * remote_push.FIRST_QUESTION_S
+
+    shard.open("holds")[0].answer(False)
+    sender.wait(0.1)
+
+    assert seqs(shard.open("insert")) == [0, 0]
+
+
+def test_question_that_is_lost_is_asked_again(ray, sender, shard):
+    sender.send(chunk(0))
+    while not shard.open("holds"):
+        sender.wait(0.1)
+    shard.open("holds")[0].answer(ray.lost)
+
+    while not shard.open("holds"):
+        sender.wait(0.1)
+
+    assert seqs(shard.open("insert")) == [0]
+
+
+def test_overtaken_chunk_is_asked_after_soon_and_sent_again_where_it_is_lost(ray, sender, shard):
+    sender.send(chunk(0))
+    sender.send(chunk(1))
+    shard.open("insert")[1].answer(ack())
+    while not shard.open("holds"):
+        sender.wait(0.1)
+    assert ray.now_s - 1000.0 <= 2 * remote_push.OVERTAKEN_S
+
+    shard.open("holds")[0].answer(False)
+    sender.wait(0.1)
+
+    assert seqs(shard.open("insert")) == [0, 0]
+
+
+def test_answers_that_change_places_send_nothing_again(ray, sender, shard):
+    sender.send(chunk(0))
+    sender.send(chunk(1))
+    first, second = shard.open("insert")
+    second.answer(ack())
+    sender.wait(0.0)
+    first.answer(ack())
+    sender.wait(0.0)
+
+    assert sender.rows == 0
+    assert len(shard.calls) == 2
+
+
+@pytest.mark.parametrize("status", ["stale_incarnation", "foreign_run"])
+def test_chunk_that_is_not_wanted_ends_the_actor(sender, shard, status):
+    sender.send(chunk(0))
+    shard.calls[0].answer(ack(status))
+    sender.wait(0.1)
+
+    assert sender.refused == status
+
+
+def test_shard_of_which_nothing_is_heard_is_given_up(ray, sender, shard):
+    sender.send(chunk(0))
+
+    def keep_waiting():
+        while True:
+            sender.wait(0.1)
+
+    with pytest.raises(WaitTimeoutError, match="actor 3 waited 60 s for the replay server to"):
+        keep_waiting()
+    assert ray.now_s - 1000.0 == pytest.approx(60.0, abs=1.0)
+
+
+def test_shard_that_is_dead_is_not_waited_for(ray, sender, shard):
+    sender.send(chunk(0))
+    shard.calls[0].answer(ray.dead)
+
+    with pytest.raises(type(ray.dead)):
+        sender.wait(0.1)
+
+
+def test_drain_takes_what_comes_soon_and_keeps_the_rest(ray, sender, shard):
+    sender.send(chunk(0))
+    sender.send(chunk(1))
+    ray.on_idle = lambda: shard.calls[0].answer(ack())
+
+    sender.drain(1.0)
+
+    assert sender.rows == 4
+    assert ray.now_s - 1000.0 <= 1.2

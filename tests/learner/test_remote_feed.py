@@ -1,0 +1,315 @@
+"""Blocks from shards played by hand: all drawn from, lost calls made again, one replaced."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from qfleet.common.errors import WaitTimeoutError
+from qfleet.common.messages import decode_priority_update, encode_shard_sample
+from qfleet.common.stage_clock import StageClock
+from qfleet.common.types import EnvironmentSpec, ReplayStats, ShardSample
+from qfleet.learner import remote_feed, remote_line
+from qfleet.learner.block_runner import BlockPlanner
+from qfleet.learner.remote_feed import ReplayFeed
+from qfleet.settings.config import Config
+from qfleet.settings.config_auto import resolve_config
+from qfleet.settings.plans import run_plans
+
+SPEC = EnvironmentSpec("CartPole-v1", (2,), "<f4", 2, 475.0, 500)
+BATCH = 64
+
+
+def stats(mass, inserted=None):
+    inserted = int(mass) if inserted is None else inserted
+    return ReplayStats(int(mass), inserted, 0, 0, float(mass), 0, 0, 0, 0, env_steps=inserted)
+
+
+def draws(shard, n, mass):
+    """A shard's answer, as the message it sends."""
+    numbers = np.arange(n)
+    observation = np.full((n, 2), shard, "<f4")
+    columns = {
+        "observation": observation,
+        "action": (numbers % 2).astype("<i4"),
+        "n_step_return": numbers.astype("<f4"),
+        "bootstrap_discount": np.full(n, 0.99, "<f4"),
+        "next_observation": observation,
+    }
+    keys, probabilities = numbers.astype("<i8"), np.full(n, 1 / mass)
+    return encode_shard_sample(ShardSample(shard, columns, keys, probabilities, stats(mass), 0.0))
+
+
+class Fleet:
+    """Shards that answer whatever is asked whenever the learner waits, but for what is held up."""
+
+    def __init__(self, ray, handles, masses, sampling="uniform"):
+        self.ray, self.handles, self.masses = ray, handles, masses
+        self.silent, self.dead = set(), set()
+        self.loses_updates = False
+        config = Config.model_validate(
+            {
+                "replay": {"sampling": sampling},
+                "learner": {"batch_size": BATCH, "updates_per_call": 1, "compile": "off"},
+                "actors": {"count": 1},
+            }
+        )
+        plan = run_plans(resolve_config(config, SPEC, cpus=2, gpus=0)).learner
+        self.stop = threading.Event()
+        self.feed = ReplayFeed(SPEC, BlockPlanner(plan), 1, self.stop, StageClock())
+        self.feed.set_shards(handles)
+        self.learner = SimpleNamespace(learner_steps=0, fleet_env_steps=0)
+        self.stop.wait = lambda timeout: self.serve()
+        ray.on_idle = self.serve
+
+    def serve(self):
+        self.ray.now_s += 0.001
+        for index, handle in enumerate(self.handles):
+            if index in self.dead:
+                for call in [*handle.open("stats"), *handle.open("sample")]:
+                    call.answer(self.ray.dead)
+            if index in self.silent | self.dead:
+                continue
+            for call in handle.open("stats"):
+                call.answer(list(stats(self.masses[index])))
+            for call in handle.open("sample")[:1]:  # one at a time, in order
+                call.answer(draws(index, call.arguments[0], self.masses[index]))
+            for call in handle.open("update_priorities"):
+                call.answer(self.ray.lost if self.loses_updates else 1)
+
+    def asked(self, index):
+        return sum(c.arguments[0] for c in self.handles[index].calls if c.method == "sample")
+
+
+@pytest.fixture
+def ray(hand_ray):
+    return hand_ray(remote_feed, remote_line)
+
+
+@pytest.fixture
+def make_fleet(ray, new_handle):
+    return lambda masses, **options: Fleet(ray, [new_handle() for _ in masses], masses, **options)
+
+
+@pytest.mark.parametrize("masses", [[300.0, 100.0], [50.0, 20.0, 10.0, 20.0]])
+def test_every_shard_is_drawn_from_by_its_mass(make_fleet, masses):
+    """χ² over 12,800 draws, also where a shard that was empty at first fills later."""
+    fleet = make_fleet([masses[0], *[0.0] * (len(masses) - 1)])
+    blocks = fleet.feed.blocks(fleet.learner)
+    for _ in range(3):
+        assert set(next(blocks).shards.ravel().tolist()) == {0}
+    fleet.masses = masses
+    for _ in range(4):  # those that were under way are split by the old masses
+        next(blocks)
+
+    drawn = np.zeros(len(masses))
+    for _ in range(200):
+        drawn += np.bincount(next(blocks).shards.ravel(), minlength=len(masses))
+
+    expected = drawn.sum() * np.array(masses) / sum(masses)
+    chi_squared = ((drawn - expected) ** 2 / expected).sum()
+    assert drawn.sum() == 200 * BATCH
+    assert chi_squared < {2: 10.8, 4: 16.3}[len(masses)]  # p = 0.001
+    assert fleet.learner.fleet_env_steps == sum(masses)
+
+
+def test_nothing_is_drawn_while_no_shard_holds_anything(make_fleet):
+    fleet = make_fleet([0.0, 0.0])
+    served = []
+
+    def serve():
+        served.append(1)
+        if len(served) == 50:
+            fleet.masses = [0.0, 9.0]
+        fleet.serve()
+
+    fleet.ray.on_idle = serve
+    fleet.stop.wait = lambda timeout: serve()
+
+    sample = next(fleet.feed.blocks(fleet.learner))
+
+    assert set(sample.shards.ravel().tolist()) == {1}
+    assert fleet.asked(0) == 0
+
+
+def test_draws_that_ray_lost_are_asked_for_again(make_fleet):
+    fleet = make_fleet([9.0])
+    blocks = fleet.feed.blocks(fleet.learner)
+    next(blocks)
+    before = fleet.asked(0)
+    for call in fleet.handles[0].open("sample"):
+        call.answer(fleet.ray.lost)
+
+    next(blocks)
+
+    assert fleet.asked(0) - before <= 4 * BATCH
+
+
+def test_draws_held_back_are_asked_for_again_without_end(make_fleet):
+    fleet = make_fleet([9.0])
+    blocks = fleet.feed.blocks(fleet.learner)
+    next(blocks)
+    serve, held = fleet.serve, []
+
+    def hold():
+        fleet.ray.now_s += 0.2
+        calls = fleet.handles[0].open("sample")
+        if fleet.ray.now_s < 1000.0 + 3600.0:
+            held.extend(calls[:1])
+            calls[0].answer(None)
+        else:
+            serve()
+
+    fleet.ray.on_idle = hold
+
+    next(blocks)
+    assert len(held) > 1000
+
+
+def test_overtaken_draws_are_asked_for_again_at_once(make_fleet):
+    fleet = make_fleet([9.0])
+    blocks = fleet.feed.blocks(fleet.learner)
+    next(blocks)
+    [lost] = fleet.handles[0].open("sample")
+    serve, before_s = fleet.serve, fleet.ray.now_s
+
+    def serve_later_ones():
+        fleet.ray.now_s += 0.001
+        for call in fleet.handles[0].open("sample"):
+            if call is not lost:
+                call.answer(draws(0, BATCH, 9.0))
+                return
+
+    fleet.ray.on_idle = serve_later_ones
+    for _ in range(3):
+        next(blocks)
+
+    assert not lost.outcome
+    asked = [call for call in fleet.handles[0].calls if call.method == "sample"]
+    assert len(asked) == 1 + 1 + 3 + 1  # first, lost, its second call among those, one open
+    assert fleet.ray.now_s - before_s < remote_line.FIRST_SILENCE_S
+    fleet.ray.on_idle = serve
+    next(blocks)  # the late answer is let go
+
+
+def test_silence_is_asked_into_and_the_late_answer_let_go(make_fleet):
+    fleet = make_fleet([9.0])
+    blocks = fleet.feed.blocks(fleet.learner)
+    next(blocks)
+    lost = fleet.handles[0].open("sample")
+    serve = fleet.serve
+
+    def serve_all_but_the_lost():
+        for call in fleet.handles[0].open("sample"):
+            if call not in lost:
+                call.answer(draws(0, call.arguments[0], 9.0))
+
+    fleet.ray.on_idle = serve_all_but_the_lost
+    for _ in range(5):
+        next(blocks)
+    for call in lost:
+        call.answer(draws(0, call.arguments[0], 9.0))
+    fleet.ray.on_idle = serve
+    for _ in range(5):
+        next(blocks)
+
+
+def test_shard_that_says_nothing_is_given_up(make_fleet):
+    fleet = make_fleet([9.0])
+    blocks = fleet.feed.blocks(fleet.learner)
+    next(blocks)
+    fleet.silent = {0}
+
+    with pytest.raises(WaitTimeoutError, match="for a sample of replay shard 0"):
+        next(blocks)
+    assert fleet.asked(0) <= (3 + 2 * remote_line.MAX_CALLS) * BATCH
+
+
+def test_others_are_drawn_from_while_one_shard_is_gone_and_the_new_one_joins(
+    make_fleet, new_handle
+):
+    fleet = make_fleet([9.0, 9.0])
+    blocks = fleet.feed.blocks(fleet.learner)
+    for _ in range(3):
+        next(blocks)
+    fleet.dead = {1}
+    fleet.serve()
+
+    for _ in range(2):  # what had come before
+        next(blocks)
+    for _ in range(20):
+        assert set(next(blocks).shards.ravel().tolist()) == {0}
+
+    fleet.handles[1] = new_handle()
+    fleet.feed.replace_shard(1, fleet.handles[1])
+    fleet.dead = set()
+    drawn = np.zeros(2)
+    for _ in range(60):
+        drawn += np.bincount(next(blocks).shards.ravel(), minlength=2)
+    assert drawn.min() > 0.3 * drawn.sum()
+
+
+def test_shard_replaced_before_its_death_is_noticed_answers_what_was_open(make_fleet, new_handle):
+    fleet = make_fleet([9.0])
+    blocks = fleet.feed.blocks(fleet.learner)
+    next(blocks)
+    fleet.handles[0] = new_handle()
+    fleet.feed.replace_shard(0, fleet.handles[0])
+
+    for _ in range(5):
+        next(blocks)
+
+
+def test_no_shard_left_ends_the_wait(make_fleet):
+    fleet = make_fleet([9.0])
+    blocks = fleet.feed.blocks(fleet.learner)
+    next(blocks)
+    fleet.dead = {0}
+    fleet.serve()
+    fleet.stop.wait = lambda timeout: setattr(fleet.ray, "now_s", fleet.ray.now_s + 1.0)
+
+    with pytest.raises(WaitTimeoutError, match="a replay shard in place of those that died"):
+        next(blocks)
+
+
+def test_priorities_go_to_their_shard_and_again_when_they_are_lost(make_fleet):
+    fleet = make_fleet([9.0, 9.0], sampling="prioritized")
+    blocks = fleet.feed.blocks(fleet.learner)
+    sent = 0
+    for round_ in range(8):
+        sample = next(blocks)
+        fleet.feed.give_back(sample, np.full(sample.item_keys.shape, float(round_)))
+        sent += sample.item_keys.size
+        fleet.loses_updates = round_ == 3
+        fleet.serve()
+    fleet.loses_updates = False
+    for _ in range(4):
+        next(blocks)
+
+    n_lost = 0
+    for handle in fleet.handles:
+        calls = [c for c in handle.calls if c.method == "update_priorities"]
+        lost = [c for c in calls if c.outcome and isinstance(c.outcome[0], Exception)]
+        for call in lost:
+            assert sum(c.arguments == call.arguments for c in calls) == 2
+        n_lost += len(lost)
+        sent -= sum(
+            len(decode_priority_update(message).item_keys)
+            for call in calls
+            if call not in lost
+            for message in call.arguments
+        )
+    assert n_lost > 0
+    assert sent == 0
+
+
+def test_stop_ends_the_blocks(make_fleet):
+    fleet = make_fleet([9.0])
+    blocks = fleet.feed.blocks(fleet.learner)
+    next(blocks)
+    fleet.stop.set()
+
+    assert next(blocks, None) is None
