@@ -235,7 +235,11 @@ class ReplayShard:
 
     def check_valid(self) -> None:
         """Raise `InvariantError` unless all parts are valid and agree with one another."""
-        self._parts.check_valid()
+        self._storage.check_valid()
+        if self._framed is not None:
+            self._framed.check_valid()
+        self._sampler.check_valid(self.size)
+        self._ledger.check_valid()
         counters = self._counters
         if not self.size <= counters.inserted <= self._storage.appended:
             given = self._storage.appended

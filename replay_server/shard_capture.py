@@ -108,14 +108,6 @@ class ShardParts(NamedTuple):
     ledger: ChunkLedger
     counters: ShardCounters
 
-    def check_valid(self) -> None:
-        """Raise `InvariantError` unless all parts are valid."""
-        self.storage.check_valid()
-        if self.framed is not None:
-            self.framed.check_valid()
-        self.sampler.check_valid(self.storage.size)
-        self.ledger.check_valid()
-
 
 def freeze_parts(parts: ShardParts, contents: bool) -> FrozenShard:
     """The state as of now; see `ReplayShard.freeze`."""
@@ -211,7 +203,9 @@ class RestoringShard:
             parts.storage.end_restore(meta["storage"])
             if parts.framed is not None:
                 parts.framed.end_restore(meta["frames"])
-            parts.check_valid()
+            parts.storage.check_counters()
+            parts.sampler.check_valid(parts.storage.size)
+            parts.ledger.check_valid()
             if not meta["storage"]["contents"]:
                 parts.counters.limiter_inserted_base = parts.counters.inserted
                 parts.counters.limiter_sampled_base = parts.counters.sampled

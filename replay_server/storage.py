@@ -198,13 +198,21 @@ class RingStorage:
             InvariantError: naming what does not.
         """
         check_columns(self._columns, self.specs, self.capacity)
+        self.check_counters()
+        keys = self.keys_at(np.arange(self._size))
+        if not self.is_current(keys).all() or len(np.unique(keys)) != self._size:
+            raise InvariantError("keys of the rows held are not the newest ones")
+
+    def check_counters(self) -> None:
+        """The part of `check_valid` that costs nothing.
+
+        Raises:
+            InvariantError: naming what does not agree.
+        """
         if not 0 <= self._size <= min(self.capacity, self._appended):
             raise InvariantError(f"size {self._size} with {self._appended} keys given")
         if self._size < self.capacity and self._appended % self.capacity != self._size:
             raise InvariantError(f"{self._size} rows do not end at key {self._appended}")
-        keys = self.keys_at(np.arange(self._size))
-        if not self.is_current(keys).all() or len(np.unique(keys)) != self._size:
-            raise InvariantError("keys of the rows held are not the newest ones")
 
 
 def _listed(specs: tuple[ColumnSpec, ...]) -> list[list[Any]]:

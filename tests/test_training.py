@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -726,3 +728,159 @@ def test_ray_lean_is_on_for_the_command_line_and_off_for_a_program(
     training.run_train(config)
     training.train(config)
     assert seen == [by_command, by_program]
+
+
+# A full disk
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """Takes nothing while `is_full`, as the system says it: at a write, or only at a sync."""
+    state = SimpleNamespace(is_full=False)
+
+    def unless_full(call):
+        def called(*arguments):
+            if state.is_full:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return call(*arguments)
+
+        return called
+
+    for name in ("write", "fsync"):
+        monkeypatch.setattr(os, name, unless_full(getattr(os, name)))
+    return state
+
+
+def test_disk_that_is_full_for_a_while_costs_no_step_and_no_row(elsewhere, disk):
+    steps = []
+
+    def on_evaluation(report):
+        steps.append(report.learner_step)
+        disk.is_full = 2 <= len(steps) < 4
+
+    wanted = config(
+        eval__period_learner_steps=40, run__checkpoint_period_s=1e-3, metrics__period_s=1e-3
+    )
+    straight = train(wanted, run_dir=elsewhere / "straight")
+
+    summary = train(wanted, on_evaluation, run_dir=elsewhere / "run")
+
+    assert (summary.status, summary.exit_code, summary.learner_steps) == ("finished", 0, 200)
+    assert summary.params_sha256 == straight.params_sha256
+    assert read_summary(elsewhere / "run") == summary
+    assert summary.failed_writes > 4
+    told = [text.split(" ")[0] for text in summary.incidents if "cannot be written" in text]
+    assert {"metrics.jsonl", "the"} <= set(told)
+    assert len(told) == len(set(told))
+    again = {text.split(" ")[0] for text in summary.incidents if "is written again" in text}
+    assert again == set(told)
+    rows = read_metrics(elsewhere / "run")
+    evaluated = [row["learner_steps"] for row in rows if "eval/return_mean" in row]
+    assert evaluated == steps
+    assert len(steps) == 5
+    assert read_checkpoint(elsewhere / "run" / "latest").learner_step == 200
+    best = read_checkpoint(elsewhere / "run" / "best").manifest["evaluation"]["return_mean"]
+    assert best == max(row["eval/return_mean"] for row in rows if "eval/return_mean" in row)
+
+
+def test_disk_that_stays_full_ends_as_ever_and_the_summary_is_printed(elsewhere, disk, capsys):
+    def on_evaluation(report):
+        disk.is_full = True
+
+    summary = train(config(eval__period_learner_steps=40), on_evaluation, run_dir="run")
+
+    assert (summary.status, summary.exit_code, summary.learner_steps) == ("finished", 0, 200)
+    assert not Path("run/summary.json").exists()
+    printed = capsys.readouterr().err
+    told = json.loads(printed[printed.index("{") :].splitlines()[0])
+    assert told["params_sha256"] == summary.params_sha256
+    assert [p.name for p in Path("run").iterdir() if p.name.startswith(".tmp")] == []
+
+
+def test_summary_is_written_into_the_room_that_was_kept(elsewhere, monkeypatch):
+    """Before the summary the disk is full to the last byte but for the run's own reserve."""
+    real = os.fsync
+
+    def fsync(descriptor):
+        if Path("run/.tmp-room").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    def on_evaluation(report):
+        assert Path("run/.tmp-room").stat().st_size == 256 * 1024
+        monkeypatch.setattr(os, "fsync", fsync)
+
+    summary = train(config(eval__period_learner_steps=40), on_evaluation, run_dir="run")
+
+    assert summary.failed_writes > 0
+    assert read_summary(Path("run")) == summary
+    assert not Path("run/.tmp-room").exists()
+
+
+def test_console_on_a_full_disk_does_not_end_the_run(elsewhere):
+    settings = [f"--{key}={value}" for key, value in SMALL.items() if key != "metrics.console"]
+    command = [sys.executable, "-m", "qfleet", "train", *settings, "--metrics.console=plain"]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [*command, "--run-dir", "run"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(SOURCE)},
+            timeout=60,
+        )
+
+    assert ended.returncode == 0, ended.stderr.decode()
+    summary = read_summary(Path("run"))
+    assert summary.learner_steps == 200
+    assert [text for text in summary.incidents if "the console cannot be written" in text]
+
+
+def test_run_directory_without_room_is_exit_2(elsewhere, disk, capsys):
+    disk.is_full = True
+
+    with pytest.raises(ConfigError, match="No space left"):
+        train(config(), run_dir="run")
+
+
+# Identity and repeats
+
+
+def test_lockstep_killed_before_its_first_checkpoint_repeats_with_the_same_seeds(elsewhere):
+    wanted = config(eval__period_learner_steps=40)
+    straight = train(wanted, run_dir="straight")
+
+    class Killed(BaseException):
+        pass
+
+    def on_evaluation(report):
+        raise Killed
+
+    with pytest.raises(Killed):
+        train(wanted, on_evaluation, run_dir="run")
+    assert list_checkpoints(Path("run/checkpoints")) == []
+    resumed = train(wanted, resume="run")
+
+    assert resumed.resume_kind == "from the start: no checkpoint had been written"
+    assert resumed.params_sha256 == straight.params_sha256
+    rows, expected = read_metrics(Path("run")), read_metrics(Path("straight"))
+    assert [row["env_steps"] for row in rows][-1] == [row["env_steps"] for row in expected][-1]
+    assert json.loads(Path("run/identity.json").read_text())["processes"] == 2
+
+
+def test_metrics_do_not_go_backwards_after_a_resume(elsewhere):
+    wanted = config(eval__period_learner_steps=40, metrics__period_s=1e-3)
+    train(wanted, run_dir="run")
+    newest = list_checkpoints(Path("run/checkpoints"))[-1]
+    longer = config(
+        eval__period_learner_steps=40, metrics__period_s=1e-3, run__max_learner_steps=400
+    )
+    train(longer, resume="run")
+    shutil.rmtree(list_checkpoints(Path("run/checkpoints"))[-1])
+    assert list_checkpoints(Path("run/checkpoints")) == [newest]
+    assert read_metrics(Path("run"))[-1]["learner_steps"] == 400
+
+    train(longer, resume="run")
+
+    learner_steps = [row["learner_steps"] for row in read_metrics(Path("run"))]
+    assert learner_steps == sorted(learner_steps)
+    assert learner_steps[-1] == 400

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from qfleet.api import load_params
 from qfleet.command_line.console import make_console
+from qfleet.command_line.guarded_console import GuardedConsole
 from qfleet.common.errors import ConfigError, EnvironmentFailedError, QfleetError
 from qfleet.common.types import EnvironmentSpec, EvaluationReport
 from qfleet.common.vector_envs import make_vector_env
@@ -28,6 +29,7 @@ from qfleet.run.phases import process_started_s
 from qfleet.run.resolution import check_and_resolve
 from qfleet.run.runtimes import run_session
 from qfleet.run.stop_signals import noticed
+from qfleet.run_files.durable import DiskWatch
 from qfleet.run_files.metrics import MetricsWriter
 from qfleet.run_files.resume import (
     ResumePoint,
@@ -146,14 +148,13 @@ def _train_in(
     if outcome.resume_kind is None:
         directory.write_config(_saved_text(config))
     directory.write_command(sys.argv)
-    console = make_console(config.metrics.console)
+    directory.reserve_room()
+    watch = DiskWatch()
+    console = GuardedConsole(make_console(config.metrics.console), watch)
     console.start(header_lines(config, directory, point, outcome.resume_kind))
-    writer = MetricsWriter(
-        directory.path,
-        env_id=spec.env_id,
-        t_start_s=time.time(),
-        resumed_at_env_steps=point.checkpoint.manifest["env_steps"] if point else None,
-    )
+    writer = MetricsWriter(directory.path, env_id=spec.env_id, t_start_s=time.time(), watch=watch)
+    if outcome.resume_kind is not None:
+        writer.forget_beyond(point.checkpoint.manifest["env_steps"] if point else 0)
     with noticed() as stop:
         session = Session(
             config,
@@ -166,6 +167,7 @@ def _train_in(
             stop=stop,
             on_evaluation=on_evaluation,
             artifacts=Artifacts(directory.path),
+            watch=watch,
         )
         if config.runtime == "local" and session.artifacts is not None:
             # A local run leaves the second core idle; a Ray run starts its roles on it.

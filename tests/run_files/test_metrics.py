@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from qfleet.run_files import metrics
+from qfleet.run_files.durable import DiskWatch
 from qfleet.run_files.metrics import MetricsWriter, read_metrics, read_monitor
 
 
@@ -142,7 +146,8 @@ def test_tensorboard_forgets_points_beyond_the_resumed_checkpoint(tmp_path: Path
     for step in (100, 200, 300):
         writer.write({"replay/size": 1.0}, env_steps=step, learner_steps=0, wall_s=0.0)
     writer.close()
-    resumed = MetricsWriter(second, env_id="x", t_start_s=2000.0, resumed_at_env_steps=200)
+    resumed = MetricsWriter(second, env_id="x", t_start_s=2000.0)
+    resumed.forget_beyond(200)
     resumed.write({"replay/size": 2.0}, env_steps=250, learner_steps=0, wall_s=0.0)
     resumed.close()
     # Two writers within one second would share a file's time stamp; names fix the order here.
@@ -174,3 +179,90 @@ def test_writer_imports_neither_torch_nor_ray(tmp_path: Path) -> None:
     )
 
     assert done.stdout.strip() == "[]"
+
+
+def test_forget_beyond_drops_the_rows_that_a_resume_has_undone(tmp_path: Path) -> None:
+    writer = make_writer(tmp_path)
+    for step in (100, 300, 200, 400):  # an evaluation's row stands at its own, earlier step
+        writer.write({"replay/size": 1.0}, env_steps=step, learner_steps=0, wall_s=0.0)
+
+    writer.forget_beyond(300)
+    writer.write({"replay/size": 2.0}, env_steps=350, learner_steps=0, wall_s=0.0)
+    writer.close()
+
+    assert [row["env_steps"] for row in read_metrics(tmp_path)] == [100, 300, 200, 350]
+    writer = make_writer(tmp_path)
+    writer.forget_beyond(0)
+    writer.close()
+    assert read_metrics(tmp_path) == []
+
+
+def test_rows_wait_while_the_disk_is_full_and_follow_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch, said = DiskWatch(), []
+    watch.listen(said.append)
+    writer = MetricsWriter(tmp_path, env_id="x", t_start_s=0.0, tensorboard=True, watch=watch)
+
+    def row(step: int) -> None:
+        writer.write_episode(float(step), step, 0.0)
+        writer.write({"replay/size": 1.0}, env_steps=step, learner_steps=0, wall_s=0.0)
+
+    row(100)
+    with full_disk(monkeypatch, room_bytes=30):
+        row(200)
+        row(300)
+        assert [row["env_steps"] for row in read_metrics(tmp_path)] == [100]
+        assert (tmp_path / "metrics.jsonl").read_bytes().endswith(b"\n")  # none is half written
+    row(400)
+    writer.close()
+
+    assert [row["env_steps"] for row in read_metrics(tmp_path)] == [100, 200, 300, 400]
+    assert [length for _, length, _ in read_monitor(tmp_path)] == [100, 200, 300, 400]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(str(tmp_path))
+    accumulator.Reload()
+    assert [e.step for e in accumulator.Scalars("replay/size")] == [100, 200, 300, 400]
+    cannot = [text for text in said if "cannot be written" in text]
+    assert len(cannot) == 3  # once for each file
+    assert all("training goes on" in text and "No space left" in text for text in cannot)
+    assert sorted(text for text in said if text not in cannot) == sorted(
+        text.split(" cannot")[0] + " is written again" for text in cannot
+    )
+    assert watch.failures == 6
+
+
+def test_what_waits_for_a_full_disk_is_bounded_and_what_was_lost_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qfleet.run_files.durable.MAX_WAITING_BYTES", 300)
+    watch, said = DiskWatch(), []
+    watch.listen(said.append)
+    writer = MetricsWriter(tmp_path, env_id="x", t_start_s=0.0, tensorboard=False, watch=watch)
+    with full_disk(monkeypatch):
+        for step in range(100):
+            writer.write({"replay/size": 1.0}, env_steps=step, learner_steps=0, wall_s=0.0)
+    writer.close()
+
+    kept = [row["env_steps"] for row in read_metrics(tmp_path)]
+    assert kept == list(range(len(kept)))
+    assert 2 <= len(kept) <= 10
+    assert said[-1] == f"metrics.jsonl is written again; {100 - len(kept)} of its records were lost"
+
+
+@contextlib.contextmanager
+def full_disk(monkeypatch: pytest.MonkeyPatch, room_bytes: int = 0) -> Iterator[None]:
+    real = os.write
+
+    def write(descriptor: int, data: memoryview) -> int:
+        nonlocal room_bytes
+        if room_bytes == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        n_bytes = real(descriptor, data[:room_bytes])
+        room_bytes -= n_bytes
+        return n_bytes
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", write)
+        yield

@@ -27,7 +27,7 @@ PROMISED = [
 ]
 OPTIONAL = [
     *("run_id", "run_dir", "resume_kind", "stop_reason"),
-    *("role_restarts", "incidents", "phases_s", "eval_seeds", "budgets"),
+    *("role_restarts", "incidents", "failed_writes", "phases_s", "eval_seeds", "budgets"),
     *("eval_cut_episodes", "max_episode_steps"),
 ]
 

@@ -50,6 +50,9 @@ class FakeWriter:
     def write(self, values, *, env_steps, learner_steps, wall_s):
         self.rows.append((values, env_steps, learner_steps, wall_s))
 
+    def forget_beyond(self, env_steps):
+        self.rows = [row for row in self.rows if row[1] <= env_steps]
+
     def write_episode(self, episode_return, length_env_steps, wall_s):
         self.episodes.append((episode_return, length_env_steps, wall_s))
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from qfleet.run.error_texts import ERRORS_DIRECTORY
 from qfleet.run.phases import EVALUATION, TRAINING
-from qfleet.run_files.error_texts import ERRORS_DIRECTORY
 from qfleet.run_files.find_runs import CONFIG_FILE, RUNS, SUMMARY_FILE, shorten
 from qfleet.run_files.resume import load_saved_config
 from qfleet.run_files.run_directory import LEARNING_CURVE_FILE

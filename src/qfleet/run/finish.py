@@ -5,6 +5,8 @@ Called by `train` on every exit, also after an error.
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from typing import Any, Literal, NamedTuple
 
 from qfleet.api import load_policy, play_episodes
@@ -13,6 +15,7 @@ from qfleet.common.seeding import seed_int
 from qfleet.common.types import EvaluationReport
 from qfleet.run.outcome import Outcome
 from qfleet.run.phases import ARTIFACTS, FINAL_SCORE
+from qfleet.run_files.find_runs import SUMMARY_FILE
 from qfleet.run_files.run_directory import environment_report
 from qfleet.run_files.summary import RunSummary, write_summary
 from qfleet.session.session import Session
@@ -27,8 +30,17 @@ def finish(session: Session, outcome: Outcome) -> RunSummary:
             session.artifacts.plot()  # begun already, unless an error ended the loop
         session.artifacts.wait(session.incident)
     summary = _summary(session, outcome, score, outcome.phases.seconds())
-    write_summary(summary, session.directory.path)
+    _write(summary, session)
     return summary
+
+
+def _write(summary: RunSummary, session: Session) -> None:
+    """Last of all, into room that was kept for it; shown when even that has gone."""
+    session.directory.release_room()
+    path = session.directory.path
+    if not session.watch.attempt(SUMMARY_FILE, lambda: write_summary(summary, path)):
+        with contextlib.suppress(OSError):
+            print(f"{SUMMARY_FILE} would hold:\n{summary.model_dump_json()}", file=sys.stderr)
 
 
 class _Score(NamedTuple):
@@ -163,6 +175,7 @@ def _summary(
         stop_reason=outcome.reason,
         role_restarts=outcome.role_restarts,
         incidents=session.progress.incidents,
+        failed_writes=session.watch.failures,
         phases_s=phases_s,
         eval_seeds=None if score is None else score.seeds,
         budgets=session.budgets.in_force(),

@@ -32,7 +32,7 @@ _RAY_MODULES = (
     "qfleet.learner.remote",
     "qfleet.cluster.roles",
     "qfleet.fleets.async_loop",
-    "tensorboard.summary.writer.event_file_writer",
+    "tensorboard.summary.writer.record_writer",
 )
 """What the driver needs once Ray is there."""
 

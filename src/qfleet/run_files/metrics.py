@@ -11,7 +11,10 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from qfleet.run_files.durable import AppendedFile, DiskWatch, replace_synced
+from qfleet.run_files.event_file import EventFile
 
 ROLLOUT_RETURN_MEAN = "rollout/return_mean"
 ROLLOUT_LENGTH_MEAN = "rollout/length_mean"
@@ -57,15 +60,16 @@ MONITOR_FILE = "monitor.csv"
 class MetricsWriter:
     """Appends rows to the files of one run; owned by the driver, not thread-safe.
 
-    When `write` returns, its row and the episodes before it are with the operating system: a killed
-    process loses at most the episodes since, and the next writer cuts off a half-written line.
+    When `write` returns, its row and the episodes before it are with the operating system, unless
+    the disk has no room: `watch` says so then, and they follow when it has. A killed process loses
+    at most the episodes since, and the next writer cuts off a half-written line.
 
     Args:
         run_dir: Directory of the files.
         env_id: Named in monitor.csv.
         t_start_s: Seconds since the epoch when this process began to train.
         tensorboard: Whether to write event files as well.
-        resumed_at_env_steps: Tells TensorBoard to forget points beyond the checkpoint resumed.
+        watch: Told of writes that fail.
     """
 
     def __init__(
@@ -75,18 +79,28 @@ class MetricsWriter:
         env_id: str,
         t_start_s: float,
         tensorboard: bool = True,
-        resumed_at_env_steps: int | None = None,
+        watch: DiskWatch | None = None,
     ) -> None:
-        self._t_start_s = t_start_s
-        self._rows = _open_to_append(run_dir / METRICS_FILE)
-        self._episodes = _open_to_append(run_dir / MONITOR_FILE)
-        if self._episodes.tell() == 0:
+        self._t_start_s, self._run_dir = t_start_s, run_dir
+        self._watch = watch or DiskWatch()
+        self._rows = _lines(run_dir / METRICS_FILE, self._watch)
+        self._episodes = _lines(run_dir / MONITOR_FILE, self._watch)
+        if self._episodes.is_empty:
             header = json.dumps({"t_start": t_start_s, "env_id": env_id})
-            self._episodes.write(f"#{header}\nr,l,t\n")
+            self._episodes.add(f"#{header}\nr,l,t\n".encode())
             self._episodes.flush()
-        self._events = _EventFile(run_dir) if tensorboard else None
-        if self._events is not None and resumed_at_env_steps is not None:
-            self._events.forget_beyond(resumed_at_env_steps, t_start_s)
+        self._events = EventFile(run_dir, self._watch) if tensorboard else None
+
+    def forget_beyond(self, env_steps: int) -> None:
+        """The run went on from a cut at `env_steps`: drop the rows that it has undone.
+
+        Episodes in monitor.csv stay, as in Stable-Baselines3's own: they were played.
+        """
+        self._rows.close()
+        self._watch.attempt(METRICS_FILE, lambda: _drop_rows(self._run_dir, env_steps))
+        self._rows = _lines(self._run_dir / METRICS_FILE, self._watch)
+        if self._events is not None:
+            self._events.forget_beyond(env_steps, self._t_start_s)
 
     def write(
         self, metrics: Mapping[str, float], *, env_steps: int, learner_steps: int, wall_s: float
@@ -99,33 +113,30 @@ class MetricsWriter:
         }
         finite = {name: float(v) for name, v in metrics.items() if math.isfinite(v)}
         row |= {name: finite.get(name) for name in metrics}
-        self._rows.write(json.dumps(row, allow_nan=False) + "\n")
-        self._rows.flush()
-        self._episodes.flush()
+        self._rows.add((json.dumps(row, allow_nan=False) + "\n").encode())
         if self._events is not None:
             finite |= {TIME_WALL_S: wall_s, TIME_LEARNER_STEPS: float(learner_steps)}
             self._events.add(finite, env_steps, self._t_start_s + wall_s)
+        self.flush()
 
     def write_episode(self, episode_return: float, length_env_steps: int, wall_s: float) -> None:
         """Append one training episode to monitor.csv; it is flushed with the next row."""
-        self._episodes.write(f"{float(episode_return)!r},{length_env_steps},{wall_s:.6f}\n")
+        line = f"{float(episode_return)!r},{length_env_steps},{wall_s:.6f}\n"
+        self._episodes.add(line.encode())
 
     def flush(self) -> None:
         """Hand everything to the operating system; `write` does so for its own row."""
-        self._rows.flush()
-        self._episodes.flush()
-        if self._events is not None:
-            self._events.flush()
+        for file in self._files:
+            file.flush()
 
     def close(self) -> None:
         """Flush and close; calling it twice does no harm."""
-        if self._rows.closed:
-            return
-        self.flush()
-        self._rows.close()
-        self._episodes.close()
-        if self._events is not None:
-            self._events.close()
+        for file in self._files:
+            file.close()
+
+    @property
+    def _files(self) -> list[AppendedFile | EventFile]:
+        return [self._rows, self._episodes, *([] if self._events is None else [self._events])]
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -151,55 +162,19 @@ def read_monitor(run_dir: Path) -> list[tuple[float, int, float]]:
     return episodes
 
 
-def _open_to_append(path: Path) -> IO[str]:
-    """Open for appending, after cutting off a line that a killed process left unfinished."""
+def _lines(path: Path, watch: DiskWatch) -> AppendedFile:
+    """To append to, after cutting off a line that a killed process left unfinished."""
     if path.is_file():
         data = path.read_bytes()
         whole = data.rfind(b"\n") + 1
         if whole != len(data):
             os.truncate(path, whole)
-    return open(path, "a", encoding="utf-8")
+    return AppendedFile(path, watch)
 
 
-class _EventFile:
-    """TensorBoard's scalars, written without torch or TensorFlow.
-
-    Opened with the first point: importing TensorBoard takes a sixth of a second, which a run that
-    starts Ray has to spare by then.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._opened: Any = None
-
-    @property
-    def _writer(self) -> Any:
-        if self._opened is None:
-            from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-            self._opened = EventFileWriter(str(self._directory))
-        return self._opened
-
-    def add(self, values: Mapping[str, float], env_steps: int, time_s: float) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        summary = Summary(
-            value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        )
-        self._writer.add_event(Event(wall_time=time_s, step=env_steps, summary=summary))
-        self._writer.flush()
-
-    def forget_beyond(self, env_steps: int, time_s: float) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-
-        log = SessionLog(status=SessionLog.START)
-        self._writer.add_event(Event(wall_time=time_s, step=env_steps + 1, session_log=log))
-
-    def flush(self) -> None:
-        if self._opened is not None:
-            self._opened.flush()
-
-    def close(self) -> None:
-        if self._opened is not None:
-            self._opened.close()
+def _drop_rows(run_dir: Path, beyond_env_steps: int) -> None:
+    rows = read_metrics(run_dir)
+    kept = [row for row in rows if row["env_steps"] <= beyond_env_steps]
+    if len(kept) < len(rows):
+        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept)
+        replace_synced(run_dir / METRICS_FILE, text)

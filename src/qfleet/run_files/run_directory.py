@@ -5,6 +5,7 @@ Called by `train`, which creates or resumes one and holds its lock. The driver i
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import re
@@ -13,7 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ from qfleet.run_files.run_lock import LOCK_FILE, RunLock
 from qfleet.settings.config import Config
 
 LEARNING_CURVE_FILE = "learning_curve.png"
+RESERVED_BYTES = 256 * 1024
+"""Room that a run keeps for its summary while it goes on."""
 _REPORTED_PACKAGES = ("qfleet", "torch", "ray", "gymnasium", "numpy")
 
 
@@ -57,6 +60,7 @@ class RunDirectory:
         self.learning_curve_path = path / LEARNING_CURVE_FILE
         self.summary_path = path / SUMMARY_FILE
         self.identity = RunIdentity(path)
+        self._room_path = path / f"{TEMPORARY_PREFIX}room"
 
     @classmethod
     def create(cls, config: Config, explicit: str | Path | None = None) -> RunDirectory:
@@ -112,13 +116,27 @@ class RunDirectory:
             )
 
     def write_config(self, text: str) -> None:
-        """Write the resolved configuration; from then on the directory counts as a run."""
-        replace_synced(self.config_path, text)
+        """Write the resolved configuration; from then on the directory counts as a run.
+
+        Raises:
+            ConfigError: when there is no room for it.
+        """
+        with _writable(self.config_path):
+            replace_synced(self.config_path, text)
 
     def write_command(self, arguments: Sequence[str]) -> None:
         """Append the command line to cmd.txt, so that resumed runs keep their history."""
-        with open(self.command_path, "a", encoding="utf-8") as file:
+        with _writable(self.command_path), open(self.command_path, "a", encoding="utf-8") as file:
             file.write(shlex.join(arguments) + "\n")
+
+    def reserve_room(self) -> None:
+        """Keep room on the disk for what comes last, if there is any, until `release_room`."""
+        with contextlib.suppress(OSError), open(self._room_path, "wb") as file:
+            file.write(bytes(RESERVED_BYTES))
+
+    def release_room(self) -> None:
+        """Give it back: the summary is written now."""
+        self._room_path.unlink(missing_ok=True)
 
     def write_checkpoint(
         self,
@@ -186,6 +204,7 @@ class RunDirectory:
 
     def close(self) -> None:
         """Give the lock back; calling it twice does no harm."""
+        self.release_room()
         self._lock.release()
 
     def __enter__(self) -> RunDirectory:
@@ -220,10 +239,16 @@ def _make_default(config: Config) -> Path:
 
 def _make_directory(path: Path, *, exist_ok: bool = True) -> None:
     """Make `path` and prove that it can be written: permission bits tell root nothing."""
-    try:
+    with _writable(path):
         path.mkdir(parents=True, exist_ok=exist_ok)
         with tempfile.NamedTemporaryFile(dir=path, prefix=TEMPORARY_PREFIX):
             pass
+
+
+@contextlib.contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be written: {error.strerror} (run.dir): "

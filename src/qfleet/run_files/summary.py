@@ -84,6 +84,8 @@ class RunSummary(BaseModel):
     """How often all roles were started again from the last cut."""
     incidents: list[str] = []
     """What went wrong and was dealt with, in the order it was seen."""
+    failed_writes: int = 0
+    """Attempts to write to the run's files or the console that failed, for want of room mostly."""
     phases_s: dict[str, float] | None = None
     """Seconds of each phase of this process, in the order in which they began; their sum is
     `wall_s`. None in files of older versions."""

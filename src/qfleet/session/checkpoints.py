@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from qfleet.common.capture_stream import Streams
-from qfleet.common.errors import CheckpointError, WireFormatError
 from qfleet.run_files.checkpoint import PARAMS_FILE, SESSION_FILE
+from qfleet.run_files.durable import DiskWatch
 from qfleet.run_files.run_directory import RunDirectory
 from qfleet.session.counters import Counters
 from qfleet.settings.config import Config
@@ -25,7 +25,7 @@ class Checkpoints:
     run_id: str
     session_state: Callable[[], dict[str, Any]]
     """The session's own state, for the cut."""
-    incident: Callable[[str], None]
+    watch: DiskWatch
     failures: int = 0
 
     def __post_init__(self) -> None:
@@ -43,20 +43,21 @@ class Checkpoints:
         """Commit one cut of all roles; a failure is counted and shown, training goes on."""
         self._last_s = self.counters.clock()
         state = json.dumps(self.session_state()).encode()
-        try:
-            self.directory.write_checkpoint(
-                learner_step=learner_step,
-                generation=self.directory.identity.next_generation(),
-                files={**files, PARAMS_FILE: [params], SESSION_FILE: [state]},
-                manifest={
-                    "run_id": self.run_id,
-                    "env_steps": self.counters.env_steps,
-                    "schedule": self.config.effective_schedule,
-                    "compile": self.config.learner.compile,
-                    "replay": self.config.run.checkpoint_replay,
-                },
-                keep=self.config.run.keep_checkpoints,
-            )
-        except (CheckpointError, WireFormatError, OSError) as error:
-            self.failures += 1
-            self.incident(f"checkpoint not written, training goes on: {error}")
+        every = {**files, PARAMS_FILE: [params], SESSION_FILE: [state]}
+        is_written = self.watch.attempt("the checkpoint", lambda: self._write(every, learner_step))
+        self.failures += not is_written
+
+    def _write(self, files: Streams, learner_step: int) -> None:
+        self.directory.write_checkpoint(
+            learner_step=learner_step,
+            generation=self.directory.identity.next_generation(),
+            files=files,
+            manifest={
+                "run_id": self.run_id,
+                "env_steps": self.counters.env_steps,
+                "schedule": self.config.effective_schedule,
+                "compile": self.config.learner.compile,
+                "replay": self.config.run.checkpoint_replay,
+            },
+            keep=self.config.run.keep_checkpoints,
+        )

@@ -11,6 +11,7 @@ import numpy as np
 from qfleet.common.types import EnvironmentSpec, EvaluationReport, EvaluationRequest
 from qfleet.pictures.artifacts import Artifacts
 from qfleet.run_files.checkpoint import PARAMS_FILE
+from qfleet.run_files.durable import DiskWatch
 from qfleet.run_files.metrics import EVAL_RETURN_MEAN, MetricsWriter
 from qfleet.run_files.run_directory import RunDirectory
 from qfleet.session.counters import Counters
@@ -28,6 +29,7 @@ class Evaluations:
     writer: MetricsWriter
     counters: Counters
     run_id: str
+    watch: DiskWatch
     on_evaluation: Callable[[EvaluationReport], object] | None = None
     """Called with each; False asks the run to stop."""
     artifacts: Artifacts | None = None
@@ -36,6 +38,7 @@ class Evaluations:
     def __post_init__(self) -> None:
         self.tracker = SolveTracker(self.config, self.spec)
         self._evaluated_period = 0
+        self._best: tuple[EvaluationReport, bytes] | None = None
         self.is_stop_asked = False
 
     def due(self) -> bool:
@@ -61,7 +64,8 @@ class Evaluations:
         verdict = self.tracker.record(report)
         self._write_row(report)
         if verdict.is_best:
-            self._write_best(report, params())
+            self._best = (report, params())
+            self.write_best()
         answer = None if self.on_evaluation is None else self.on_evaluation(report)
         if isinstance(answer, bool | np.bool_) and not answer:
             self.is_stop_asked = True
@@ -75,7 +79,20 @@ class Evaluations:
             wall_s=self.counters.wall_s,
         )
 
-    def _write_best(self, report: EvaluationReport, params: bytes) -> None:
+    def write_best(self) -> None:
+        """Commit what `best/` should hold, if it does not hold it yet: now, or when there is room.
+
+        A report and its parameters wait in memory until then.
+        """
+        if self._best is None:
+            return
+        report, params = self._best
+        if self.watch.attempt("best/", lambda: self._commit(report, params)):
+            self._best = None
+            if self.artifacts is not None:
+                self.artifacts.prepare()
+
+    def _commit(self, report: EvaluationReport, params: bytes) -> None:
         fields = {name: value for name, value in report._asdict().items() if value is not None}
         self.directory.write_best(
             learner_step=report.learner_step,
@@ -83,8 +100,6 @@ class Evaluations:
             files={PARAMS_FILE: [params]},
             manifest={"run_id": self.run_id, "evaluation": fields},
         )
-        if self.artifacts is not None:
-            self.artifacts.prepare()
 
     def capture(self) -> dict[str, Any]:
         """What a resumed run needs of them."""

@@ -52,6 +52,7 @@ class Progress:
     def rolled_back(self) -> None:
         """The counters have gone back to a cut."""
         self._speeds_count_from_here()
+        self.writer.forget_beyond(self.counters.env_steps)
         self.bottleneck = Bottleneck()
 
     def observe(self) -> None:

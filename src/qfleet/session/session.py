@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 from qfleet.command_line.console import Console, RunStatus
@@ -18,8 +18,9 @@ from qfleet.common.episode_limits import cuts_episodes, episode_limit
 from qfleet.common.types import EnvironmentSpec, EvaluationReport, EvaluationRequest
 from qfleet.fleets.fleet import FleetReport
 from qfleet.pictures.artifacts import Artifacts
+from qfleet.run.error_texts import write_error_text
 from qfleet.run.stop_signals import StopSignal
-from qfleet.run_files.error_texts import write_error_text
+from qfleet.run_files.durable import DiskWatch
 from qfleet.run_files.metrics import MetricsWriter
 from qfleet.run_files.run_directory import RunDirectory
 from qfleet.session.budgets import Budgets
@@ -48,6 +49,8 @@ class Session:
     """Which of the processes that have driven this run, from 0."""
     on_evaluation: InitVar[Callable[[EvaluationReport], object] | None] = None
     artifacts: Artifacts | None = None
+    watch: DiskWatch = field(default_factory=DiskWatch)
+    """Of whatever the run writes."""
     clock: Callable[[], float] = time.monotonic
     round_state: Callable[[], dict[str, Any]] = dict
     """The round loop's own state, for the checkpoint."""
@@ -62,6 +65,7 @@ class Session:
             self.writer,
             self.counters,
             self.run_id,
+            self.watch,
             on_evaluation,
             self.artifacts,
         )
@@ -79,8 +83,9 @@ class Session:
             self.counters,
             self.run_id,
             self.capture,
-            self.progress.incident,
+            self.watch,
         )
+        self.watch.listen(self.progress.incident)
         self._next_update: tuple[int, Callable[[], None]] | None = None
 
     def begin(self) -> None:
@@ -171,6 +176,7 @@ class Session:
     def save_checkpoint(self, files: Streams, params: bytes, learner_step: int) -> None:
         """Commit one cut of all roles; a failure is counted and shown, training goes on."""
         self.checkpoints.save(files, params, learner_step)
+        self.evaluations.write_best()
 
     def incident(self, text: str, whole_text: str = "") -> None:
         """Something that a user should see: shown once and kept for the summary.

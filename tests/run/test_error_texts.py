@@ -1,4 +1,4 @@
-from qfleet.run_files.error_texts import MAX_TEXTS, write_error_text
+from qfleet.run.error_texts import MAX_TEXTS, write_error_text
 
 
 def test_texts_are_numbered_and_lose_their_colours(tmp_path):
