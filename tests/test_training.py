@@ -416,8 +416,16 @@ def test_train_resume_with_another_number_of_actors_goes_on(tmp_path, count):
     run = tmp_path / "run"
     train(config(run__max_learner_steps=100), run_dir=run)
     resumed = train(config(actors__count=count), resume=str(run))
+    assert resumed.resume_kind == f"not exact ({count} actors go on where 2 played)"
     assert (resumed.learner_steps, resumed.actors) == (200, count)
     assert resumed.accounting.is_balanced
+
+
+def test_train_resume_with_another_longest_episode_is_not_called_exact(tmp_path):
+    run = tmp_path / "run"
+    train(config(run__max_learner_steps=100), run_dir=run)
+    resumed = train(config(eval__max_episode_steps=50), resume=str(run))
+    assert resumed.resume_kind == "not exact (eval.max_episode_steps is another one)"
 
 
 def test_train_resume_passes_over_a_damaged_checkpoint(tmp_path, capsys):

@@ -132,8 +132,8 @@ def _train(
     with directory:
         point = find_point(directory) if target is not None else None
         outcome = Outcome(started_s, point, init_params)
-        if target is not None:
-            outcome.resume_kind = _resume_kind(resolved, point)
+        if saved is not None:
+            outcome.resume_kind = _resume_kind(saved, resolved, point)
         return _train_in(directory, resolved, spec, outcome, on_evaluation)
 
 
@@ -209,15 +209,21 @@ def _run(session: Session, outcome: Outcome) -> None:
         outcome.train_s = session.counters.wall_s
 
 
-def _resume_kind(config: Config, point: ResumePoint | None) -> str:
+def _resume_kind(saved: Config, config: Config, point: ResumePoint | None) -> str:
+    """What a resumed run promises; `saved` is what the run began with."""
     if point is None:
         return "from the start: no checkpoint had been written"
     if config.effective_schedule != "lockstep":
         return "new episodes (async)"
     if point.checkpoint.manifest.get("replay") != "full":
         return "new episodes (the checkpoint has no replay contents)"
-    if not any(name.startswith("actor-") for name in point.checkpoint.names):
+    n_actors = sum(name.startswith("actor-") for name in point.checkpoint.names)
+    if n_actors == 0:
         return "new episodes (the checkpoint is of an async run)"
+    if n_actors != config.actors.count:
+        return f"not exact ({config.actors.count} actors go on where {n_actors} played)"
+    if saved.eval.max_episode_steps != config.eval.max_episode_steps:
+        return "not exact (eval.max_episode_steps is another one)"
     return "exact" if _can_capture(config) else "new episodes (the environment has no capture())"
 
 

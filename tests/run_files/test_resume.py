@@ -118,6 +118,23 @@ def test_with_saved_numbers_keeps_the_sizes_that_follow_from_what_may_change(key
         assert anew.replay.limiter_tolerance_samples != tolerance
 
 
+@pytest.mark.parametrize(
+    ("schedule", "count"),
+    [
+        ({"runtime": "ray", "run__schedule": "lockstep"}, 2),
+        # Free to take what the machine at hand has: 8 CPUs, less learner, shard and rounding.
+        ({"runtime": "ray"}, 6),
+    ],
+)
+def test_with_saved_numbers_keeps_the_fleet_in_lockstep_unless_asked(schedule, count):
+    saved = make(**schedule)
+    wanted = unresolved(actors__count="auto", **schedule)
+    resumed = resolve_config(with_saved_numbers(wanted, saved), None, cpus=8, gpus=0)
+    assert resumed.actors.count == count
+    asked = unresolved(actors__count=5, **schedule)
+    assert with_saved_numbers(asked, saved).actors.count == 5
+
+
 def test_with_saved_numbers_takes_nothing_that_was_given():
     wanted = unresolved(learner__updates_per_call=25)
     assert with_saved_numbers(wanted, make()).learner.updates_per_call == 25

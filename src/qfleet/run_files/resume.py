@@ -67,15 +67,17 @@ def with_saved_numbers(wanted: Config, saved: Config) -> Config:
     """`wanted` with each `auto` that must not change as the run had resolved it.
 
     The derived sizes follow from keys that may change (`actors.count`, `eval.*`) and from the
-    machine; a resumed run keeps its own.
+    machine; a resumed run keeps its own. In lockstep so does `actors.count`: a machine with other
+    CPUs must not change the bits unasked.
     """
     sections = {}
+    stays = {"actors.count"} if wanted.effective_schedule == "lockstep" else set()
     for name in section_names():
         section, old = getattr(wanted, name), getattr(saved, name)
         kept = {
             key: getattr(old, key)
             for key, value in section
-            if value == "auto" and not _may_change(f"{name}.{key}")
+            if value == "auto" and (not _may_change(f"{name}.{key}") or f"{name}.{key}" in stays)
         }
         sections[name] = section.model_copy(update=kept)
     return wanted.model_copy(update=sections)
