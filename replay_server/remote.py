@@ -136,9 +136,13 @@ class ReplayServerShell:
 
     @ray.method(concurrency_group="params")
     def holds(self, run_id: str, slot: int, incarnation: int, seq: int) -> bool:
-        """Whether that chunk is here and waits for the limiter; asked when an answer is late."""
+        """Whether that chunk is here and waits for the limiter; asked when an answer is late.
+
+        While every insert's thread is taken, any chunk may wait behind them, so none is sent again.
+        """
         with self._lock:
-            return ChunkId(run_id, slot, incarnation, seq) in self._held_chunks
+            is_full = len(self._held_chunks) >= CONCURRENCY_GROUPS["insert"]
+            return is_full or ChunkId(run_id, slot, incarnation, seq) in self._held_chunks
 
     @ray.method(concurrency_group="params")
     def await_params(self, timeout_s: float) -> list[Any]:

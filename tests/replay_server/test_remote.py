@@ -143,6 +143,22 @@ def test_held_back_chunk_stays_and_nothing_else_waits_for_it(pool, monkeypatch):
     assert not shell.holds("run", 0, 0, 3)
 
 
+def test_chunks_behind_more_than_can_wait_are_not_asked_for_again(pool, monkeypatch):
+    monkeypatch.setitem(remote.CONCURRENCY_GROUPS, "insert", 2)
+    shell = make_shell()
+    fill(shell)
+    held = [pool.submit(shell.insert, make_chunk(3))]
+    until(lambda: len(shell._inserting) == 1)
+    assert not shell.holds("run", 1, 0, 0)  # there is a thread for it: it is lost
+
+    held.append(pool.submit(shell.insert, make_chunk(0, slot=2)))
+    until(lambda: len(shell._inserting) == 2)
+
+    assert shell.holds("run", 1, 0, 0)  # it may wait behind these two
+    shell.open_gate()
+    assert all(accepted(one.result(TIMEOUT_S)) for one in held)
+
+
 def test_chunks_held_back_go_on_in_the_order_in_which_they_came(pool):
     shell = make_shell()
     fill(shell)
