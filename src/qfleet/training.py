@@ -23,6 +23,7 @@ from qfleet.common.vector_envs import make_vector_env
 from qfleet.pictures.artifacts import Artifacts
 from qfleet.run.final_block import final_block
 from qfleet.run.finish import finish
+from qfleet.run.frame_notices import frame_notices
 from qfleet.run.header import header_lines
 from qfleet.run.outcome import Outcome
 from qfleet.run.phases import process_started_s
@@ -152,6 +153,8 @@ def _train_in(
     watch = DiskWatch()
     console = GuardedConsole(make_console(config.metrics.console), watch)
     console.start(header_lines(config, directory, point, outcome.resume_kind))
+    for line in frame_notices(config, spec) if outcome.resume_kind is None else ():
+        console.message(line)
     writer = MetricsWriter(directory.path, env_id=spec.env_id, t_start_s=time.time(), watch=watch)
     if outcome.resume_kind is not None:
         writer.forget_beyond(point.checkpoint.manifest["env_steps"] if point else 0)
