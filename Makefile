@@ -16,7 +16,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constrain
 	$(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint format types audit prebuild bench bench-venvs dist links clean-links clean \
+.PHONY: help run test test-all lint format types audit prebuild faults bench bench-venvs dist links clean-links clean \
 	check-venv say-download
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make audit        known vulnerabilities in the pinned packages"
 	@echo "make prebuild     compile the presets' learner blocks ahead (a minute; later runs learn faster)"
 	@echo "make bench        time to solved beside other libraries, each in its own environment"
+	@echo "make faults       inject faults into real runs and write docs/reliability.md (ten minutes)"
 	@echo "make links        restore the four links in src/qfleet (clean-links removes them)"
 	@echo "make clean        remove caches and builds; .venv and runs stay"
 	@echo "Variables: PYTHON=python3.12  TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu  ARGS=..."

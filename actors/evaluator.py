@@ -78,6 +78,8 @@ class Evaluator:
         self._max_envs = max_envs
         self._vector: VectorEnvAdapter | None = None
         self._singles: list[Environment] = []
+        self.steps = 0
+        """Steps of all environments together so far: whoever waits sees that it goes on."""
 
     def evaluate(
         self,
@@ -128,6 +130,7 @@ class Evaluator:
                 env.n_actions,
             )
             result = env.step(actions)
+            self.steps += 1
             returns += result.rewards * playing
             lengths += playing
             playing &= ~(result.terminated | result.truncated)
@@ -186,6 +189,7 @@ class Evaluator:
         actions = explore(q_values, self._epsilon, uniforms, q_values.shape[1])
         for episode, action in zip(active, actions.tolist(), strict=True):
             episode.step(action)
+            self.steps += 1
 
 
 @dataclass(slots=True)

@@ -30,6 +30,7 @@ from qfleet.common.errors import RoleLostError, WaitTimeoutError
 from qfleet.common.messages import encode_chunk
 from qfleet.common.plan_json import PlanT, plan_from_json
 from qfleet.common.q_functions import QFunctions
+from qfleet.common.signals import die_of_sigterm
 from qfleet.common.stage_clock import ENCODING, WAIT, StageClock
 from qfleet.common.threads import limit_threads
 from qfleet.common.types import EnvironmentSpec, EvaluationRequest, ParamsOffer
@@ -72,6 +73,7 @@ class ActorShell:
         incarnation: int,
     ) -> None:
         plan = enter_role(ActorPlan, plan_json, import_paths)
+        die_of_sigterm()
         limit_threads(plan.num_cpus)
         self._slot = slot
         self._chunk_rows = AdaptiveSize(
@@ -97,6 +99,7 @@ class ActorShell:
         self._sender: ChunkSender | None = None
         self._unfetchable_version = 0
         self._clock = StageClock()
+        self._is_stepping = False
 
     @ray.method(concurrency_group="control")
     def set_n_actors(self, n_actors: int) -> None:
@@ -128,6 +131,7 @@ class ActorShell:
             "stale_params": core.stale_params,
             "times": self._times(),
             "chunk_transitions": self._chunk_rows.size,
+            "is_stepping": self._is_stepping,
         }
 
     def _times(self) -> dict[str, float]:
@@ -152,7 +156,9 @@ class ActorShell:
         self._memory.check_start(self._slot)
         while not self._stop.is_set() and not self._memory.is_exceeded():
             with self._lock:
+                self._is_stepping = True
                 self._core.step()
+                self._is_stepping = False
             if self._core.pending_rows >= self._chunk_rows.size:
                 self._push(self._sender)
             elif time.perf_counter() - self._listened_at_s > LISTEN_PERIOD_S:
@@ -250,6 +256,7 @@ class EvaluatorShell:
 
     def __init__(self, plan_json: str, spec_json: str, import_paths: list[str]) -> None:
         self._plan = enter_role(EvaluatorPlan, plan_json, import_paths)
+        die_of_sigterm()
         limit_threads(self._plan.num_cpus)
         spec = EnvironmentSpec.from_json(spec_json)
         self._q_functions = QFunctions(self._plan.network, spec)
@@ -258,6 +265,11 @@ class EvaluatorShell:
             self._plan.epsilon,
             max_steps_per_episode=self._plan.max_episode_steps,
         )
+
+    @ray.method(concurrency_group="control")
+    def ping(self) -> dict[str, int]:
+        """Liveness and progress; answers while `evaluate` plays."""
+        return {"pid": os.getpid(), "steps": self._evaluator.steps}
 
     def evaluate(self, payload: Any, request: list[Any]) -> list[Any]:
         """An `EvaluationReport` as a list, for the snapshot in `payload` (`ParamsOffer`).
@@ -278,5 +290,6 @@ def remote_actor_class() -> Any:
 
 
 def remote_evaluator_class() -> Any:
-    """The Ray actor class of `EvaluatorShell`."""
-    return ray.remote(max_restarts=0)(EvaluatorShell)
+    """The Ray actor class of `EvaluatorShell`; one control thread beside the playing one."""
+    options: dict[str, Any] = {"concurrency_groups": {"control": 1}, "max_restarts": 0}
+    return ray.remote(**options)(EvaluatorShell)

@@ -47,6 +47,10 @@ class CallLostError(RoleLostError):
     """A call or its answer was lost on its way; the role may well be alive."""
 
 
+class ClusterLostError(RoleLostError):
+    """The Ray cluster that the roles were in is gone."""
+
+
 class WaitTimeoutError(QfleetError):
     """A wait ended without its answer; the message names who waited for whom."""
 

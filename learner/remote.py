@@ -24,6 +24,7 @@ from qfleet.common.capture_stream import decode_capture, encode_capture, restori
 from qfleet.common.messages import decode_snapshot, encode_snapshot
 from qfleet.common.params import params_sha256
 from qfleet.common.plan_json import plan_from_json
+from qfleet.common.signals import die_of_sigterm
 from qfleet.common.stage_clock import COPYING, LEARNING, StageClock
 from qfleet.common.threads import limit_threads
 from qfleet.common.types import EnvironmentSpec, ReplaySample
@@ -55,6 +56,7 @@ class LearnerShell:
     ) -> None:
         user_code.enter(import_paths)
         self._plan = plan = plan_from_json(LearnerPlan, plan_json)
+        die_of_sigterm()
         limit_threads(plan.num_cpus)
         spec = EnvironmentSpec.from_json(spec_json)
         self._core = Learner(plan, spec, device)

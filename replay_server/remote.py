@@ -30,6 +30,7 @@ from qfleet.common.errors import WireFormatError
 from qfleet.common.inline_pieces import join, split
 from qfleet.common.messages import decode_chunk, decode_priority_update, encode_shard_sample
 from qfleet.common.plan_json import plan_from_json
+from qfleet.common.signals import die_of_sigterm
 from qfleet.common.stage_clock import INSERT_HELD, REPLAY, SAMPLE_HELD, SAMPLING, StageClock
 from qfleet.common.threads import limit_threads
 from qfleet.common.types import (
@@ -65,6 +66,7 @@ class ReplayServerShell:
 
     def __init__(self, plan_json: str, spec_json: str, run_id: str, shard: int) -> None:
         plan = plan_from_json(ReplayPlan, plan_json)
+        die_of_sigterm()
         limit_threads(plan.num_cpus)
         self._spec = EnvironmentSpec.from_json(spec_json)
         self._shard = shard

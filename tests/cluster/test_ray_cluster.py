@@ -7,13 +7,14 @@ from types import SimpleNamespace
 import pytest
 
 from qfleet.cluster import ray_cluster
+from qfleet.common.errors import ResourcesError
 from qfleet.settings.config import Config, RayConfig
 from qfleet.settings.config_auto import resolve_config
 from qfleet.settings.plans import run_plans
 
 
 @pytest.fixture
-def fake_ray(monkeypatch):
+def fake_ray(monkeypatch, tmp_path):
     """Stands in for the module; notes how it was started and whether within a lean start."""
     seen = SimpleNamespace(inits=[], lean=False)
 
@@ -27,7 +28,9 @@ def fake_ray(monkeypatch):
         def __exit__(self, *_):
             pass
 
+    node = SimpleNamespace(get_session_dir_path=lambda: str(tmp_path))
     fake = SimpleNamespace(
+        _private=SimpleNamespace(worker=SimpleNamespace(_global_node=node)),
         is_initialized=lambda: False,
         init=lambda **options: seen.inits.append(options),
         cluster_resources=lambda: {"CPU": 2.0},
@@ -35,6 +38,7 @@ def fake_ray(monkeypatch):
     )
     monkeypatch.setattr(ray_cluster, "import_ray", lambda: fake)
     monkeypatch.setattr(ray_cluster, "lean_start", LeanStart)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("RAY_enable_metrics_collection", raising=False)
     return seen
@@ -60,7 +64,8 @@ def plan_of(**ray):
 def test_connect_is_lean_by_its_key_alone(fake_ray, monkeypatch, keys, metrics, is_lean):
     if metrics is not None:
         monkeypatch.setenv("RAY_enable_metrics_collection", metrics)
-    ray_cluster.connect(plan_of(**keys))
+    cluster = ray_cluster.connect(plan_of(**keys), print)
+    cluster.own.end()
     assert fake_ray.lean is is_lean
     assert len(fake_ray.inits) == 1
 
@@ -71,3 +76,38 @@ def test_resource_table_shows_wanted_present_and_free(fake_ray):
         "  CPU: wanted 2.5, the cluster has 2, of which 0.5 are free\n"
         "  GPU: wanted 0, the cluster has 0, of which 0 are free"
     )
+
+
+def test_wait_for_resources_says_at_once_and_again_what_it_waits_for(fake_ray, monkeypatch):
+    clock = SimpleNamespace(now_s=100.0)
+
+    def sleep(seconds):
+        clock.now_s += seconds
+
+    monkeypatch.setattr(
+        ray_cluster, "time", SimpleNamespace(monotonic=lambda: clock.now_s, sleep=sleep)
+    )
+    plan, told = plan_of(wait_for_resources_s=12.0), []
+    with pytest.raises(ResourcesError, match="too small after 12 s"):
+        ray_cluster._wait_for_resources(
+            ray_cluster.import_ray(), plan, lambda text: told.append((clock.now_s - 100.0, text))
+        )
+    assert told == [
+        (at_s, f"waiting for the cluster ({at_s} of 12 s): CPU wanted {plan.cpus:g}, available 2")
+        for at_s in (0, 5, 10)
+    ]
+
+
+def test_ray_that_does_not_start_is_a_matter_of_resources_and_puts_all_back(fake_ray, monkeypatch):
+    from ray._private import services
+
+    before = services.ConsolePopen
+
+    def init(**_):
+        raise RuntimeError("The current node timed out during startup")
+
+    monkeypatch.setattr(ray_cluster.import_ray(), "init", init)
+    with pytest.raises(ResourcesError, match=r"timed out during startup.*qfleet doctor") as raised:
+        ray_cluster.connect(plan_of(), print)
+    assert raised.value.exit_code == 2
+    assert services.ConsolePopen is before

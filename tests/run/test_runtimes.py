@@ -10,8 +10,8 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from qfleet.cluster import ray_cluster
-from qfleet.common.errors import NonFiniteError, RoleLostError, WaitTimeoutError
+from qfleet.cluster import cluster_pulse, ray_cluster
+from qfleet.common.errors import ClusterLostError, NonFiniteError, RoleLostError, WaitTimeoutError
 from qfleet.run import runtimes
 from qfleet.run.outcome import Outcome
 from qfleet.settings.config import Config, RunConfig
@@ -44,7 +44,10 @@ class Rehearsal:
             raise error
 
     def run(self):
-        runtimes.with_restarts(self.session, self.outcome, self.run_once)
+        runtimes.with_restarts(self.session, self.outcome, self.run_once, self.settle)
+
+    def settle(self):
+        """The cluster is there, unless a test says otherwise."""
 
 
 def lost(step):
@@ -103,6 +106,24 @@ def test_with_restarts_of_a_divergence_does_not_restart(monkeypatch):
     assert rehearsal.attempts == 1
 
 
+def test_with_restarts_in_a_cluster_that_is_gone_ends_at_once(monkeypatch):
+    rehearsal = Rehearsal(monkeypatch, [lost(700)] * 3)
+    gone = ClusterLostError("its GCS has accepted no connection")
+
+    def settle():
+        raise gone
+
+    rehearsal.settle = settle
+    with pytest.raises(ClusterLostError) as raised:
+        rehearsal.run()
+    assert raised.value is gone
+    assert (rehearsal.attempts, rehearsal.incidents) == (1, [])
+    rehearsal = Rehearsal(monkeypatch, [(700, gone)] * 3)
+    with pytest.raises(ClusterLostError):
+        rehearsal.run()
+    assert rehearsal.attempts == 1
+
+
 def session_of(schedule: str, process: int) -> SimpleNamespace:
     return SimpleNamespace(process=process, config=SimpleNamespace(effective_schedule=schedule))
 
@@ -144,11 +165,15 @@ def test_run_on_ray_says_what_lets_others_in(monkeypatch):
     said = []
     session = SimpleNamespace(
         config=resolve_config(Config(), None, cpus=2, gpus=0),
-        stop=SimpleNamespace(interrupting=nullcontext, listen=lambda: None),
+        stop=SimpleNamespace(
+            interrupting=nullcontext, listen=lambda: None, end_wait=lambda began_s: None
+        ),
+        console=SimpleNamespace(message=said.append),
         incident=said.append,
     )
     for name in ("import_ray", "connect", "disconnect"):
         monkeypatch.setattr(ray_cluster, name, lambda *_: None)
+    monkeypatch.setattr(cluster_pulse, "services_of", lambda ray: [])
     monkeypatch.setattr(runtimes, "import_in_background", lambda *_: None)
     monkeypatch.setattr(runtimes, "with_restarts", lambda *_: said.append("roles"))
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")

@@ -8,11 +8,14 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from qfleet.run.stop_signals import StopSignal, noticed
+from qfleet.run import stop_signals
+from qfleet.run.stop_signals import PATIENCE_S, HangBrokenError, StopSignal, noticed
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
@@ -111,3 +114,46 @@ def test_second_signal_ends_the_process_at_once():
     )
     assert result.returncode == 128 + signal.SIGTERM
     assert result.stdout == "still here\n"
+
+
+def test_end_wait_gives_a_wait_some_seconds_after_the_signal(monkeypatch):
+    clock = SimpleNamespace(now_s=100.0)
+    monkeypatch.setattr(stop_signals, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    stop = StopSignal()
+    stop.end_wait(0.0)
+    stop.note(signal.SIGTERM, None)
+    clock.now_s += PATIENCE_S
+    stop.end_wait(0.0)
+    clock.now_s += 0.1
+    stop.end_wait(clock.now_s - 1.0)  # a wait that began after the signal has its own time
+    with pytest.raises(SystemExit) as raised:
+        stop.end_wait(99.0)
+    assert raised.value.code == 143
+
+
+def test_breaking_hangs_breaks_off_what_gets_nowhere_after_a_signal(monkeypatch):
+    monkeypatch.setattr(stop_signals, "BREAK_AFTER_S", 0.1)
+    seen = []
+
+    def play():
+        os.kill(os.getpid(), signal.SIGTERM)
+        ends_s = time.monotonic() + 0.5
+        while time.monotonic() < ends_s:  # it gets somewhere: nothing is broken off
+            seen.append(None)
+            time.sleep(0.01)
+        try:
+            time.sleep(10.0)
+        except Exception:  # an environment that swallows what it can
+            seen.append("swallowed")
+
+    with noticed() as stop, stop.breaking_hangs(lambda: len(seen)), pytest.raises(HangBrokenError):
+        play()
+    assert "swallowed" not in seen
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_breaking_hangs_without_a_signal_leaves_a_slow_step_alone(monkeypatch):
+    monkeypatch.setattr(stop_signals, "BREAK_AFTER_S", 0.05)
+    with noticed() as stop, stop.breaking_hangs(lambda: 0):
+        time.sleep(0.3)
+    assert stop.name is None

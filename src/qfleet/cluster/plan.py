@@ -50,6 +50,8 @@ class FleetPlan:
     """Fewer living actors than this end the run."""
     shards: int
     checkpoints_hold_replay: bool
+    step_timeout_s: float
+    """A role whose environments are in one step or reset for longer hangs."""
     rounds: RoundPlan
 
 

@@ -5,31 +5,43 @@ Called by the asynchronous loop once per tick.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 from qfleet.cluster.ray_cluster import import_ray
-from qfleet.cluster.roles import answer, ask
+from qfleet.cluster.roles import START_TIMEOUT_S, answer, ask
 from qfleet.common.errors import CallLostError, WaitTimeoutError
 
 POLL_S = 0.25
-SILENCE_TIMEOUT_S = 60.0
+SILENCE_TIMEOUT_S = 45.0
+HESITATION_S = 5.0
+"""A role that has not answered for longer may be hanging: nothing is begun that needs it."""
 
 
 class PolledCall:
     """One question to one role at a time, asked again each period; silence is an error."""
 
-    def __init__(self, ask: Callable[[], Any], who: str, period_s: float = POLL_S) -> None:
+    def __init__(
+        self,
+        ask: Callable[[], Any],
+        who: str,
+        period_s: float = POLL_S,
+        *,
+        has_answered: bool = True,
+    ) -> None:
+        """`has_answered`: the role has answered before; else it is first given time to start."""
         self._ask, self._who, self._period_s = ask, who, period_s
         self._ref: Any = None
         self._asked_at_s = -1e9
         self._heard_at_s: float | None = None
+        self.has_answered = has_answered
 
     def poll(self, now_s: float) -> Any:
         """The newest answer, or None while there is none.
 
         Raises:
-            WaitTimeoutError: after a minute of silence.
+            WaitTimeoutError: after `SILENCE_TIMEOUT_S`, or `START_TIMEOUT_S` for the first answer.
             RoleLostError: when the role is dead.
         """
         if self._heard_at_s is None:
@@ -45,13 +57,27 @@ class PolledCall:
                 result = answer(ref, "driver", self._who)
             except CallLostError:
                 return None  # asked again
-            self._heard_at_s = now_s
+            self._heard_at_s, self.has_answered = now_s, True
             return result
-        if now_s - self._heard_at_s > SILENCE_TIMEOUT_S:
-            raise WaitTimeoutError(f"driver heard nothing from {self._who} for a minute")
+        limit_s = SILENCE_TIMEOUT_S if self.has_answered else START_TIMEOUT_S
+        if self.silent_s(now_s) > limit_s:
+            raise WaitTimeoutError(f"driver heard nothing from {self._who} for {limit_s:.0f} s")
         return None
 
-    def last_answer(self, timeout_s: float) -> Any:
+    def silent_s(self, now_s: float) -> float:
+        """How long nothing has been heard."""
+        return 0.0 if self._heard_at_s is None else now_s - self._heard_at_s
+
+    def hesitates(self, now_s: float) -> bool:
+        """Whether an answer is overdue."""
+        return self.silent_s(now_s) > HESITATION_S
+
+    def excuse(self, now_s: float) -> None:
+        """There is a reason for the silence: begin to count anew."""
+        self._heard_at_s = now_s
+
+    def last_answer(self, ends_s: float) -> Any:
         """At the end: a fresh answer; one still under way tells nothing that it does not."""
         self._ref = None
+        timeout_s = max(0.0, ends_s - time.monotonic())
         return ask(self._ask, "driver", self._who, timeout_s)

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import psutil
-
+from qfleet.cluster.addresses import join, probe, resolve
 from qfleet.cluster.exposure import ensure_token, on_loopback
-from qfleet.cluster.lean_start import lean_start
 from qfleet.cluster.plan import ClusterPlan
+from qfleet.cluster.private_ray.lean_start import lean_start
+from qfleet.cluster.private_ray.own_session import OwnSession, mark, remove_orphans
 from qfleet.common.errors import ConfigError, ResourcesError
 
-_KILL_TIMEOUT_S = 5.0
+_SHUTDOWN_TIMEOUT_S = 10.0
+_TELL_PERIOD_S = 5.0
+Tell = Callable[[str], None]
 SMALLER = "add nodes, or lower actors.count, actors.num_cpus or learner.num_gpus"
 _METRICS_COLLECTION = "RAY_enable_metrics_collection"
 _OBJECT_STORE_BYTES = 512 * 2**20
@@ -36,8 +41,9 @@ _INIT_OPTIONS: dict[str, Any] = {
 class Cluster:
     """A connection to Ray and what to do with it at the end."""
 
-    started_by_us: bool
     connected_by_us: bool
+    own: OwnSession | None
+    """Of a Ray that we have started."""
     description: str
 
 
@@ -71,8 +77,10 @@ def import_ray() -> Any:
     return ray
 
 
-def connect(plan: ClusterPlan) -> Cluster:
+def connect(plan: ClusterPlan, tell: Tell = print) -> Cluster:
     """Join the Ray that is initialized already or named by address, else start our own.
+
+    `tell` is given what a user should know meanwhile.
 
     Raises:
         ResourcesError: when no cluster answers, or it is too small.
@@ -89,40 +97,50 @@ def connect(plan: ClusterPlan) -> Cluster:
                 "ray.ship cannot be added to a Ray that is initialized already: pass "
                 "`runtime_env={'py_modules': [...]}` to your own ray.init instead"
             )
-        return Cluster(False, False, "joined the Ray that this program had initialized")
+        return Cluster(False, None, "joined the Ray that this program had initialized")
     common = dict(_INIT_OPTIONS)
     if plan.ship:
         common["runtime_env"] = {"py_modules": list(plan.ship)}
     if address in (None, "local"):
-        lean = lean_start(ray) if plan.is_lean else nullcontext()
-        with _nothing_left_on_error(), lean, on_loopback():
+        return Cluster(True, _start_own(ray, plan, common), "started a Ray of our own")
+    resolved, others = resolve(str(address))
+    beside = f"; others answer too: {', '.join(others)}" if others else ""
+    tell(f"joining Ray at {resolved}{beside}")
+    probe(resolved, str(address))
+    join(ray, resolved, common)
+    _wait_for_resources(ray, plan, tell)
+    return Cluster(True, None, f"joined Ray at {resolved}")
+
+
+def _start_own(ray: Any, plan: ClusterPlan, options: dict[str, Any]) -> OwnSession:
+    place = _ray_folder()
+    remove_orphans(place)
+    own = OwnSession(place)
+    lean = lean_start(ray) if plan.is_lean else nullcontext()
+    try:
+        with own.around_init(), lean, on_loopback():
             ray.init(
                 address="local",
                 num_cpus=max(1, round(plan.cpus + 0.499)),
                 include_dashboard=False,
                 object_store_memory=_OBJECT_STORE_BYTES,
-                **common,
+                **options,
             )
-        return Cluster(True, True, "started a Ray of our own")
-    _join(ray, str(address), common)
-    _wait_for_resources(ray, plan)
-    return Cluster(False, True, f"joined Ray at {ray.get_runtime_context().gcs_address}")
+    except BaseException as error:
+        own.end()
+        if not isinstance(error, Exception):
+            raise
+        raise ResourcesError(
+            f"Ray did not start: {type(error).__name__}: {error}; `qfleet doctor` looks for the "
+            "cause, and --runtime local needs no Ray"
+        ) from error
+    mark(Path(ray._private.worker._global_node.get_session_dir_path()))
+    return own
 
 
-@contextmanager
-def _nothing_left_on_error() -> Iterator[None]:
-    """When `ray.init` does not come to its end, the processes that it has started are ended."""
-    before = {child.pid for child in psutil.Process().children()}
-    try:
-        yield
-    except BaseException:
-        new = [child for child in psutil.Process().children() if child.pid not in before]
-        for child in new:
-            with suppress(psutil.NoSuchProcess):
-                for process in [child, *child.children(recursive=True)]:
-                    process.kill()
-        psutil.wait_procs(new, timeout=_KILL_TIMEOUT_S)
-        raise
+def _ray_folder() -> Path:
+    """Where Ray makes the directories of its sessions."""
+    return Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray"
 
 
 def cluster_size(address: str | None) -> tuple[int, int] | None:
@@ -133,7 +151,9 @@ def cluster_size(address: str | None) -> tuple[int, int] | None:
         return None
     ray = import_ray()
     if not is_initialized:
-        _join(ray, str(address), _INIT_OPTIONS)
+        resolved, _ = resolve(str(address))
+        probe(resolved, str(address))
+        join(ray, resolved, _INIT_OPTIONS)
     try:
         resources = ray.cluster_resources()
         return int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
@@ -142,38 +162,43 @@ def cluster_size(address: str | None) -> tuple[int, int] | None:
             ray.shutdown()
 
 
-def _join(ray: Any, address: str, options: dict[str, Any]) -> None:
-    try:
-        ray.init(address=address, **options)
-    except ConnectionError as error:
-        raise ResourcesError(
-            f"no Ray cluster answers at {address!r} (ray.address): start one with "
-            "`ray start --head`, or leave the key out to start our own"
-        ) from error
-
-
 def disconnect(cluster: Cluster) -> None:
     """Shut Ray down if we connected; a cluster that was there before stays."""
     if cluster.connected_by_us:
-        import_ray().shutdown()
+        # Where the cluster is gone, Ray looks for it; nobody waits for that.
+        end = threading.Thread(target=import_ray().shutdown, name="ray-shutdown", daemon=True)
+        end.start()
+        end.join(_SHUTDOWN_TIMEOUT_S)
+    if cluster.own is not None:
+        cluster.own.end()
 
 
-def _wait_for_resources(ray: Any, plan: ClusterPlan) -> None:
-    """Until the cluster has what all roles ask for.
+def _wait_for_resources(ray: Any, plan: ClusterPlan, tell: Tell) -> None:
+    """Until the cluster has what all roles ask for; says at once, and again, what it waits for.
 
     Raises:
         ResourcesError: a table of wanted and present after `ray.wait_for_resources_s`.
     """
-    wanted = plan.resources
-    deadline = time.monotonic() + plan.wait_for_resources_s
+    began_s, told_s = time.monotonic(), -_TELL_PERIOD_S
     while True:
         present = ray.cluster_resources()
-        missing = {k: v for k, v in wanted.items() if v > present.get(k, 0.0)}
+        missing = [
+            f"{name} wanted {amount:g}, available {present.get(name, 0.0):g}"
+            for name, amount in plan.resources.items()
+            if amount > present.get(name, 0.0)
+        ]
         if not missing:
             return
-        if time.monotonic() >= deadline:
+        waited_s = time.monotonic() - began_s
+        if waited_s >= plan.wait_for_resources_s:
             raise ResourcesError(
                 f"the cluster is too small after {plan.wait_for_resources_s:.0f} s "
                 f"(ray.wait_for_resources_s):\n{resource_table(plan)}\n{SMALLER}"
             )
-        time.sleep(0.5)
+        if waited_s - told_s >= _TELL_PERIOD_S:
+            told_s = waited_s
+            tell(
+                f"waiting for the cluster ({waited_s:.0f} of {plan.wait_for_resources_s:g} s): "
+                f"{'; '.join(missing)}"
+            )
+        time.sleep(0.25)

@@ -7,14 +7,17 @@ sit in a placement group; actors outside it, so that they can come and go.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 from qfleet.cluster.plan import RunPlans
 from qfleet.cluster.ray_cluster import SMALLER, import_ray, resource_table
+from qfleet.cluster.waits import Wait, ask_checks
 from qfleet.common.errors import (
     CallLostError,
+    ClusterLostError,
     QfleetError,
     ResourcesError,
     RoleLostError,
@@ -26,27 +29,49 @@ from qfleet.common.user_code import paths_for_roles
 
 START_TIMEOUT_S = 180.0
 _ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-ANSWER_TIMEOUT_S = 60.0
+ANSWER_TIMEOUT_S = 45.0
+"""A role that keeps the driver waiting for longer than this is taken for dead."""
 MAX_CALLS = 10
 """Of one question, the lost ones included."""
 Waiting = Callable[[], AbstractContextManager[None]]
 """Around the wait for roles that start: a signal may end it, but must not cut into a creation."""
 
 
-def answer(ref: Any, waiter: str, awaited: str, timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
+def answer(
+    ref: Any,
+    waiter: str,
+    awaited: str,
+    timeout_s: float = ANSWER_TIMEOUT_S,
+    watch: Callable[[], None] | None = None,
+) -> Any:
     """`ray.get` that says who waited for whom, and raises our own errors as themselves.
+
+    Args:
+        ref: What Ray gave for the call.
+        waiter: Who waits, in words.
+        awaited: For whom or what.
+        timeout_s: For how long at most.
+        watch: Called while nothing comes; raises when the role gets nowhere.
 
     Raises:
         WaitTimeoutError: after `timeout_s`.
         CallLostError: when Ray lost the call, which may be made again.
         RoleLostError: when the awaited role is dead.
-        QfleetError: what the role itself raised.
+        QfleetError: what the role itself raised, or one of the checks (`cluster/waits.py`).
+        SystemExit: a signal came, and the role does not answer.
     """
     ray = import_ray()
+    wait = Wait(timeout_s)
     try:
-        return ray.get(ref, timeout=timeout_s)
-    except ray.exceptions.GetTimeoutError as error:
-        raise WaitTimeoutError(f"{waiter} waited {timeout_s:.0f} s for {awaited}") from error
+        while True:
+            try:
+                return ray.get(ref, timeout=wait.slice_s)
+            except ray.exceptions.GetTimeoutError as error:
+                if not wait.goes_on():
+                    text = f"{waiter} waited {timeout_s:.0f} s for {awaited}"
+                    raise WaitTimeoutError(text) from error
+                if watch is not None:
+                    watch()
     except ray.exceptions.ActorUnavailableError as error:
         raise CallLostError(f"a call to {awaited} was lost: {first_line(error)}") from error
     except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
@@ -142,7 +167,9 @@ class Roles:
         )
 
     def create_evaluator(self) -> None:
-        """The evaluator, or a new one in place of one that died."""
+        """The evaluator, or a new one in place of one that is lost."""
+        if self.evaluator is not None:
+            import_ray().kill(self.evaluator, no_restart=True)
         self._evaluators += 1
         self.evaluator = self._create(
             self._evaluator_class,
@@ -198,6 +225,18 @@ class Roles:
         """The shard that an actor slot writes to."""
         return self.shards[slot % len(self.shards)]
 
+    def end_an_actor(self) -> int | None:
+        """End the actor of the last slot, so that another role finds a place; returns the slot."""
+        slot = max(self.actors, default=None)
+        if slot is not None:
+            import_ray().kill(self.actors[slot], no_restart=True)
+        return slot
+
+    def lack_of_cpus(self, num_cpus: float) -> str | None:
+        """Why a role with so many CPUs has no place in the cluster now; None when it has one."""
+        free = import_ray().available_resources().get("CPU", 0.0)
+        return None if free >= num_cpus else f"wanted {num_cpus:g}, free {free:g}"
+
     def wait_until_ready(self) -> dict[str, int]:
         """Process ids of learner and shards once they can answer.
 
@@ -229,7 +268,12 @@ class Roles:
             raise
 
     def kill_all(self) -> None:
-        """End every role of this run at once."""
+        """End every role of this run at once; in a cluster that is gone nobody is left to end."""
+        with suppress(ClusterLostError):
+            ask_checks(time.monotonic())
+            self._kill_all()
+
+    def _kill_all(self) -> None:
         ray = import_ray()
         from ray.util.placement_group import remove_placement_group
 

@@ -195,7 +195,7 @@ def check_shared_memory() -> Check:
 
 def check_lean_start() -> Check:
     """Whether `ray.lean` works with the release of Ray that is installed."""
-    from qfleet.cluster.lean_start import TRIED_RELEASES, was_tried
+    from qfleet.cluster.private_ray.lean_start import TRIED_RELEASES, was_tried
 
     try:
         version = importlib.metadata.version("ray")

@@ -9,7 +9,9 @@ import contextlib
 from functools import partial
 from typing import Any, Protocol
 
+from qfleet.cluster.plan import FleetPlan
 from qfleet.cluster.polled_call import PolledCall
+from qfleet.cluster.progress_watch import StandStill
 from qfleet.cluster.ray_cluster import import_ray
 from qfleet.cluster.roles import Roles, answer, ask, first_line
 from qfleet.common.errors import (
@@ -18,9 +20,11 @@ from qfleet.common.errors import (
     RoleLostError,
     WaitTimeoutError,
 )
-from qfleet.fleets.fleet import ActorReport
-from qfleet.fleets.role_reports import make_actor_report
+from qfleet.fleets.fleet import ActorReport, make_actor_report
 from qfleet.fleets.supervisor import ActorSupervisor
+
+PLACE_QUESTION_S = 5.0
+"""An actor that does not answer within this after its creation may have no place."""
 
 LAST_WORDS_S = 2.0
 
@@ -36,12 +40,17 @@ class Incident(Protocol):
 class ActorWatch:
     """Every actor slot from its first incarnation to its last."""
 
-    def __init__(self, roles: Roles, min_count: int, incarnation: int) -> None:
-        self._roles = roles
-        self._supervisor = ActorSupervisor(min_count)
+    def __init__(self, roles: Roles, plan: FleetPlan, incarnation: int) -> None:
+        self._roles, self._step_timeout_s = roles, plan.step_timeout_s
+        self._supervisor = ActorSupervisor(plan.min_actors)
         self.runs: dict[Any, int] = {}
         """The calls of `run` under way, each with its slot."""
         self._pings: dict[int, PolledCall] = {}
+        self._steps: dict[int, StandStill] = {}
+        self._newcomers: dict[int, int] = {}
+        """Slots whose new actor has not answered yet, each with its incarnation."""
+        self._reasons: dict[int, str] = {}
+        """Why an actor was ended from here."""
         self._reports: dict[int, ActorReport] = {}
         self.gone_produced = 0
         """Transitions numbered by actors that died, as far as they told before."""
@@ -63,31 +72,64 @@ class ActorWatch:
     def _start_actor(self, slot: int) -> None:
         actor = self._roles.actors[slot]
         self._run(slot)
-        self._pings[slot] = PolledCall(actor.ping.remote, f"actor {slot}")
+        self._pings[slot] = PolledCall(actor.ping.remote, f"actor {slot}", has_answered=False)
+        self._steps[slot] = StandStill()
 
     def _run(self, slot: int) -> None:
         ref = self._roles.actors[slot].run.remote(self._roles.shard_of(slot))
         self.runs[ref] = slot
 
-    def poll(self, now_s: float) -> None:
-        """Take counters that have come; an actor that says nothing is ended."""
+    def poll(self, incident: Incident, now_s: float) -> None:
+        """Take counters that have come; an actor that says nothing or hangs is ended."""
         for slot, ping in list(self._pings.items()):
             try:
                 result = ping.poll(now_s)
             except RoleLostError:
                 continue  # its `run` ends with the same news, and that is where it is buried
-            except WaitTimeoutError:
-                import_ray().kill(self._roles.actors[slot], no_restart=True)
-                del self._pings[slot]
+            except WaitTimeoutError as error:
+                if ping.has_answered or not self._waits_for_a_place(slot, incident):
+                    self._end(slot, str(error))
+                else:
+                    ping.excuse(now_s)
                 continue
             if result is not None:
-                self.take(result)
+                self._heard(slot, result, incident, now_s)
+            elif not ping.has_answered and ping.silent_s(now_s) > PLACE_QUESTION_S:
+                self._waits_for_a_place(slot, incident)
+
+    def _heard(self, slot: int, counters: dict[str, Any], incident: Incident, now_s: float) -> None:
+        if slot in self._newcomers:
+            incident(f"actor {slot} plays again (incarnation {self._newcomers.pop(slot)})")
+        self.take(counters)
+        report = self._reports[slot]
+        still_s = self._steps[slot].observe(report.env_steps, report.is_stepping, now_s)
+        if still_s > self._step_timeout_s:
+            self._end(
+                slot,
+                f"its environments have been in one step or reset for {still_s:.0f} s after "
+                f"{report.env_steps} env steps; run.step_timeout_s is {self._step_timeout_s:g}",
+            )
+
+    def _end(self, slot: int, reason: str) -> None:
+        """End an actor; its `run` then ends too, and there it is buried."""
+        self._reasons[slot] = reason
+        import_ray().kill(self._roles.actors[slot], no_restart=True)
+        del self._pings[slot]
+
+    def _waits_for_a_place(self, slot: int, incident: Incident) -> bool:
+        """Whether the cluster has no CPUs for the actor of a slot; said once an incarnation."""
+        lack = self._roles.lack_of_cpus(self._roles.plans.actor.num_cpus)
+        if lack is not None and slot in self._newcomers:
+            incident(
+                f"actor {slot} (incarnation {self._newcomers[slot]}) is waiting for CPUs: {lack}"
+            )
+        return lack is not None
 
     def take(self, counters: dict[str, Any]) -> None:
         """Keep an actor's newest counters."""
         self._reports[counters["slot"]] = make_actor_report(counters)
 
-    def bury(self, ref: Any, incident: Incident, now_s: float) -> None:
+    def bury(self, ref: Any, incident: Incident, learner_steps: int, now_s: float) -> None:
         """An actor's loop ended by itself: note why, fence the slot and plan its replacement."""
         slot = self.runs.pop(ref)
         ray = import_ray()
@@ -108,12 +150,15 @@ class ActorWatch:
             elif isinstance(error.cause, EnvironmentFailedError):
                 reason = str(error.cause)
                 self._environment_failed(slot, error.cause)
+        reason = self._reasons.pop(slot, reason)
         self._pings.pop(slot, None)
+        self._newcomers.pop(slot, None)
         last = self._reports.pop(slot, None)
         if last is not None:
             self.gone_produced += last.produced
         ray.kill(self._roles.actors[slot], no_restart=True)
-        done = self._supervisor.died(slot, reason, last.env_steps if last else 0, now_s)
+        env_steps = 0 if last is None else last.env_steps
+        done = self._supervisor.died(slot, reason, env_steps, learner_steps, now_s)
         incident(done, whole_text)
 
     def _take_last(self, slot: int) -> None:
@@ -146,5 +191,5 @@ class ActorWatch:
             ask(fence, "driver", f"the replay shard to fence actor {slot}")
             self._roles.create_actor(slot, incarnation)
         for slot, incarnation in due.items():
+            self._newcomers[slot] = incarnation
             self._start_actor(slot)
-            incident(f"actor {slot} plays again (incarnation {incarnation})")

@@ -15,21 +15,22 @@ from typing import Any, Protocol
 from qfleet.cluster.polled_call import PolledCall
 from qfleet.cluster.ray_cluster import import_ray
 from qfleet.cluster.roles import Waiting, answer, ask, first_line
+from qfleet.cluster.waits import ask_checks
 from qfleet.common.capture_stream import Streams, decode_capture
 from qfleet.common.errors import CallLostError, RoleLostError, WaitTimeoutError
 from qfleet.common.params import encode_safetensors
 from qfleet.common.threads import with_lowered_priority
-from qfleet.common.types import Array
+from qfleet.common.types import Array, LearnerStats
 from qfleet.fleets.actor_watch import ActorWatch
 from qfleet.fleets.cuts import init_learner_params, restore_learner_and_replay
 from qfleet.fleets.evaluation_watch import EvaluationRecord, EvaluationWatch
-from qfleet.fleets.fleet import FleetReport
-from qfleet.fleets.role_reports import make_report
+from qfleet.fleets.fleet import FleetReport, make_report
 from qfleet.fleets.started_roles import StartedRoles
 from qfleet.fleets.supervisor import StallWatch
 
 TICK_S = 0.05
 DRAIN_TIMEOUT_S = 5.0
+"""For the last words of all roles together."""
 
 
 class AsyncSession(EvaluationRecord, Protocol):
@@ -57,8 +58,8 @@ class AsyncLoop(StartedRoles):
 
     def _start(self, incarnation: int, waiting: Waiting) -> None:
         super()._start(incarnation, waiting)
-        self._actors = ActorWatch(self.roles, self._plans.fleet.min_actors, incarnation)
-        self._evaluations = EvaluationWatch(self.roles, self._plans.evaluator.network, self._spec)
+        self._actors = ActorWatch(self.roles, self._plans.fleet, incarnation)
+        self._evaluations = EvaluationWatch(self.roles, self._plans, self._spec)
         self._stall_watch = StallWatch()
         self._learner_status: dict[str, Any] | None = None
         self._shard_reports: dict[int, dict[str, Any]] = {}
@@ -110,7 +111,7 @@ class AsyncLoop(StartedRoles):
                 reason = self._tick(session, polls)
                 if reason is not None:
                     break
-        except (RoleLostError, WaitTimeoutError):
+        except (RoleLostError, WaitTimeoutError, SystemExit):
             raise  # the roles are to be ended anyway: nobody waits for their last words
         except BaseException:
             self._drain(session, polls)
@@ -127,6 +128,7 @@ class AsyncLoop(StartedRoles):
             refs.append(evaluations.evaluating)
         ready, _ = import_ray().wait(refs, timeout=TICK_S, fetch_local=False)
         now_s = time.monotonic()
+        ask_checks(now_s)
         for ref in ready:
             if ref is evaluations.due:
                 evaluations.take_due()
@@ -135,11 +137,11 @@ class AsyncLoop(StartedRoles):
                     self._poll_all(session, polls, now_s)
                     return session.stop_reason() or "max_learner_steps"
             elif ref is not evaluations.evaluating:  # `go_on` takes that
-                self._actors.bury(ref, session.incident, now_s)
+                self._actors.bury(ref, session.incident, self._learner_steps, now_s)
         self._poll_all(session, polls, now_s)
+        evaluations.go_on(session, now_s)
         self._actors.fill_slots(session.incident, now_s)
-        evaluations.go_on(session)
-        if session.checkpoint_due():
+        if session.checkpoint_due() and not any(p.hesitates(now_s) for p in polls.values()):
             # On a full machine the roles' work comes first: a cut must not hold up inserts.
             with_lowered_priority(lambda: self.checkpoint(session))
         return session.stop_reason()
@@ -158,12 +160,17 @@ class AsyncLoop(StartedRoles):
             result = poll.poll(now_s)
             if result is not None:
                 self._take_answer(name, result)
-        self._actors.poll(now_s)
+        self._actors.poll(session.incident, now_s)
         if self._learner_status and len(self._shard_reports) == len(self.roles.shards):
             report = self._newest_report()
             session.observe(report)
             played = sum(actor.env_steps for actor in report.actors)
             self._stall_watch.observe(played, report.learner.learner_steps, now_s)
+
+    @property
+    def _learner_steps(self) -> int:
+        status = self._learner_status
+        return 0 if status is None else LearnerStats(*status["stats"]).learner_steps
 
     def _take_answer(self, name: str, result: dict[str, Any]) -> None:
         """Keep the newest counters, and every episode until the session has seen it."""
@@ -200,30 +207,34 @@ class AsyncLoop(StartedRoles):
 
     def _drain(self, session: AsyncSession, polls: dict[str, PolledCall]) -> None:
         """Stop the loops, take the last counters; what does not answer in time stays uncounted."""
-        ray = import_ray()
+        ray, ends_s = import_ray(), time.monotonic() + DRAIN_TIMEOUT_S
+
+        def left_s() -> float:
+            return max(0.0, ends_s - time.monotonic())
+
         try:
             stops = [self.roles.learner.request_stop]
             stops += [self.roles.actors[slot].request_stop for slot in self._actors.runs.values()]
             stops += [shard.open_gate for shard in self.roles.shards]
-            self._tell_all(stops)
-            ray.wait([self._learner_run], timeout=DRAIN_TIMEOUT_S)
+            self._tell_all(stops, ends_s)
+            ray.wait([self._learner_run], timeout=left_s())
             runs = list(self._actors.runs)
-            ended, _ = ray.wait(runs, num_returns=len(runs), timeout=DRAIN_TIMEOUT_S)
+            ended, _ = ray.wait(runs, num_returns=len(runs), timeout=left_s())
             for ref in ended:
                 self._actors.take(ray.get(ref, timeout=1.0))
-            self._evaluations.take_last_due(DRAIN_TIMEOUT_S)
+            self._evaluations.take_last_due(ends_s)
             for name, poll in polls.items():
-                self._take_answer(name, poll.last_answer(DRAIN_TIMEOUT_S))
+                self._take_answer(name, poll.last_answer(ends_s))
             session.observe(self._newest_report())
         except (ray.exceptions.RayError, RoleLostError, WaitTimeoutError) as error:
             session.incident(f"the last counters are missing: {first_line(error)}")
 
-    def _tell_all(self, methods: list[Any]) -> None:
+    def _tell_all(self, methods: list[Any], ends_s: float) -> None:
         """Call them all at once, and again those whose call was lost."""
         refs = [method.remote() for method in methods]
         for method, ref in zip(methods, refs, strict=True):
             try:
-                answer(ref, "driver", "a role to stop", DRAIN_TIMEOUT_S)
+                answer(ref, "driver", "a role to stop", max(0.0, ends_s - time.monotonic()))
             except CallLostError:
                 method.remote()
             except (RoleLostError, WaitTimeoutError):

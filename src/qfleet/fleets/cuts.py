@@ -19,9 +19,6 @@ from qfleet.common.types import Array, ParamsSnapshot
 from qfleet.common.wire import decode_parts
 
 PIECES_IN_FLIGHT = 2
-CAPTURE_TIMEOUT_S = 600.0
-"""For the learner, which is frozen between two blocks."""
-PIECE_TIMEOUT_S = 60.0
 PARTS = 9
 """A piece travels inside its call in so many parts: the object store's pages would stay mapped."""
 
@@ -33,7 +30,7 @@ def capture_learner_and_replay(roles: Roles, replay_contents: bool) -> Streams:
     turn would only keep rows that are overwritten meanwhile.
     """
     ref = roles.learner.capture.remote()
-    parts = answer(ref, "driver", "the learner's state", CAPTURE_TIMEOUT_S)
+    parts = answer(ref, "driver", "the learner's state")
     files: Streams = {f"{name}.qflt": [data] for name, data in decode_parts(parts).items()}
     for index, shard in enumerate(roles.shards):
         who = f"replay shard {index}'s state"
@@ -43,12 +40,12 @@ def capture_learner_and_replay(roles: Roles, replay_contents: bool) -> Streams:
 
 def _pull_frozen(shard: Any, contents: bool, who: str) -> Iterator[bytes]:
     """A shard's state as of the first `next`, pulled piece by piece with two on their way."""
-    yield answer(shard.freeze.remote(contents), "driver", who, PIECE_TIMEOUT_S)
+    yield answer(shard.freeze.remote(contents), "driver", who)
     try:
         next_piece = shard.next_piece.options(num_returns=PARTS)
         waiting = collections.deque(next_piece.remote(PARTS) for _ in range(PIECES_IN_FLIGHT))
         while waiting:
-            parts = answer(waiting.popleft(), "driver", who, PIECE_TIMEOUT_S)
+            parts = answer(waiting.popleft(), "driver", who)
             if parts[0] is not None:
                 waiting.append(next_piece.remote(PARTS))
                 yield join(parts)
@@ -66,7 +63,7 @@ def init_learner_params(roles: Roles, arrays: dict[str, Array]) -> None:
 def restore_learner_and_replay(roles: Roles, files: Mapping[str, memoryview]) -> None:
     """The inverse of `capture_learner_and_replay`, from a checkpoint's mapped files."""
     ref = roles.learner.restore.remote(bytes(files["learner.qflt"]), bytes(files["planner.qflt"]))
-    answer(ref, "driver", "the learner to restore", CAPTURE_TIMEOUT_S)
+    answer(ref, "driver", "the learner to restore")
     for index, shard in enumerate(roles.shards):
         who = f"replay shard {index} to restore"
         _push(shard, _pieces(files, f"replay-{index}.qflt"), who)
@@ -83,8 +80,8 @@ def _push(shard: Any, pieces: Iterable[memoryview], who: str) -> None:
     for piece in pieces:
         waiting.append(shard.restore_piece.remote(*split(bytes(piece), PARTS)))
         if len(waiting) >= in_flight:
-            answer(waiting.popleft(), "driver", who, PIECE_TIMEOUT_S)
+            answer(waiting.popleft(), "driver", who)
             in_flight = PIECES_IN_FLIGHT
     for ref in waiting:
-        answer(ref, "driver", who, PIECE_TIMEOUT_S)
-    answer(shard.end_restore.remote(), "driver", who, PIECE_TIMEOUT_S)
+        answer(ref, "driver", who)
+    answer(shard.end_restore.remote(), "driver", who)

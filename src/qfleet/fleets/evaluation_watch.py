@@ -10,15 +10,21 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
+from qfleet.cluster.plan import RunPlans
+from qfleet.cluster.polled_call import PolledCall
+from qfleet.cluster.progress_watch import StandStill
 from qfleet.cluster.ray_cluster import import_ray
 from qfleet.cluster.roles import Roles, answer, ask
-from qfleet.common.config import NetworkConfig
-from qfleet.common.errors import CallLostError, RoleLostError
+from qfleet.cluster.waits import ask_checks
+from qfleet.common.errors import CallLostError, RoleLostError, WaitTimeoutError
 from qfleet.common.messages import decode_snapshot
 from qfleet.common.params import encode_safetensors
 from qfleet.common.types import EnvironmentSpec, EvaluationReport, EvaluationRequest
 
-EVALUATE_TIMEOUT_S = 1800.0
+MAX_DEATHS_WITHOUT_AN_EVALUATION = 5
+PLACE_TIMEOUT_S = 5.0
+"""A new evaluator that does not answer within this may have no place."""
+TICK_S = 0.05
 EVALUATION_WAIT_S = 1.0
 """How long one question for a snapshot to evaluate stays open at the learner."""
 
@@ -38,12 +44,18 @@ class EvaluationRecord(Protocol):
         """Something that a user should see."""
         ...
 
+    def stop_reason(self) -> str | None:
+        """Why to stop now, or None."""
+        ...
+
 
 class EvaluationWatch:
-    """What waits to be evaluated and what is being evaluated."""
+    """What waits to be evaluated and what is being evaluated, and whether the evaluator lives."""
 
-    def __init__(self, roles: Roles, network: NetworkConfig, spec: EnvironmentSpec) -> None:
-        self._roles, self._network, self._spec = roles, network, spec
+    def __init__(self, roles: Roles, plans: RunPlans, spec: EnvironmentSpec) -> None:
+        self._roles, self._spec = roles, spec
+        self._network = plans.evaluator.network
+        self._step_timeout_s = plans.fleet.step_timeout_s
         self.eval_s = 0.0
         """Seconds during which an evaluation was under way."""
         self.due: Any = None
@@ -55,6 +67,14 @@ class EvaluationWatch:
         self._evaluated: Any = None
         self._waiting: Any = None
         """Payloads (`ParamsOffer`)."""
+        self._deaths = 0
+        self._steps = StandStill()
+        self._yielded_for_place = False
+        self._ping = self._new_ping()
+
+    def _new_ping(self) -> PolledCall:
+        ask = self._roles.evaluator.ping.remote
+        return PolledCall(ask, "the evaluator", has_answered=False)
 
     def ask(self) -> None:
         """Ask the learner for the next snapshot that falls due."""
@@ -70,8 +90,9 @@ class EvaluationWatch:
             self._keep(answer(self.due, "driver", "the learner"))
         self.ask()
 
-    def take_last_due(self, timeout_s: float) -> None:
+    def take_last_due(self, ends_s: float) -> None:
         """At the end: what fell due and was not told yet."""
+        timeout_s = max(0.0, ends_s - time.monotonic())
         self._keep(ask(lambda: self._ask(0.0), "driver", "the learner", timeout_s))
 
     def _keep(self, told: tuple[int, Any] | None) -> None:
@@ -79,38 +100,110 @@ class EvaluationWatch:
         if told is not None:
             self._asked_version, self._waiting = told
 
-    def go_on(self, record: EvaluationRecord) -> None:
-        """Take the evaluation that has ended, start the one that waits."""
+    def go_on(self, record: EvaluationRecord, now_s: float) -> None:
+        """Take the evaluation that has ended, start the one that waits, look after the evaluator.
+
+        Raises:
+            RoleLostError: when evaluators die one after the other without an evaluation.
+        """
         if self.evaluating is not None:
             ready, _ = import_ray().wait([self.evaluating], timeout=0)
-            if not ready:
-                return
-            self._take(record)
-        if self._waiting is not None:
+            if ready:
+                self._take(record)
+        self._look_after(record, now_s)
+        if self._waiting is not None and self.evaluating is None:
             self._evaluated, self._waiting = self._waiting, None
             request = list(record.evaluation_request())
             self.evaluating = self._roles.evaluator.evaluate.remote(self._evaluated, request)
-            self._since_s = time.monotonic()
+            self._since_s = now_s
+
+    def _look_after(self, record: EvaluationRecord, now_s: float) -> None:
+        """A new evaluator at once when it is dead, silent or hangs: before any actor's place."""
+        try:
+            result = self._ping.poll(now_s)
+        except RoleLostError as error:
+            self._replace(str(error), record)
+            return
+        except WaitTimeoutError as error:
+            if self._ping.has_answered or self._lack() is None:
+                self._replace(str(error), record)
+            else:
+                self._ping.excuse(now_s)
+            return
+        if result is None:
+            if not self._ping.has_answered and self._ping.silent_s(now_s) > PLACE_TIMEOUT_S:
+                self._ask_for_a_place(record)
+            return
+        still_s = self._steps.observe(result["steps"], self.evaluating is not None, now_s)
+        if still_s > self._step_timeout_s:
+            self._replace(
+                f"the evaluator's environments have been in one step or reset for {still_s:.0f} s; "
+                f"run.step_timeout_s is {self._step_timeout_s:g}",
+                record,
+            )
+
+    def _lack(self) -> str | None:
+        return self._roles.lack_of_cpus(self._roles.plans.evaluator.num_cpus)
+
+    def _ask_for_a_place(self, record: EvaluationRecord) -> None:
+        """Say what the evaluator waits for; once, an actor gives way: scores come before speed."""
+        lack = self._lack()
+        if lack is None or self._yielded_for_place:
+            return
+        self._yielded_for_place = True
+        slot = self._roles.end_an_actor()
+        gives_way = "" if slot is None else f"; actor {slot} gives way"
+        record.incident(f"the evaluator is waiting for CPUs: {lack}{gives_way}")
+
+    def _replace(self, reason: str, record: EvaluationRecord) -> None:
+        self._deaths += 1
+        if self._deaths >= MAX_DEATHS_WITHOUT_AN_EVALUATION:
+            raise RoleLostError(
+                f"{self._deaths} evaluators were lost one after the other; the last one: {reason}"
+            )
+        if self.evaluating is not None:
+            # What it was playing is played by the next one, unless something newer waits.
+            self._waiting = self._waiting or self._evaluated
+            self.evaluating = None
+        self._roles.create_evaluator()
+        self._ping, self._steps = self._new_ping(), StandStill()
+        self._yielded_for_place = False
+        record.incident(f"{reason}; a new one takes its place")
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is something to evaluate or being evaluated."""
+        return self.evaluating is not None or self._waiting is not None
 
     def finish(self, record: EvaluationRecord) -> None:
-        """A run that spent its budget is still scored on what it had to evaluate."""
-        while self.evaluating is not None or self._waiting is not None:
-            if self.evaluating is not None:
-                self._take(record, EVALUATE_TIMEOUT_S)
-            self.go_on(record)
+        """A run that spent its budget is still scored on what it had to evaluate.
 
-    def _take(self, record: EvaluationRecord, timeout_s: float = 60.0) -> None:
-        """The evaluation under way, waited for if need be."""
-        ref, self.evaluating = self.evaluating, None
+        Not without an evaluator that has a place, and not after a signal.
+        """
+        began_s = time.monotonic()
+        while self.is_busy and (record.stop_reason() or "max_").startswith("max_"):
+            now_s = time.monotonic()
+            ask_checks(now_s)
+            if not self._ping.has_answered and now_s - began_s > PLACE_TIMEOUT_S and self._lack():
+                record.incident("the last evaluation is left out: the evaluator has no place")
+                return
+            self.go_on(record, now_s)
+            time.sleep(TICK_S)
+
+    def _take(self, record: EvaluationRecord) -> None:
+        """The evaluation that has ended."""
+        ref = self.evaluating
         try:
-            report = EvaluationReport(*answer(ref, "driver", "the evaluator", timeout_s))
+            report = EvaluationReport(*answer(ref, "driver", "the evaluator"))
         except CallLostError:
+            self.evaluating = None
             self._waiting = self._waiting or self._evaluated
             return
         except RoleLostError as error:
-            record.incident(f"{error}; a new one takes its place")
-            self._roles.create_evaluator()
+            self._replace(str(error), record)
             return
+        self.evaluating = None
+        self._deaths = 0
         self.eval_s += time.monotonic() - self._since_s
         record.record_evaluation(report, self._evaluated_params)
 

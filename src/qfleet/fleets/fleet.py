@@ -37,6 +37,8 @@ class ActorReport:
     """Seconds per stage (`common.stage_clock`) and of waiting, since its start."""
     episodes: int = 0
     """Episodes that this incarnation has ended."""
+    is_stepping: bool = False
+    """Whether its environments were in a step or reset when it told."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,43 @@ class FleetReport:
     def env_steps(self) -> int:
         """Env steps behind all accepted chunks."""
         return sum(stats.env_steps for stats in self.shards)
+
+
+def make_report(
+    status: dict[str, Any], shards: list[dict[str, Any]], actors: list[dict[str, Any]]
+) -> FleetReport:
+    """The roles' answers as one report."""
+    return FleetReport(
+        shards=[ReplayStats(*shard["stats"]) for shard in shards],
+        learner=LearnerStats(*status["stats"]),
+        actors=[make_actor_report(counters) for counters in actors],
+        episodes=[EpisodeSummary(*fields) for shard in shards for fields in shard["episodes"]],
+        learner_times=status["times"],
+        shard_times=[shard["times"] for shard in shards],
+        slots=[SlotStats(*slot) for shard in shards for slot in shard["slots"]],
+        limiters=[shard["limiter"] for shard in shards],
+        sample_age_s=status["sample_age_s"],
+        learner_path=status["learner_path"],
+        incidents=[
+            f"a malformed chunk was refused {n} times: {reason}"
+            for shard in shards
+            for reason, n in shard["malformed_chunks"].items()
+        ],
+    )
+
+
+def make_actor_report(counters: dict[str, Any]) -> ActorReport:
+    """An actor's answer to `ping` as a report."""
+    return ActorReport(
+        counters["slot"],
+        counters["env_steps"],
+        counters["produced"],
+        counters["unsent"],
+        counters["params_learner_step"],
+        counters["times"],
+        counters["episodes"],
+        is_stepping=counters["is_stepping"],
+    )
 
 
 class Fleet(Protocol):

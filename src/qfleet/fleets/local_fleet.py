@@ -116,6 +116,11 @@ class LocalFleet:
             for actor in self._actors:
                 actor.set_params(snapshot)
 
+    def progress(self) -> tuple[int, ...]:
+        """Changes whenever a step is played or learned."""
+        played = [actor.env_steps for actor in self._actors]
+        return (*played, self._evaluator.steps, self._learner.learner_steps)
+
     def act(self, n_env_steps: int | None) -> None:
         """See `Fleet`."""
         for slot, actor in enumerate(self._actors):

@@ -5,8 +5,11 @@ Built by the composition root. Every wait has a timeout that says who waited for
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from operator import itemgetter
+from typing import Any
 
+from qfleet.cluster.progress_watch import ProgressWatch
 from qfleet.cluster.roles import Waiting, answer
 from qfleet.common.capture_stream import Streams
 from qfleet.common.messages import decode_snapshot
@@ -15,15 +18,17 @@ from qfleet.common.types import (
     Array,
     EvaluationReport,
     EvaluationRequest,
+    LearnerStats,
     ParamsOffer,
     ReplayStats,
 )
 from qfleet.fleets.cuts import init_learner_params, restore_learner_and_replay
 from qfleet.fleets.started_roles import StartedRoles
 
-ACT_TIMEOUT_S = 600.0
-LEARN_TIMEOUT_S = 1800.0
-EVALUATE_TIMEOUT_S = 1800.0
+ROUND_TIMEOUT_S = 24 * 3600.0
+"""Of one call of a round; who hangs is noticed long before by the watch beside it."""
+LEARNER_TIMEOUT_S = 600.0
+"""Longer than any block of updates and its compilation should take."""
 
 
 class RayFleet(StartedRoles):
@@ -39,7 +44,13 @@ class RayFleet(StartedRoles):
             s: actor.act.remote(n_env_steps, self._offer) for s, actor in self.roles.actors.items()
         }
         for slot in sorted(refs):
-            data = answer(refs[slot], "driver", f"actor {slot} to play a round", ACT_TIMEOUT_S)
+            data = answer(
+                refs[slot],
+                "driver",
+                f"actor {slot} to play a round",
+                ROUND_TIMEOUT_S,
+                self._stepping(self.roles.actors[slot].ping, f"actor {slot}", "env_steps"),
+            )
             if data is not None:
                 shard = self.roles.shard_of(slot)
                 stored = shard.insert.remote(data, wait=False)
@@ -53,7 +64,8 @@ class RayFleet(StartedRoles):
     def learn(self, n_blocks: int) -> int:
         """See `Fleet`."""
         ref = self.roles.learner.learn.remote(n_blocks)
-        return int(answer(ref, "driver", f"the learner's {n_blocks} blocks", LEARN_TIMEOUT_S))
+        who = f"the learner's {n_blocks} blocks"
+        return int(answer(ref, "driver", who, ROUND_TIMEOUT_S, self._learning()))
 
     def publish(self) -> None:
         """See `Fleet`; every actor gets them with the next round's call."""
@@ -63,7 +75,33 @@ class RayFleet(StartedRoles):
         """See `Fleet`."""
         published = ParamsOffer(*self._offer).latest
         ref = self.roles.evaluator.evaluate.remote(published, list(request))
-        return EvaluationReport(*answer(ref, "driver", "an evaluation", EVALUATE_TIMEOUT_S))
+        watch = self._stepping(self.roles.evaluator.ping, "the evaluator", "steps")
+        return EvaluationReport(*answer(ref, "driver", "an evaluation", ROUND_TIMEOUT_S, watch))
+
+    def _stepping(self, ping: Any, who: str, counter: str) -> ProgressWatch:
+        """Watches a role whose environments are to step."""
+        limit_s = self._plans.fleet.step_timeout_s
+        remedy = f": an environment hangs in a step or reset (run.step_timeout_s = {limit_s:g})"
+        return ProgressWatch(ping.remote, who, itemgetter(counter), limit_s, remedy)
+
+    def _learning(self) -> Callable[[], None]:
+        """Watches the learner and the shards that it asks."""
+        learner = ProgressWatch(
+            self.roles.learner.status.remote,
+            "the learner",
+            lambda status: LearnerStats(*status["stats"]).learner_steps,
+            LEARNER_TIMEOUT_S,
+        )
+        shards = [
+            ProgressWatch(shard.ready.remote, f"replay shard {index}")
+            for index, shard in enumerate(self.roles.shards)
+        ]
+
+        def watch() -> None:
+            for role in (learner, *shards):
+                role()
+
+        return watch
 
     def _snapshot(self) -> bytes:
         data = answer(self.roles.learner.snapshot.remote(), "driver", "the learner's parameters")

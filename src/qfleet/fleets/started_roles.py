@@ -13,8 +13,7 @@ from qfleet.cluster.roles import Roles, Waiting, answer, ask
 from qfleet.common.capture_stream import Streams
 from qfleet.common.types import EnvironmentSpec
 from qfleet.fleets.cuts import capture_learner_and_replay
-from qfleet.fleets.fleet import FleetReport
-from qfleet.fleets.role_reports import make_report
+from qfleet.fleets.fleet import FleetReport, make_report
 
 
 class StartedRoles:

@@ -23,7 +23,7 @@ STALL_TIMEOUT_S = 600.0
 class _Slot:
     incarnation: int
     deaths_without_progress: int = 0
-    env_steps_at_birth: int = 0
+    learner_steps_at_death: int = 0
     restart_at_s: float | None = None
     given_up: bool = False
 
@@ -34,22 +34,33 @@ class ActorSupervisor:
 
     min_count: int
     slots: dict[int, _Slot] = field(default_factory=dict)
-    last_reasons: list[str] = field(default_factory=list)
+    last_reason: str = ""
 
     def add(self, slot: int, incarnation: int) -> None:
         """A slot that is filled now."""
         self.slots[slot] = _Slot(incarnation)
 
-    def died(self, slot: int, reason: str, env_steps: int, now_s: float) -> str:
-        """Note a death after `env_steps` of that incarnation; returns what will be done, in words.
+    def died(self, slot: int, reason: str, env_steps: int, learner_steps: int, now_s: float) -> str:
+        """Note a death; returns what will be done, in words.
+
+        An incarnation was of use when it has played and the learner has learned since the death
+        before: what is played and lost again and again, before anything is learned, is no progress.
+
+        Args:
+            slot: Whose.
+            reason: In words.
+            env_steps: Of that incarnation.
+            learner_steps: Of the run so far.
+            now_s: On the monotonic clock.
 
         Raises:
             RoleLostError: when fewer than `min_count` actors are alive or to be restarted.
         """
         state = self.slots[slot]
-        progressed = env_steps > 0
+        progressed = env_steps > 0 and learner_steps > state.learner_steps_at_death
+        state.learner_steps_at_death = max(state.learner_steps_at_death, learner_steps)
         state.deaths_without_progress = 0 if progressed else state.deaths_without_progress + 1
-        self.last_reasons.append(f"actor {slot}: {reason}")
+        self.last_reason = f"actor {slot}: {reason}"
         if state.deaths_without_progress >= MAX_DEATHS_WITHOUT_PROGRESS:
             state.given_up = True
             self._check_enough()
@@ -62,9 +73,9 @@ class ActorSupervisor:
         left = sum(not state.given_up for state in self.slots.values())
         if left < self.min_count:
             raise RoleLostError(
-                f"{left} actors are left, actors.min_count is {self.min_count}: an actor that "
-                f"never got to play died {MAX_DEATHS_WITHOUT_PROGRESS} times; the last reason was "
-                f"{self.last_reasons[-1]}"
+                f"{left} actors are left, actors.min_count is {self.min_count}: an actor died "
+                f"{MAX_DEATHS_WITHOUT_PROGRESS} times without anything learned in between; the "
+                f"last reason was {self.last_reason}"
             )
 
     def due(self, now_s: float) -> dict[int, int]:

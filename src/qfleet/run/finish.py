@@ -20,6 +20,8 @@ from qfleet.run_files.run_directory import environment_report
 from qfleet.run_files.summary import RunSummary, write_summary
 from qfleet.session.session import Session
 
+_ARTIFACTS_S, _ARTIFACTS_AFTER_A_SIGNAL_S = 120.0, 4.0
+
 
 def finish(session: Session, outcome: Outcome) -> RunSummary:
     """Write everything that comes last and return the summary."""
@@ -28,7 +30,9 @@ def finish(session: Session, outcome: Outcome) -> RunSummary:
         outcome.phases.enter(ARTIFACTS)
         if session.counters.totals.episodes:
             session.artifacts.plot()  # begun already, unless an error ended the loop
-        session.artifacts.wait(session.incident)
+        is_urgent = session.stop.name is not None
+        timeout_s = _ARTIFACTS_AFTER_A_SIGNAL_S if is_urgent else _ARTIFACTS_S
+        session.artifacts.wait(session.incident, timeout_s)
     summary = _summary(session, outcome, score, outcome.phases.seconds())
     _write(summary, session)
     return summary

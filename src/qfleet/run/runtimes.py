@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from qfleet.cluster.background_imports import import_in_background
-from qfleet.common.errors import NonFiniteError, RoleLostError, WaitTimeoutError
+from qfleet.cluster.waits import asked_in_every_wait
+from qfleet.common.errors import ClusterLostError, NonFiniteError, RoleLostError, WaitTimeoutError
 from qfleet.fleets.fleet import Fleet
 from qfleet.fleets.round_loop import run_rounds
 from qfleet.replay_server.rate_limiter import LearningDebt
@@ -19,6 +20,7 @@ from qfleet.run.learner_device import local_device, remote_device
 from qfleet.run.milestones import loop_ended, training_begins, training_ended
 from qfleet.run.outcome import Outcome
 from qfleet.run.phases import CHECKPOINT, EVALUATION, RAY, ROLES, SHUTDOWN, PhaseClock
+from qfleet.run.stop_signals import HangBrokenError
 from qfleet.run_files.resume import find_point
 from qfleet.session.session import Session
 from qfleet.settings.plans import run_plans
@@ -61,10 +63,25 @@ def _run_local(session: Session, outcome: Outcome) -> None:
         incarnation=_incarnation(session, outcome),
         device=outcome.device,
     )
+
+    def progress() -> object:
+        is_saving = session.checkpoints.is_saving or outcome.phases.current == CHECKPOINT
+        return object() if is_saving else fleet.progress()  # a disk may take its time
+
     try:
-        _run_lockstep(session, fleet, outcome)
-    finally:
+        with session.stop.breaking_hangs(progress):
+            _run_lockstep(session, fleet, outcome)
+    except HangBrokenError:
+        outcome.reason = str(session.stop.name)
+        session.incident(
+            "something hung and was broken off after the signal, most likely an environment's step "
+            "or reset: the last checkpoint is the one before it"
+        )
+        return  # its environments are not asked to close either
+    except BaseException:
         fleet.close()
+        raise
+    fleet.close()
 
 
 def _incarnation(session: Session, outcome: Outcome) -> int:
@@ -89,38 +106,53 @@ def _run_ray(session: Session, outcome: Outcome) -> None:
                 raise
             session.stop.number = signal.SIGTERM
         outcome.reason = str(session.stop.name)
+        if outcome.startup_s > 0.0:
+            session.incident(
+                "a role did not answer after the signal: the last checkpoint is the one before it"
+            )
 
 
 def _run_on_ray(session: Session, outcome: Outcome) -> None:
     outcome.phases.enter(RAY)
+    from qfleet.cluster.cluster_pulse import ClusterPulse, services_of
     from qfleet.cluster.exposure import unsafe_settings
     from qfleet.cluster.ray_cluster import connect, disconnect, import_ray
 
     import_ray()
     import_in_background(*_RAY_MODULES)  # while `ray.init` waits for its processes
     with session.stop.interrupting():
-        cluster = connect(run_plans(session.config).cluster)
+        cluster = connect(run_plans(session.config).cluster, session.console.message)
     lockstep = session.config.effective_schedule == "lockstep"
     try:
         session.stop.listen()  # again, in the place of the SIGTERM handler that ray.init installs
         outcome.device = remote_device(session.config)
         for text in unsafe_settings():
             session.incident(text)
-        with_restarts(session, outcome, _run_ray_lockstep if lockstep else _run_ray_async)
+        with (
+            ClusterPulse(services_of(import_ray())) as pulse,
+            asked_in_every_wait(pulse.end_wait),
+            asked_in_every_wait(session.stop.end_wait),
+        ):
+            run_once = _run_ray_lockstep if lockstep else _run_ray_async
+            with_restarts(session, outcome, run_once, pulse.settle)
     finally:
         outcome.phases.enter(SHUTDOWN)
         disconnect(cluster)
 
 
 def with_restarts(
-    session: Session, outcome: Outcome, run_once: Callable[[Session, Outcome], None]
+    session: Session,
+    outcome: Outcome,
+    run_once: Callable[[Session, Outcome], None],
+    settle: Callable[[], None],
 ) -> None:
     """`run_once`, again from the last cut when a role is lost, while the budget lasts.
 
     A restart after which the run gets further than before is paid back: only a role that keeps
-    dying at the same point ends the run.
+    dying at the same point ends the run. `settle` raises when the whole cluster is gone.
 
     Raises:
+        ClusterLostError: nothing is left to restart a role in.
         RoleLostError: with the last reason, after `run.max_role_restarts` in vain.
     """
     in_vain, furthest = 0, -1
@@ -128,7 +160,10 @@ def with_restarts(
         try:
             run_once(session, outcome)
             return
+        except ClusterLostError:
+            raise
         except (RoleLostError, WaitTimeoutError) as error:
+            settle()
             progressed = session.learner_steps > furthest
             furthest = max(furthest, session.learner_steps)
             in_vain = 1 if progressed else in_vain + 1

@@ -10,12 +10,21 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import psutil
 
+PATIENCE_S = 4.0
+"""After a signal no single wait for a role lasts longer: somebody waits for the end."""
+BREAK_AFTER_S = 5.0
+"""After a signal a local run that gets nowhere for so long is broken off."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class HangBrokenError(BaseException):
+    """Raised into what hangs after a signal; no `except Exception` on the way keeps it."""
 
 
 class StopSignal:
@@ -23,7 +32,10 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self._noted_at_s = 0.0
         self._interrupts = False
+        self._progress: Callable[[], object] | None = None
+        self._seen: object = None
 
     @property
     def name(self) -> str | None:
@@ -47,9 +59,12 @@ class StopSignal:
             # The user insists. The previous checkpoint is whole, and so it stays.
             _kill_children()
             os._exit(128 + number)
-        self.number = number
+        self.number, self._noted_at_s = number, time.monotonic()
         if self._interrupts:
             raise SystemExit(128 + number)
+        if self._progress is not None:
+            self._seen = self._progress()
+            signal.setitimer(signal.ITIMER_REAL, BREAK_AFTER_S)
 
     @contextlib.contextmanager
     def interrupting(self) -> Iterator[None]:
@@ -65,12 +80,53 @@ class StopSignal:
         finally:
             self._interrupts = False
 
+    @contextlib.contextmanager
+    def breaking_hangs(self, progress: Callable[[], object]) -> Iterator[None]:
+        """Within the block, what has got nowhere for some seconds after a signal is broken off.
+
+        Everything of a local run happens in one thread, an environment's step too, and nobody else
+        could end it. `progress` changes while there is any; in another thread than the main one
+        nothing can be broken off.
+
+        Raises:
+            HangBrokenError: out of whatever hangs.
+        """
+        with contextlib.suppress(ValueError):  # "signal only works in main thread"
+            signal.signal(signal.SIGALRM, self._look)
+        self._progress = progress
+        try:
+            yield
+        finally:
+            self._progress = None
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+
+    def _look(self, number: int, frame: FrameType | None) -> None:
+        """The alarm's handler."""
+        if self._progress is None:
+            return
+        signal.setitimer(signal.ITIMER_REAL, BREAK_AFTER_S)
+        seen, self._seen = self._seen, self._progress()
+        if seen == self._seen:
+            raise HangBrokenError
+
+    def end_wait(self, began_s: float) -> None:
+        """End a wait that began at `began_s` when the signal came `PATIENCE_S` ago and it goes on.
+
+        Raises:
+            SystemExit: with the signal's exit code.
+        """
+        if self.number is None:
+            return
+        if time.monotonic() - max(began_s, self._noted_at_s) > PATIENCE_S:
+            raise SystemExit(self.exit_code)
+
 
 def _kill_children() -> None:
-    """End the Ray that we started, if any: its helpers notice our end only after a while."""
+    """End what was started here, but for the guard, which cleans up after it once we are gone."""
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
+            if not any("guard_process.py" in word for word in child.cmdline()):
+                child.kill()
 
 
 @contextlib.contextmanager

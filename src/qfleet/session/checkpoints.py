@@ -27,6 +27,7 @@ class Checkpoints:
     """The session's own state, for the cut."""
     watch: DiskWatch
     failures: int = 0
+    is_saving: bool = False
 
     def __post_init__(self) -> None:
         self._last_s = self.counters.clock()
@@ -44,7 +45,9 @@ class Checkpoints:
         self._last_s = self.counters.clock()
         state = json.dumps(self.session_state()).encode()
         every = {**files, PARAMS_FILE: [params], SESSION_FILE: [state]}
+        self.is_saving = True
         is_written = self.watch.attempt("the checkpoint", lambda: self._write(every, learner_step))
+        self.is_saving = False
         self.failures += not is_written
 
     def _write(self, files: Streams, learner_step: int) -> None:

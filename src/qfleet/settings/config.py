@@ -201,6 +201,8 @@ class RunConfig(Section):
     """Newest checkpoints to keep."""
     max_role_restarts: CountFromZero = 3
     """Restarts from the last checkpoint when learner or replay die without progress between."""
+    step_timeout_s: Positive = 45.0
+    """Ray: a role whose environments take longer over a step or reset hangs and is replaced."""
 
 
 class RayConfig(Section):

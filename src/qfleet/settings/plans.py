@@ -111,6 +111,7 @@ def _fleet_plan(config: Config, actor: ActorPlan, learner: LearnerPlan) -> Fleet
         min_actors=config.actors.min_count,
         shards=config.replay.shards,
         checkpoints_hold_replay=config.run.checkpoint_replay == "full",
+        step_timeout_s=config.run.step_timeout_s,
         rounds=_round_plan(config, actor, learner),
     )
 

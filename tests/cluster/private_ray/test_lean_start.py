@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from qfleet.cluster.lean_start import lean_start
+from qfleet.cluster.private_ray.lean_start import lean_start
 
 ray = pytest.importorskip("ray")
 
