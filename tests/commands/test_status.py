@@ -20,7 +20,15 @@ from qfleet.pictures.recording import NO_H264, read_frames
 from qfleet.run_files.checkpoint import PARAMS_FILE
 from qfleet.run_files.metrics import MetricsWriter
 from qfleet.run_files.run_directory import RunDirectory
-from qfleet.run_files.summary import Accounting, RunSummary, write_summary
+from qfleet.run_files.summary import (
+    Accounting,
+    FleetTables,
+    RunSummary,
+    ShardRow,
+    SlotRow,
+    write_fleet_tables,
+    write_summary,
+)
 from qfleet.settings.config import Config
 
 
@@ -99,6 +107,25 @@ def test_status_of_ended_runs_comes_from_the_summary_or_its_absence() -> None:
     assert (status["env_steps"], status["learner_steps"]) == (2000, 123)
     assert (status["state"], status["solved"], status["exit_code"]) == ("solved", True, 0)
     assert (status["pid"], status["host"]) == (None, None)
+
+
+def test_status_shows_shards_and_slots_of_runs_that_go_on_and_that_have_ended() -> None:
+    shard = ShardRow(inserted=1200, sampled=9000, resident=800, held_s=1.25)
+    slot = SlotRow(slot=3, env_steps=1300, produced=1210, incarnation=2)
+    with start_run() as run:
+        fill(run)
+        assert run_status(run.path, now_s=0.0)["slots"] == []
+        write_fleet_tables(FleetTables(shards=[shard], slots=[slot]), run.path)
+        going = run_status(run.path, now_s=0.0)
+    write_outcome(run, shards=[shard, shard], slots=[slot])
+    ended = run_status(run.path, now_s=0.0)
+
+    assert (going["shards"], going["slots"]) == ([shard.model_dump()], [slot.model_dump()])
+    assert ended["shards"] == 2 * [shard.model_dump()]
+    lines = status_text(going).splitlines()
+    expected = "1,200 inserted, 9,000 sampled, 800 resident, held back for 1.2 s"
+    assert f"shard 0            {expected}" in lines
+    assert "actor 3            1,300 env steps, 1,210 transitions, incarnation 2" in lines
 
 
 def test_status_text_shows_what_is_known_in_aligned_lines() -> None:

@@ -23,6 +23,7 @@ PROMISED = [
     *("env_steps", "learner_steps", "target_syncs", "actors", "replay_shards", "startup_s"),
     *("train_s", "eval_s", "wall_s", "env_steps_per_s", "learner_steps_per_s"),
     *("samples_per_insert", "limited_by", "params_version", "params_sha256", "accounting"),
+    *("shards", "slots"),
     *("device", "learner_path", "versions"),
 ]
 OPTIONAL = [

@@ -53,6 +53,9 @@ class FakeWriter:
     def forget_beyond(self, env_steps):
         self.rows = [row for row in self.rows if row[1] <= env_steps]
 
+    def write_fleet(self, tables):
+        self.fleet = tables
+
     def write_episode(self, episode_return, length_env_steps, wall_s):
         self.episodes.append((episode_return, length_env_steps, wall_s))
 

@@ -19,7 +19,7 @@ from qfleet.run_files.metrics import (
     read_metrics,
 )
 from qfleet.run_files.run_lock import live_owner
-from qfleet.run_files.summary import read_summary
+from qfleet.run_files.summary import read_fleet_tables, read_summary
 
 
 def main(args: argparse.Namespace) -> int:
@@ -51,6 +51,7 @@ def run_status(run_dir: Path, *, now_s: float) -> dict[str, Any]:
     else:  # the summary counts the steps after the last row as well
         state = summary.status
         last = {**last, "env_steps": summary.env_steps, "learner_steps": summary.learner_steps}
+    tables = read_fleet_tables(run_dir) if owner is not None or summary is None else summary
     return {
         "run_dir": str(run_dir),
         "state": state,
@@ -63,6 +64,8 @@ def run_status(run_dir: Path, *, now_s: float) -> dict[str, Any]:
         "eval_return_mean": _newest(rows, EVAL_RETURN_MEAN),
         "last_row_age_s": _age_s(run_dir / METRICS_FILE, now_s),
         **_checkpoint_state(run_dir, now_s),
+        "shards": [row.model_dump() for row in tables.shards],
+        "slots": [row.model_dump() for row in tables.slots],
         "solved": summary.solved if summary and owner is None else None,
         "exit_code": summary.exit_code if summary and owner is None else None,
         "resumable": summary.resumable if summary and owner is None else None,
@@ -80,12 +83,28 @@ def status_text(status: dict[str, Any]) -> str:
         "trained for": duration(status["wall_s"]),
         "rollout return": _number(status["rollout_return_mean"]),
         "evaluation return": _number(status["eval_return_mean"]),
+        **{f"shard {i}": _shard_text(row) for i, row in enumerate(status["shards"])},
+        **{f"actor {row['slot']}": _slot_text(row) for row in status["slots"]},
         "last metrics": _ago(status["last_row_age_s"]),
         "last checkpoint": _checkpoint_text(status),
         "solved": {True: "yes", False: "no", None: None}[status["solved"]],
         "exit code": status["exit_code"],
     }
     return "\n".join(f"{name:<18} {value}" for name, value in shown.items() if value is not None)
+
+
+def _shard_text(row: dict[str, Any]) -> str:
+    return (
+        f"{row['inserted']:,} inserted, {row['sampled']:,} sampled, {row['resident']:,} resident, "
+        f"held back for {row['held_s']:.1f} s"
+    )
+
+
+def _slot_text(row: dict[str, Any]) -> str:
+    return (
+        f"{row['env_steps']:,} env steps, {row['produced']:,} transitions, "
+        f"incarnation {row['incarnation']}"
+    )
 
 
 def _newest(rows: list[dict[str, Any]], name: str) -> float | None:

@@ -13,11 +13,12 @@ from qfleet.api import load_policy, play_episodes
 from qfleet.common.errors import QfleetError
 from qfleet.common.seeding import seed_int
 from qfleet.common.types import EvaluationReport
+from qfleet.run.fleet_tables import fleet_tables
 from qfleet.run.outcome import Outcome
 from qfleet.run.phases import ARTIFACTS, FINAL_SCORE
 from qfleet.run_files.find_runs import SUMMARY_FILE
 from qfleet.run_files.run_directory import environment_report
-from qfleet.run_files.summary import RunSummary, write_summary
+from qfleet.run_files.summary import FleetTables, RunSummary, write_summary
 from qfleet.session.session import Session
 
 _ARTIFACTS_S, _ARTIFACTS_AFTER_A_SIGNAL_S = 120.0, 4.0
@@ -135,6 +136,7 @@ def _summary(
     confirmed = session.evaluations.tracker.confirmed
     learner = None if report is None else report.learner
     train_s = max(outcome.train_s, 1e-9)
+    tables = FleetTables() if report is None else fleet_tables(report)
     resumable = any(session.directory.checkpoints_path.glob("ckpt-*"))
     counts: dict[str, Any] = {
         "env_steps": session.counters.env_steps,
@@ -170,6 +172,8 @@ def _summary(
         limited_by=session.progress.bottleneck.verdict,
         params_sha256=outcome.params_sha256,
         accounting=session.counters.accounting(),
+        shards=tables.shards,
+        slots=tables.slots,
         device=outcome.device,
         learner_path="eager" if report is None else report.learner_path,
         versions=environment_report(),

@@ -15,6 +15,7 @@ from typing import Any
 
 from qfleet.run_files.durable import AppendedFile, DiskWatch, replace_synced
 from qfleet.run_files.event_file import EventFile
+from qfleet.run_files.summary import FLEET_FILE, FleetTables, write_fleet_tables
 
 ROLLOUT_RETURN_MEAN = "rollout/return_mean"
 ROLLOUT_LENGTH_MEAN = "rollout/length_mean"
@@ -118,6 +119,10 @@ class MetricsWriter:
             finite |= {TIME_WALL_S: wall_s, TIME_LEARNER_STEPS: float(learner_steps)}
             self._events.add(finite, env_steps, self._t_start_s + wall_s)
         self.flush()
+
+    def write_fleet(self, tables: FleetTables) -> None:
+        """Replace fleet.json, which `qfleet status` reads while the run goes on."""
+        self._watch.attempt(FLEET_FILE, lambda: write_fleet_tables(tables, self._run_dir))
 
     def write_episode(self, episode_return: float, length_env_steps: int, wall_s: float) -> None:
         """Append one training episode to monitor.csv; it is flushed with the next row."""

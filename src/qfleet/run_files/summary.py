@@ -15,6 +15,8 @@ from qfleet.common.errors import ConfigError
 from qfleet.run_files.durable import replace_synced
 from qfleet.run_files.find_runs import SUMMARY_FILE
 
+FLEET_FILE = "fleet.json"
+
 
 class Accounting(BaseModel):
     """Where every transition went: `produced` is the sum of the other six."""
@@ -34,6 +36,39 @@ class Accounting(BaseModel):
         """Whether no transition is missing or counted twice."""
         parts = (self.resident, self.evicted, self.rejected, self.dropped, self.lost)
         return self.produced == sum(parts) + self.in_flight
+
+
+class ShardRow(BaseModel):
+    """What one replay shard has done, in transitions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    inserted: int
+    sampled: int
+    resident: int
+    held_s: float
+    """Seconds for which its rate limiter held actors or learner back, in this process."""
+
+
+class SlotRow(BaseModel):
+    """What one actor slot has done, over all its incarnations."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    slot: int
+    env_steps: int
+    produced: int
+    """Transitions: those that its shard has stored, and what its actor has not sent yet."""
+    incarnation: int
+
+
+class FleetTables(BaseModel):
+    """Shards in order, and the actor slots that have played."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shards: list[ShardRow] = []
+    slots: list[SlotRow] = []
 
 
 class RunSummary(BaseModel):
@@ -70,6 +105,8 @@ class RunSummary(BaseModel):
     params_version: int
     params_sha256: str
     accounting: Accounting
+    shards: list[ShardRow] = []
+    slots: list[SlotRow] = []
     device: str
     learner_path: str
     versions: dict[str, str]
@@ -120,3 +157,16 @@ def read_summary(run_dir: Path) -> RunSummary | None:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise ConfigError(f"{path}: {where}: {first['msg']}; remove it to go on") from error
+
+
+def write_fleet_tables(tables: FleetTables, run_dir: Path) -> None:
+    """Write fleet.json, which tells of a run that has not ended yet."""
+    replace_synced(run_dir / FLEET_FILE, tables.model_dump_json() + "\n")
+
+
+def read_fleet_tables(run_dir: Path) -> FleetTables:
+    """The newest fleet.json; empty before the first, and where it cannot be read."""
+    try:
+        return FleetTables.model_validate_json((run_dir / FLEET_FILE).read_bytes())
+    except (OSError, ValidationError):
+        return FleetTables()

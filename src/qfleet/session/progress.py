@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from qfleet.command_line.console import Console, EpisodeLine, RunStatus
 from qfleet.common.types import BlockStats, EpisodeSummary
+from qfleet.run.fleet_tables import fleet_tables
 from qfleet.run_files.metrics import MetricsWriter
 from qfleet.session.bottleneck import Bottleneck
 from qfleet.session.budgets import Budgets
@@ -121,6 +122,7 @@ class Progress:
             learner_steps=counters.learner_steps,
             wall_s=counters.wall_s,
         )
+        self.writer.write_fleet(fleet_tables(counters.report))
 
     def write_last_blocks(self) -> None:
         """A row for each block of a learner that diverged, after the last row there is.
