@@ -1,6 +1,6 @@
-"""Replay shards as they are in a run, and synthetic producers that push chunks of noise to them.
+"""Replay shards as they are in a run, synthetic producers of chunks, and a consumer of samples.
 
-Used by `replay_through_server.py`, `replay_saturation.py` and `checkpoint_cost.py`. Nothing here
+Used by `replay_saturation.py`, `checkpoint_cost.py` and others. Nothing here
 imports torch, so that the producers' processes start fast and stay small.
 """
 
@@ -9,15 +9,17 @@ from __future__ import annotations
 import collections
 import os
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import psutil
 import ray
 
 from qfleet.actors.plan import MAX_UNACKNOWLEDGED_CHUNKS
 from qfleet.bench.part_benchmarks import SEED, random_columns
 from qfleet.cluster.roles import answer
-from qfleet.common.messages import encode_chunk
+from qfleet.common.messages import decode_shard_sample, encode_chunk
 from qfleet.common.plan_json import plan_to_json
 from qfleet.common.types import ChunkId, EnvironmentSpec, TransitionChunk
 from qfleet.replay_server.remote import remote_replay_class
@@ -106,6 +108,34 @@ class Producer:
         return self._rows
 
 
+class Consumer:
+    """A learner that only asks and decodes."""
+
+    def pid(self) -> int:
+        """This process's id, once it can answer."""
+        return os.getpid()
+
+    def pull(self, shards: list[Any], draws: int, seconds: float, in_flight: int) -> dict[str, Any]:
+        """Ask for `draws` over all shards for so long; transitions received per shard."""
+        per_shard = draws // len(shards)
+        received = [0] * len(shards)
+        waiting: collections.deque[list[Any]] = collections.deque()
+        started = time.monotonic()
+        while time.monotonic() - started < seconds:
+            while len(waiting) < in_flight:
+                waiting.append([shard.sample.remote(per_shard) for shard in shards])
+            self._take(waiting.popleft(), received)
+        elapsed_s, in_time = time.monotonic() - started, sum(received)
+        for refs in waiting:
+            self._take(refs, received)
+        return {"received": received, "in_time": in_time, "seconds": elapsed_s}
+
+    def _take(self, refs: list[Any], received: list[int]) -> None:
+        for data in ray.get(refs, timeout=TIMEOUT_S):
+            sample = decode_shard_sample(data)
+            received[sample.shard] += len(sample.item_keys)
+
+
 def start_shards(config: Config, spec: EnvironmentSpec, n_shards: int) -> list[Any]:
     """The replay shards, once they can answer."""
     plan = run_plans(config).replay
@@ -124,3 +154,21 @@ def start_producers(spec: EnvironmentSpec, rows_of_slots: list[int]) -> list[Any
     for producer in producers:
         answer(producer.ready.remote(), "benchmark", "a producer to start", START_TIMEOUT_S)
     return producers
+
+
+def processes_of(pid_refs: Iterator[Any]) -> list[psutil.Process]:
+    """The processes behind references to their ids."""
+    pids = [answer(ref, "benchmark", "a process to start", START_TIMEOUT_S) for ref in pid_refs]
+    return [psutil.Process(pid) for pid in pids]
+
+
+def cpu_s(processes: Sequence[psutil.Process]) -> float:
+    """CPU seconds of all of them; one that has ended meanwhile counts nothing."""
+    total = 0.0
+    for process in processes:
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system
+    return total

@@ -6,7 +6,8 @@ Synthetic producers push CartPole chunks at a set pace, two in flight as an acto
 rises step by step, at 1, 2 and 4 shards, until fewer than 95 % of the chunks that fall due are
 acknowledged in time; there it is held for the saturating rate, then at half of that rate for the
 latencies. These count from when a chunk was due, so that waiting for a place in the window is part
-of them. At one shard the same with small chunks, and samples of two sizes. In the end the shards'
+of them. At the saturating pace also with a consumer beside it that samples as fast as answers come.
+At one shard the same with small chunks, and samples of two sizes alone. In the end the shards'
 counters must equal what their clients saw, else the program fails.
 
 All processes share this machine's cores. What carries over to another machine is the CPU time per
@@ -15,18 +16,22 @@ call, of the shard, of its client and of Ray's own processes: `scaling.py` predi
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import psutil
 import ray
 from machine import finish, latency, make_parser
-from producers import RUN_ID, START_TIMEOUT_S, start_producers, start_shards
-from replay_through_server import Consumer
+from producers import (
+    RUN_ID,
+    Consumer,
+    cpu_s,
+    processes_of,
+    start_producers,
+    start_shards,
+)
 from saturation_steps import (
     CpuTimes,
     Step,
@@ -50,14 +55,6 @@ MARGIN_S = 120.0
 MB = 1e6
 
 
-class MeteredConsumer(Consumer):
-    """A consumer that says which process it is."""
-
-    def pid(self) -> int:
-        """This process's id."""
-        return os.getpid()
-
-
 class Load:
     """Shards full of transitions, their clients, and the processes whose CPU time is counted."""
 
@@ -65,7 +62,7 @@ class Load:
         self._seconds, self._chunk = arguments.seconds, chunk
         self.shards = start_shards(config, spec, n_shards)
         self.producers = start_producers(spec, [chunk] * arguments.producers)
-        self.consumer = ray.remote(num_cpus=0, max_restarts=0)(MeteredConsumer).remote()
+        self.consumer = ray.remote(num_cpus=0, max_restarts=0)(Consumer).remote()
         self._shard_processes = processes_of(shard.ready.remote() for shard in self.shards)
         clients = [*self.producers, self.consumer]
         self._client_processes = processes_of(client.pid.remote() for client in clients)
@@ -125,6 +122,14 @@ class Load:
         rate = pulled["in_time"] / draws * len(self.shards) / pulled["seconds"]
         return Step(rate, rate, (), spent, time.monotonic() - started_s), calls
 
+    def both(self, calls_per_s: float, draws: int) -> tuple[float, float]:
+        """Transitions per second inserted at that pace, and sampled as fast as answers come."""
+        ref = self.consumer.pull.remote(self.shards, draws, self._seconds, 2)
+        inserted = self.hold(calls_per_s).acknowledged_per_s * self._chunk
+        pulled = answer(ref, "benchmark", "the consumer", self._seconds + MARGIN_S)
+        self._sampled += sum(pulled["received"])
+        return inserted, pulled["in_time"] / pulled["seconds"]
+
     def shard_rss_mb(self) -> tuple[float, ...]:
         """Resident memory of each shard's process."""
         return tuple(process.memory_info().rss / MB for process in self._shard_processes)
@@ -160,24 +165,6 @@ class Load:
             ray.kill(handle, no_restart=True)
 
 
-def processes_of(pid_refs: Iterator[Any]) -> list[psutil.Process]:
-    """The processes behind references to their ids."""
-    pids = [answer(ref, "benchmark", "a process to start", START_TIMEOUT_S) for ref in pid_refs]
-    return [psutil.Process(pid) for pid in pids]
-
-
-def cpu_s(processes: Sequence[psutil.Process]) -> float:
-    """CPU seconds of all of them; one that has ended meanwhile counts nothing."""
-    total = 0.0
-    for process in processes:
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system
-    return total
-
-
 def climb(load: Load, arguments: Any) -> list[Step]:
     """Steps of rising pace; the last one is the first that the shards twice did not follow."""
     steps: list[Step] = []
@@ -205,6 +192,7 @@ def measure_inserts(load: Load, cell: str, chunk: int, arguments: Any) -> list[M
     saturated = [load.hold(offered) for _ in range(arguments.repeats)]
     rates = tuple(step.acknowledged_per_s for step in saturated)
     half = load.hold(statistics.median(rates) / 2)
+    both = [load.both(offered, arguments.draws[0]) for _ in range(arguments.repeats)]
     about = {"chunk": chunk, "producers": arguments.producers, "offered": round(offered, 1)}
     elsewhere = statistics.median(step.cores()["elsewhere"] for step in saturated)
     within = highest_within(steps, arguments.p99_bound_ms)
@@ -218,6 +206,8 @@ def measure_inserts(load: Load, cell: str, chunk: int, arguments: Any) -> list[M
             tuple(rate * chunk for rate in rates),
             about,
         ),
+        Measurement(f"{cell}, inserts while sampling", "transitions/s", tuple(i for i, _ in both)),
+        Measurement(f"{cell}, samples while inserting", "transitions/s", tuple(s for _, s in both)),
         Measurement(f"{cell}, p99 ≤ {arguments.p99_bound_ms:g} ms up to", "calls/s", (within,)),
         latency(f"{cell}, half load", half.latencies_ms, offered=round(half.offered_per_s, 1)),
         cpu_row(f"{cell}, CPU per call, half load", [half.cpu_ms_per_call()]),

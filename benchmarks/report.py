@@ -29,7 +29,7 @@ ORDER = (
     "learner_speed",
     "actor_speed",
     "replay_in_process",
-    "replay_through_server",
+    "replay_saturation",
     "snapshot_latency",
     "runtime_overhead",
     "memory",
@@ -61,7 +61,7 @@ TWINS = {
         "::test_proportional_sample_frequencies_follow_square_root_of_td_errors",
         "tests/replay_server/test_samplers.py::test_uniform_sample_frequencies_and_probabilities",
     ),
-    "replay_through_server": (
+    "replay_saturation": (
         "tests/replay_server/test_replay_shard.py::test_random_deliveries_are_stored_exactly_once",
         "tests/integration/test_ray_lockstep.py::test_lockstep_on_ray_equals_the_local_runtime",
     ),
