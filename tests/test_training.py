@@ -22,11 +22,9 @@ from qfleet.api import load_policy, make_env, play_episodes
 from qfleet.command_line import cli
 from qfleet.common.errors import CheckpointError, ConfigError
 from qfleet.run.final_block import final_block
-from qfleet.run.header import header_lines
 from qfleet.run_files.checkpoint import list_checkpoints
 from qfleet.run_files.checkpoint_reader import read_checkpoint
 from qfleet.run_files.metrics import read_metrics, read_monitor
-from qfleet.run_files.run_directory import RunDirectory
 from qfleet.run_files.summary import read_summary
 from qfleet.settings.config import Config, RayConfig
 from qfleet.settings.config_loading import load_config
@@ -699,24 +697,15 @@ def test_train_local_works_where_ray_is_not_installed(tmp_path):
     assert result.stdout.split() == ["finished", "200", "3"]
 
 
-@pytest.mark.parametrize(
-    ("mode", "device", "num_gpus", "said"),
-    [
-        ("off", "cuda", 1, "learner eager ·"),
-        ("auto", "cuda", 1, "learner CUDA graph ·"),
-        ("required", "auto", 1, "learner CUDA graph ·"),
-        ("auto", "cpu", 0, "learner compiled where that pays ·"),
-        ("required", "cpu", 0, "learner compiled ·"),
-    ],
-)
-def test_header_names_the_learners_path_on_its_device(mode, device, num_gpus, said, tmp_path):
-    wanted = config(actors__chunk_transitions=100)
-    learner = wanted.learner.model_copy(
-        update={"compile": mode, "device": device, "num_gpus": num_gpus}
-    )
-    with RunDirectory.create(wanted, tmp_path / "run") as directory:
-        lines = header_lines(wanted.model_copy(update={"learner": learner}), directory, None, None)
-    assert said in lines[0]
+def test_header_and_summary_name_the_learners_path_and_why(elsewhere, capsys):
+    wanted = config(run__max_learner_steps=20, metrics__console="plain", learner__compile="off")
+
+    summary = train(wanted, run_dir=elsewhere / "run")
+
+    lines = capsys.readouterr().out.splitlines()
+    assert "· learner eager (learner.compile off) ·" in lines[0]
+    assert "  learner    eager (learner.compile off)" in lines
+    assert (summary.learner_path, summary.learner_path_reason) == ("eager", "learner.compile off")
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from qfleet.run.final_block import final_block
 from qfleet.run.finish import finish
 from qfleet.run.frame_notices import frame_notices
 from qfleet.run.header import header_lines
+from qfleet.run.learner_path import intended_path
 from qfleet.run.outcome import Outcome
 from qfleet.run.phases import process_started_s
 from qfleet.run.resolution import check_and_resolve
@@ -152,7 +153,8 @@ def _train_in(
     directory.reserve_room()
     watch = DiskWatch()
     console = GuardedConsole(make_console(config.metrics.console), watch)
-    console.start(header_lines(config, directory, point, outcome.resume_kind))
+    outcome.learner_path = intended_path(config, spec)
+    console.start(header_lines(config, directory, outcome, outcome.learner_path))
     for line in frame_notices(config, spec) if outcome.resume_kind is None else ():
         console.message(line)
     writer = MetricsWriter(directory.path, env_id=spec.env_id, t_start_s=time.time(), watch=watch)

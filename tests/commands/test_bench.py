@@ -14,12 +14,15 @@ import pytest
 
 from qfleet.bench import part_benchmarks, timing
 from qfleet.bench.bench_record import Measurement, make_report, number, table
-from qfleet.bench.part_benchmarks import limiting_role, resolved_preset
+from qfleet.bench.part_benchmarks import limiting_role, measure_learner, resolved_preset
 from qfleet.bench.timing import Effort, rates_per_s
 from qfleet.command_line import cli
 from qfleet.commands import bench as commands_bench
 from qfleet.commands.bench import main, parts_of, report_text, run_parts
 from qfleet.common.errors import ConfigError
+from qfleet.learner.backend import LearnerPath
+from qfleet.learner.learner import Learner
+from qfleet.learner.plan import LearnerPlan
 
 TINY = Effort(repeats=2, repeat_s=0.001)
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -109,7 +112,7 @@ def test_rates_per_s_calls_at_least_once_per_repeat(monkeypatch: pytest.MonkeyPa
     [
         (
             "learner",
-            ["learner, cartpole, eager", "learner, tutorial-state, eager"],
+            ["learner, cartpole, eager", "learner, tutorial-state, eager"],  # the cache is empty
             "updates/s",
         ),
         (
@@ -250,6 +253,39 @@ def test_limiting_role_compares_env_steps(env_steps: float, limit: str) -> None:
 
     assert "use 4,000 env steps/s" in verdict
     assert verdict.endswith(limit)
+
+
+def test_limiting_role_takes_the_learner_as_runs_use_it() -> None:
+    config, _ = resolved_preset("cartpole")
+    compiled = {"name": "learner, cartpole, compiled", "median": 6_000.0}
+
+    verdict = limiting_role([*_rows(1_000.0, 4_001.0), compiled], config)
+
+    assert "6,000 updates/s use 24,000 env steps/s" in verdict
+    assert verdict.endswith("acting limits")
+
+
+def test_measure_learner_measures_the_compiled_block_too_where_one_is_cached(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The eager learner stands in for a package: what is asked for is `auto`, as runs ask."""
+    asked = []
+
+    class Cached(Learner):
+        def __init__(self, plan: LearnerPlan, *rest: Any) -> None:
+            asked.append(plan.compile)
+            super().__init__(plan, *rest)
+
+        @property
+        def path(self) -> LearnerPath:
+            return "compiled" if asked[-1] == "auto" else "eager"
+
+    monkeypatch.setattr("qfleet.learner.learner.Learner", Cached)
+
+    found = measure_learner(TINY)
+
+    assert asked == ["off", "auto"] * 2
+    assert [m.name.rsplit(", ")[-1] for m in found] == ["eager", "compiled"] * 2
 
 
 def test_main_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,7 +73,7 @@ def test_final_block_of_a_solved_run_is_as_promised(
     (run / "config.yaml").write_text("seed: 1")
     write_summary(make_summary(), run)
 
-    block = final_block(make_summary(stop_reason="solved"), run)
+    block = final_block(make_summary(stop_reason="solved", learner_path_reason="no package"), run)
 
     assert block == (
         "Solved CartPole-v1: return 499.2 ± 1.5 over 100 fresh greedy episodes, "
@@ -83,6 +83,7 @@ def test_final_block_of_a_solved_run_is_as_promised(
         "16.0 samples per insert\n"
         "  ended by   the goal: an evaluation reached the threshold and was confirmed\n"
         "  limited by learning\n"
+        "  learner    eager (no package)\n"
         "  best       runs/my run/best\n"
         "  parameters params_sha256 0123456789ab at the end\n"
         "  files      runs/my run: config.yaml, summary.json\n"

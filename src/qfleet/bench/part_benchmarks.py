@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -100,21 +101,23 @@ def first_snapshot(plan: LearnerPlan, spec: EnvironmentSpec) -> ParamsSnapshot:
 
 
 def measure_learner(effort: Effort) -> list[Measurement]:
-    """Updates per second of the eager learner, sampling left out."""
+    """Updates per second, sampling left out: eager, and compiled where a package is cached."""
     from qfleet.common.threads import limit_threads
     from qfleet.learner.learner import Learner
 
     found = []
     for preset in LEARNER_PRESETS:
-        config, spec = resolved_preset(preset, {"learner.compile": "off"})
+        config, spec = resolved_preset(preset)
         plan = run_plans(config).learner
-        learner = Learner(plan, spec, "cpu")
-        threads = limit_threads(plan.num_cpus)
-        k, batch = plan.updates_per_call, plan.batch_size
+        k, batch, threads = plan.updates_per_call, plan.batch_size, limit_threads(plan.num_cpus)
         sample = random_sample(np.random.default_rng(SEED), k, batch, spec)
-        rates = rates_per_s(_updates(learner, sample), k, effort)
         detail = {"batch": batch, "updates per block": k, "threads": threads}
-        found.append(Measurement(f"learner, {preset}, eager", "updates/s", tuple(rates), detail))
+        eager = Learner(replace(plan, compile="off"), spec, "cpu")
+        fast = Learner(replace(plan, compile="auto"), spec, "cpu")
+        for learner in {eager.path: eager, fast.path: fast}.values():
+            rates = tuple(rates_per_s(_updates(learner, sample), k, effort))
+            name = f"learner, {preset}, {learner.path}"
+            found.append(Measurement(name, "updates/s", rates, detail))
     return found
 
 
@@ -286,7 +289,8 @@ def limiting_role(rows: Sequence[dict[str, Any]], config: Config) -> str:
     Compares env steps: what an update uses up at the preset's ratio, with what an actor plays.
     """
     medians = {row["name"]: row["median"] for row in rows}
-    updates = medians[f"learner, {config.preset_name}, eager"]
+    learner = f"learner, {config.preset_name}, "
+    updates = medians.get(f"{learner}compiled") or medians[f"{learner}eager"]  # as a run does it
     played = medians[f"actor, CartPole, {config.actors.envs_per_actor} sub-environments"]
     per_insert = config.replay.samples_per_insert or 1.0
     used = updates * config.learner.batch_size / per_insert

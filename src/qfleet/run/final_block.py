@@ -43,6 +43,7 @@ def final_block(summary: RunSummary, run_dir: Path) -> str:
         ("steps", _steps(summary)),
         ("ended by", _ended_by(summary)),
         ("limited by", summary.limited_by),
+        ("learner", _learner(summary)),
         ("best", _best(summary, run_dir)),
         ("parameters", f"params_sha256 {summary.params_sha256[:12] or 'unknown'} at the end"),
         ("files", _files(run_dir)),
@@ -93,6 +94,11 @@ def _ended_by(summary: RunSummary) -> str:
     ]
     rest = f"; {', '.join(others)}" if others else ""
     return f"run.{reason} = {spent:,g}{rest}"
+
+
+def _learner(summary: RunSummary) -> str:
+    reason = summary.learner_path_reason
+    return f"{summary.learner_path} ({reason})" if reason else summary.learner_path
 
 
 def _times(summary: RunSummary) -> str:

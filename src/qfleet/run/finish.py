@@ -14,6 +14,7 @@ from qfleet.common.errors import QfleetError
 from qfleet.common.seeding import seed_int
 from qfleet.common.types import EvaluationReport
 from qfleet.run.fleet_tables import fleet_tables
+from qfleet.run.learner_path import reason_of
 from qfleet.run.outcome import Outcome
 from qfleet.run.phases import ARTIFACTS, FINAL_SCORE
 from qfleet.run_files.find_runs import SUMMARY_FILE
@@ -135,6 +136,7 @@ def _summary(
     config, report = session.config, session.report
     confirmed = session.evaluations.tracker.confirmed
     learner = None if report is None else report.learner
+    path = outcome.learner_path.path if report is None else report.learner_path
     train_s = max(outcome.train_s, 1e-9)
     tables = FleetTables() if report is None else fleet_tables(report)
     resumable = any(session.directory.checkpoints_path.glob("ckpt-*"))
@@ -175,7 +177,8 @@ def _summary(
         shards=tables.shards,
         slots=tables.slots,
         device=outcome.device,
-        learner_path="eager" if report is None else report.learner_path,
+        learner_path=path,
+        learner_path_reason=reason_of(path, outcome.learner_path),
         versions=environment_report(),
         run_id=session.run_id,
         run_dir=str(session.directory.path),

@@ -7,6 +7,7 @@ from typing import Any
 
 from qfleet.common.errors import QfleetError
 from qfleet.common.types import Array
+from qfleet.run.learner_path import UNKNOWN_PATH, PathAndReason
 from qfleet.run.phases import PhaseClock
 from qfleet.run_files.resume import ResumePoint
 
@@ -28,6 +29,8 @@ class Outcome:
     train_s: float = 0.0
     params_sha256: str = ""
     device: str = "cpu"
+    learner_path: PathAndReason = UNKNOWN_PATH
+    """The one that was meant to be taken."""
     resume_kind: str | None = None
     role_restarts: int = 0
     target_syncs: dict[str, Any] = field(default_factory=dict)

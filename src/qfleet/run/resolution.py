@@ -13,7 +13,7 @@ from qfleet.common.envs import describe_environment
 from qfleet.common.errors import ConfigError
 from qfleet.common.types import EnvironmentSpec
 from qfleet.learner.fast.backends import has_fast_form
-from qfleet.run.learner_device import local_device, remote_device
+from qfleet.run.learner_path import local_device, remote_device
 from qfleet.settings.config import Config
 from qfleet.settings.config_auto import resolve_config
 from qfleet.settings.config_checks import check_config

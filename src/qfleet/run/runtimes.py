@@ -16,7 +16,7 @@ from qfleet.common.errors import ClusterLostError, NonFiniteError, RoleLostError
 from qfleet.fleets.fleet import Fleet
 from qfleet.fleets.round_loop import run_rounds
 from qfleet.replay_server.rate_limiter import LearningDebt
-from qfleet.run.learner_device import local_device, remote_device
+from qfleet.run.learner_path import local_device, remote_device
 from qfleet.run.milestones import loop_ended, training_begins, training_ended
 from qfleet.run.outcome import Outcome
 from qfleet.run.phases import CHECKPOINT, EVALUATION, RAY, ROLES, SHUTDOWN, PhaseClock

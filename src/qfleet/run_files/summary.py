@@ -128,6 +128,8 @@ class RunSummary(BaseModel):
     `wall_s`. None in files of older versions."""
     eval_seeds: Literal["fresh", "selection"] | None = None
     """`selection`: the score is over the episodes for which `best/` was chosen, biased upwards."""
+    learner_path_reason: str | None = None
+    """Why the learner took `learner_path`."""
     budgets: dict[str, float] = {}
     """`run.max_*` in force at the end, by name."""
     eval_cut_episodes: int = 0
