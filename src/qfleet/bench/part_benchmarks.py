@@ -97,11 +97,8 @@ def first_snapshot(plan: LearnerPlan, spec: EnvironmentSpec) -> ParamsSnapshot:
     return Learner(plan, spec, "cpu").current_snapshots()[0]
 
 
-# Parts
-
-
 def measure_learner(effort: Effort) -> list[Measurement]:
-    """Updates per second, sampling left out: eager, and compiled where a package is cached."""
+    """Updates per second without sampling: eager, and compiled where a package is cached."""
     from qfleet.common.threads import limit_threads
     from qfleet.learner.learner import Learner
 
@@ -117,7 +114,7 @@ def measure_learner(effort: Effort) -> list[Measurement]:
         for learner in {eager.path: eager, fast.path: fast}.values():
             rates = tuple(rates_per_s(_updates(learner, sample), k, effort))
             name = f"learner, {preset}, {learner.path}"
-            found.append(Measurement(name, "updates/s", rates, detail))
+            found += [Measurement(name, "updates/s", rates, detail)]
     return found
 
 
@@ -289,8 +286,8 @@ def limiting_role(rows: Sequence[dict[str, Any]], config: Config) -> str:
     Compares env steps: what an update uses up at the preset's ratio, with what an actor plays.
     """
     medians = {row["name"]: row["median"] for row in rows}
-    learner = f"learner, {config.preset_name}, "
-    updates = medians.get(f"{learner}compiled") or medians[f"{learner}eager"]  # as a run does it
+    learner = f"learner, {config.preset_name},"
+    updates = medians.get(f"{learner} compiled", medians.get(f"{learner} eager", 0.0))
     played = medians[f"actor, CartPole, {config.actors.envs_per_actor} sub-environments"]
     per_insert = config.replay.samples_per_insert or 1.0
     used = updates * config.learner.batch_size / per_insert

@@ -99,20 +99,10 @@ def make_console(kind: str, stream: IO[str] | None = None) -> Console:
 class SilentConsole:
     """Shows nothing; the exit code and summary.json tell the outcome."""
 
-    def start(self, header: Sequence[str]) -> None:
+    def _nothing(self, what: object) -> None:
         """Nothing."""
 
-    def update(self, status: RunStatus) -> None:
-        """Nothing."""
-
-    def episode_line(self, line: EpisodeLine) -> None:
-        """Nothing."""
-
-    def message(self, text: str) -> None:
-        """Nothing."""
-
-    def finish(self, block: str) -> None:
-        """Nothing."""
+    start = update = episode_line = message = finish = _nothing
 
 
 class PlainConsole:
