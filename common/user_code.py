@@ -17,9 +17,16 @@ _added: list[str] = []
 _is_forbidden = False
 
 
+def _here() -> str:
+    """The working directory; empty when it is gone, as a Ray job's is at the end."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.getcwd()
+    return ""
+
+
 def search_working_directory() -> None:
     """Make its modules importable, last: a user's `random.py` shadows nothing installed."""
-    here = os.getcwd()
+    here = _here()
     if not _is_forbidden and here not in sys.path and "" not in sys.path:
         sys.path.append(here)
         _added.append(here)
@@ -65,13 +72,13 @@ def _installed_path() -> list[str]:
     behind somebody said so: PYTHONPATH, or a package installed in place (`pip install -e .`).
     """
     first, *others = sys.path or [""]
-    kept = [] if first in ("", os.getcwd()) else [first]
+    kept = [] if first in ("", _here()) else [first]
     return [*kept, *(entry for entry in others if entry not in ("", *_added))]
 
 
 def paths_for_roles() -> list[str]:
     """What `enter` takes in the processes of this run's roles."""
-    return [] if _is_forbidden else [os.getcwd()]
+    return [] if _is_forbidden else [_here()]
 
 
 def enter(paths: list[str]) -> None:
@@ -83,4 +90,4 @@ def enter(paths: list[str]) -> None:
     sys.path.extend(path for path in paths if path not in sys.path)
     if not paths:
         _is_forbidden = True
-        sys.path[:] = [entry for entry in sys.path if entry not in ("", os.getcwd())]
+        sys.path[:] = [entry for entry in sys.path if entry not in ("", _here())]

@@ -33,7 +33,7 @@ def fake_ray(monkeypatch, tmp_path):
         _private=SimpleNamespace(worker=SimpleNamespace(_global_node=node)),
         is_initialized=lambda: False,
         init=lambda **options: seen.inits.append(options),
-        cluster_resources=lambda: {"CPU": 2.0},
+        cluster_resources=lambda: {"CPU": 1.5},
         available_resources=lambda: {"CPU": 0.5},
     )
     monkeypatch.setattr(ray_cluster, "import_ray", lambda: fake)
@@ -71,9 +71,9 @@ def test_connect_is_lean_by_its_key_alone(fake_ray, monkeypatch, keys, metrics, 
 
 
 def test_resource_table_shows_wanted_present_and_free(fake_ray):
-    # The learner's 1, and 0.5 each for shard, actor and evaluator.
+    # The learner's 1, and 0.5 each for shard and actor.
     assert ray_cluster.resource_table(plan_of()) == (
-        "  CPU: wanted 2.5, the cluster has 2, of which 0.5 are free\n"
+        "  CPU: wanted 2, the cluster has 1.5, of which 0.5 are free\n"
         "  GPU: wanted 0, the cluster has 0, of which 0 are free"
     )
 
@@ -93,7 +93,7 @@ def test_wait_for_resources_says_at_once_and_again_what_it_waits_for(fake_ray, m
             ray_cluster.import_ray(), plan, lambda text: told.append((clock.now_s - 100.0, text))
         )
     assert told == [
-        (at_s, f"waiting for the cluster ({at_s} of 12 s): CPU wanted {plan.cpus:g}, available 2")
+        (at_s, f"waiting for the cluster ({at_s} of 12 s): CPU wanted {plan.cpus:g}, available 1.5")
         for at_s in (0, 5, 10)
     ]
 

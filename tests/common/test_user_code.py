@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from qfleet.common import user_code
+from qfleet.run_files.find_runs import shorten
 
 
 @pytest.fixture(autouse=True)
@@ -95,3 +96,17 @@ def test_roles_search_the_drivers_directory_last_or_not_at_all(elsewhere: Path) 
     user_code.enter([])
     user_code.search_working_directory()
     assert sys.path == [*before, "/driver"]
+
+
+def test_working_directory_that_is_gone_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray removes the directory of a job before its command has ended."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert user_code.paths_for_roles() == [""]
+    assert user_code.is_installed("gymnasium")
+    assert shorten(tmp_path / "run") == tmp_path / "run"
+    monkeypatch.chdir(tmp_path)

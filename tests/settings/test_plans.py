@@ -96,7 +96,7 @@ def test_actor_plan_by_hand():
 
 def test_evaluator_plan_by_hand():
     plan = plans_of().evaluator
-    assert (plan.epsilon, plan.num_cpus, plan.max_episode_steps) == (0.05, 0.5, 77)
+    assert (plan.epsilon, plan.num_cpus, plan.max_episode_steps) == (0.05, 0.0, 77)
     assert (plan.env.id, plan.network.hidden_sizes) == ("Acrobot-v1", (5, 4))
 
 
@@ -148,8 +148,8 @@ def test_fleet_and_cluster_plan_by_hand():
     plans = plans_of()
     assert (plans.fleet.actors, plans.fleet.min_actors, plans.fleet.shards) == (6, 2, 4)
     assert not plans.fleet.checkpoints_hold_replay
-    # learner 2, four shards, six actors, the evaluator
-    assert plans.cluster.cpus == 2 + 4 * 0.5 + 6 * 0.25 + 0.5
+    # learner 2, four shards, six actors; nothing is set aside for the evaluator
+    assert plans.cluster.cpus == 2 + 4 * 0.5 + 6 * 0.25
     assert (plans.cluster.gpus, plans.cluster.address) == (0, "host:1")
     assert (plans.cluster.wait_for_resources_s, plans.cluster.ship) == (7.0, ("my_env.py",))
 
@@ -222,3 +222,8 @@ def test_no_plan_has_a_default_that_could_stand_in_for_a_number():
     for plan in plans_of()[:4]:
         assert {field.default for field in fields(plan)} == {MISSING}
         assert {field.default_factory for field in fields(plan)} == {MISSING}
+
+
+def test_default_run_has_room_on_a_cluster_of_two_cores():
+    config = resolve_config(load_config("cartpole", [], {}), None, cpus=2, gpus=0)
+    assert run_plans(config).cluster.cpus <= 2.0

@@ -225,13 +225,6 @@ class Roles:
         """The shard that an actor slot writes to."""
         return self.shards[slot % len(self.shards)]
 
-    def end_an_actor(self) -> int | None:
-        """End the actor of the last slot, so that another role finds a place; returns the slot."""
-        slot = max(self.actors, default=None)
-        if slot is not None:
-            import_ray().kill(self.actors[slot], no_restart=True)
-        return slot
-
     def lack_of_cpus(self, num_cpus: float) -> str | None:
         """Why a role with so many CPUs has no place in the cluster now; None when it has one."""
         free = import_ray().available_resources().get("CPU", 0.0)

@@ -22,8 +22,8 @@ from qfleet.common.params import encode_safetensors
 from qfleet.common.types import EnvironmentSpec, EvaluationReport, EvaluationRequest
 
 MAX_DEATHS_WITHOUT_AN_EVALUATION = 5
-PLACE_TIMEOUT_S = 5.0
-"""A new evaluator that does not answer within this may have no place."""
+LAST_START_TIMEOUT_S = 20.0
+"""At the end of a run, for an evaluator that has just taken the place of another one."""
 TICK_S = 0.05
 EVALUATION_WAIT_S = 1.0
 """How long one question for a snapshot to evaluate stays open at the learner."""
@@ -69,7 +69,6 @@ class EvaluationWatch:
         """Payloads (`ParamsOffer`)."""
         self._deaths = 0
         self._steps = StandStill()
-        self._yielded_for_place = False
         self._ping = self._new_ping()
 
     def _new_ping(self) -> PolledCall:
@@ -118,21 +117,13 @@ class EvaluationWatch:
             self._since_s = now_s
 
     def _look_after(self, record: EvaluationRecord, now_s: float) -> None:
-        """A new evaluator at once when it is dead, silent or hangs: before any actor's place."""
+        """A new evaluator at once when it is dead, silent or hangs; it takes nobody's CPU."""
         try:
             result = self._ping.poll(now_s)
-        except RoleLostError as error:
+        except (RoleLostError, WaitTimeoutError) as error:
             self._replace(str(error), record)
             return
-        except WaitTimeoutError as error:
-            if self._ping.has_answered or self._lack() is None:
-                self._replace(str(error), record)
-            else:
-                self._ping.excuse(now_s)
-            return
         if result is None:
-            if not self._ping.has_answered and self._ping.silent_s(now_s) > PLACE_TIMEOUT_S:
-                self._ask_for_a_place(record)
             return
         still_s = self._steps.observe(result["steps"], self.evaluating is not None, now_s)
         if still_s > self._step_timeout_s:
@@ -141,19 +132,6 @@ class EvaluationWatch:
                 f"run.step_timeout_s is {self._step_timeout_s:g}",
                 record,
             )
-
-    def _lack(self) -> str | None:
-        return self._roles.lack_of_cpus(self._roles.plans.evaluator.num_cpus)
-
-    def _ask_for_a_place(self, record: EvaluationRecord) -> None:
-        """Say what the evaluator waits for; once, an actor gives way: scores come before speed."""
-        lack = self._lack()
-        if lack is None or self._yielded_for_place:
-            return
-        self._yielded_for_place = True
-        slot = self._roles.end_an_actor()
-        gives_way = "" if slot is None else f"; actor {slot} gives way"
-        record.incident(f"the evaluator is waiting for CPUs: {lack}{gives_way}")
 
     def _replace(self, reason: str, record: EvaluationRecord) -> None:
         self._deaths += 1
@@ -167,7 +145,6 @@ class EvaluationWatch:
             self.evaluating = None
         self._roles.create_evaluator()
         self._ping, self._steps = self._new_ping(), StandStill()
-        self._yielded_for_place = False
         record.incident(f"{reason}; a new one takes its place")
 
     @property
@@ -184,8 +161,8 @@ class EvaluationWatch:
         while self.is_busy and (record.stop_reason() or "max_").startswith("max_"):
             now_s = time.monotonic()
             ask_checks(now_s)
-            if not self._ping.has_answered and now_s - began_s > PLACE_TIMEOUT_S and self._lack():
-                record.incident("the last evaluation is left out: the evaluator has no place")
+            if not self._ping.has_answered and now_s - began_s > LAST_START_TIMEOUT_S:
+                record.incident("the last evaluation is left out: the evaluator did not start")
                 return
             self.go_on(record, now_s)
             time.sleep(TICK_S)

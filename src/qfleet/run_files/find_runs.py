@@ -96,8 +96,11 @@ def existing_runs() -> list[Path]:
 
 
 def shorten(path: Path) -> Path:
-    """`path` relative to the working directory where it lies below it, for messages."""
-    with contextlib.suppress(ValueError):
+    """`path` relative to the working directory where it lies below it, for messages.
+
+    That directory may be gone: Ray removes the one of a job before its command has ended.
+    """
+    with contextlib.suppress(ValueError, FileNotFoundError):
         return path.absolute().relative_to(Path.cwd())
     return path
 

@@ -24,8 +24,8 @@ CHUNK_GROWTH = 8
 """How far an `auto` chunk may grow."""
 SHARD_CPUS = 0.5
 """CPUs of a replay shard."""
-EVALUATOR_CPUS = 0.5
-"""CPUs of the evaluator, which `actors.count: auto` does not set aside: it mostly waits."""
+EVALUATOR_CPUS = 0.0
+"""Set aside for the evaluator: it mostly waits, and without it always has a place."""
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
