@@ -52,6 +52,7 @@ _SAMPLE_META: dict[str, type] = {
     "held_s": float,
 }
 _KEY_AND_PROBABILITY_BYTES = 16
+_CHUNK_ENVELOPE_BYTES = 1024
 _SAMPLE_ENVELOPE_BYTES = 1024
 """More than a sample's header, head and the padding of its columns take."""
 _SNAPSHOT_META: dict[str, type] = {
@@ -115,7 +116,8 @@ def decode_chunk(data: bytes | memoryview, spec: EnvironmentSpec) -> TransitionC
 
 def _check_meta(kind: str, meta: dict[str, Any], fields: dict[str, type]) -> None:
     if set(meta) != set(fields):
-        raise WireFormatError(f"a {kind}'s fields must be {sorted(fields)}, got {sorted(meta)}")
+        got = sorted(map(str, meta))
+        raise WireFormatError(f"a {kind}'s fields must be {sorted(fields)}, got {got}")
     for key, wanted in fields.items():
         if type(meta[key]) is not wanted:
             raise WireFormatError(f"a {kind}'s {key} must be a {wanted.__name__}")
@@ -195,6 +197,18 @@ def encode_shard_sample(sample: ShardSample) -> bytes:
         "probabilities": sample.probabilities,
     }
     return wire.encode("sample", meta, columns)
+
+
+def chunk_bytes(spec: EnvironmentSpec, rows: int) -> int:
+    """At least as many bytes as `encode_chunk` makes of so many transitions, priorities included.
+
+    Counted with an episode for each row, and of stacked frames two: those of one-step episodes.
+    """
+    row_bytes = sum(np.dtype(c.dtype).itemsize * math.prod(c.shape) for c in stored_columns(spec))
+    row_bytes += (1 + _EPISODE_FIELDS) * np.dtype(np.float64).itemsize
+    if spec.frame_stack is not None:
+        row_bytes += 2 * math.prod(frame_shape(spec))
+    return rows * row_bytes + _CHUNK_ENVELOPE_BYTES
 
 
 def shard_sample_bytes(spec: EnvironmentSpec, n_draws: int) -> int:

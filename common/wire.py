@@ -14,6 +14,7 @@ arrays are views, not copies.
 
 from __future__ import annotations
 
+import reprlib
 import struct
 import zlib
 from collections.abc import Mapping
@@ -83,7 +84,7 @@ def decode(
         raise WireFormatError("checksum does not match: the message is corrupt")
     head = _parse_head(view[HEADER.size : HEADER.size + head_bytes])
     if head["kind"] != kind:
-        raise WireFormatError(f"message is of kind {head['kind']!r}, expected {kind!r}")
+        raise WireFormatError(f"message is of kind {_text(head['kind'])}, expected {kind!r}")
     return head["meta"], _read_columns(view[HEADER.size + head_bytes :], head["columns"])
 
 
@@ -171,6 +172,10 @@ def _skip_counting(walker: msgpack.Unpacker, view: memoryview) -> None:
             raise WireFormatError(f"head takes more than {MAX_PARSED_BYTES} bytes once parsed")
 
 
+_text = reprlib.repr
+"""Of a value that came with a message: short, however long or deeply nested it is."""
+
+
 def _refuse_extension(code: int, data: bytes) -> Any:
     raise ValueError(f"extension type {code} is not allowed")
 
@@ -181,11 +186,11 @@ def _read_columns(payload: memoryview, description: list[Any]) -> Columns:
     for entry in description:
         name, dtype, shape = check_column(entry)
         if name in columns:
-            raise WireFormatError(f"column {name!r} occurs twice")
+            raise WireFormatError(f"column {_text(name)} occurs twice")
         n_items = int(np.prod(shape, dtype=object)) if shape else 1
         n_bytes = n_items * dtype.itemsize
         if offset + n_bytes > len(payload):
-            raise WireFormatError(f"column {name!r} is longer than the message")
+            raise WireFormatError(f"column {_text(name)} is longer than the message")
         columns[name] = _view(payload, name, dtype, shape, n_items, offset)
         offset += n_bytes + (-n_bytes % ALIGNMENT_BYTES)
     if offset != len(payload):
@@ -204,7 +209,9 @@ def _view(
     try:
         array = np.frombuffer(payload, dtype, n_items, offset).reshape(shape)
     except (ValueError, OverflowError) as error:  # too many or, beside a 0, too large extents
-        raise WireFormatError(f"column {name!r} cannot have shape {list(shape)}") from error
+        raise WireFormatError(
+            f"column {_text(name)} cannot have shape {_text(list(shape))}"
+        ) from error
     array.flags.writeable = False
     return array
 
@@ -221,9 +228,11 @@ def check_column(entry: Any) -> tuple[str, np.dtype[Any], tuple[int, ...]]:
     if not (isinstance(name, str) and isinstance(dtype_name, str) and isinstance(shape, list)):
         raise WireFormatError("a column's description must be [str, str, list]")
     if not all(type(extent) is int and extent >= 0 for extent in shape):
-        raise WireFormatError(f"column {name!r} has shape {shape}")
+        raise WireFormatError(f"column {_text(name)} has shape {_text(shape)}")
     if dtype_name not in _DTYPES:
-        raise WireFormatError(f"column {name!r} has dtype {dtype_name!r}, which is not allowed")
+        raise WireFormatError(
+            f"column {_text(name)} has dtype {_text(dtype_name)}, which is not allowed"
+        )
     return name, _DTYPES[dtype_name], tuple(shape)
 
 

@@ -43,6 +43,7 @@ from qfleet.common.types import (
 from qfleet.replay_server.build import build_shard
 from qfleet.replay_server.held_calls import HeldCalls
 from qfleet.replay_server.plan import ReplayPlan
+from qfleet.replay_server.rejections import Rejections
 from qfleet.replay_server.shard_capture import FrozenShard, RestoringShard
 
 SAMPLE_HOLD_S = 0.2
@@ -79,11 +80,12 @@ class ReplayServerShell:
         self._offer = ParamsOffer()
         self._episodes: list[EpisodeSummary] = []
         self._first_episode = 0
-        self._malformed_chunks: dict[str, int] = {}
+        self._malformed_chunks = Rejections()
         self._gate_is_open = False
         self._replay_s = 0.0
         self._sampling_clock = StageClock()
         self._frozen: FrozenShard | None = None
+        self._piece_number = 0
         self._restoring: RestoringShard | None = None
 
     @ray.method(concurrency_group="insert")
@@ -119,9 +121,8 @@ class ReplayServerShell:
         try:
             return decode_chunk(data, self._spec)
         except WireFormatError as error:
-            reason = str(error)
             with self._lock:
-                self._malformed_chunks[reason] = self._malformed_chunks.get(reason, 0) + 1
+                self._malformed_chunks.add(str(error))
             raise
 
     def _hold_back(self, chunk: TransitionChunk) -> None:
@@ -241,7 +242,7 @@ class ReplayServerShell:
                 "limiter": self._core.explain_limiter(),
                 "first_episode": self._first_episode,
                 "episodes": [astuple(episode) for episode in self._episodes],
-                "malformed_chunks": dict(self._malformed_chunks),
+                "malformed_chunks": self._malformed_chunks.counts(),
                 "times": {
                     REPLAY: self._replay_s,
                     SAMPLING: self._sampling_clock.seconds.get(SAMPLING, 0.0),
@@ -262,21 +263,22 @@ class ReplayServerShell:
         An insert waits when the reader is too slow for it. Without contents: counters and ledger.
         """
         with self._lock:
-            self._frozen = self._core.freeze(contents)
+            self._frozen, self._piece_number = self._core.freeze(contents), 0
         return self._frozen.head()
 
-    def next_piece(self, n_parts: int = 1) -> list[bytes] | list[None]:
-        """The next messages of the frozen state's stream, after its head; at its end None.
+    def next_piece(self, n_parts: int = 1) -> list[Any]:
+        """Its number, and the next messages of the frozen state's stream after its head, in parts.
 
-        In so many parts (`inline_pieces`), each of them None at the end.
+        The parts (`inline_pieces`) are None at the end. Calls may overtake one another.
         """
         with self._lock:
             rows = [] if self._frozen is None else self._frozen.take()
             self._inserting.wake()  # one may have waited for room
+        number, self._piece_number = self._piece_number, self._piece_number + 1
         if not rows:
             self._frozen = None
-            return [None] * n_parts
-        return split(b"".join(map(encode_rows, rows)), n_parts)
+            return [number, *[None] * n_parts]
+        return [number, *split(b"".join(map(encode_rows, rows)), n_parts)]
 
     def drop_frozen(self) -> None:
         """Nobody asks for the rest: inserts need not wait for it."""
@@ -286,12 +288,11 @@ class ReplayServerShell:
             self._frozen = None
             self._inserting.wake()
 
-    def restore_piece(self, *parts: bytes) -> None:
-        """The next messages, in parts, of a stream that `end_restore` completes."""
-        if self._restoring is None:
-            self._restoring = self._core.restoring()
+    def restore_piece(self, number: int, *parts: bytes) -> None:
+        """A piece, in parts, of a stream that `end_restore` completes; taken in its turn."""
+        self._restoring = self._restoring or self._core.restoring()
         with self._lock:
-            self._restoring.take(join(parts))
+            self._restoring.take_numbered(number, join(parts))
 
     def end_restore(self) -> None:
         """Become what the pieces told of."""

@@ -150,6 +150,15 @@ class RestoringShard:
         self._meta: dict[str, Any] | None = None
         self._arrays: Columns = {}
         self._filler = ArrayFiller({})
+        self._early: dict[int, bytes] = {}
+        self._next_number = 0
+
+    def take_numbered(self, number: int, piece: bytes) -> None:
+        """A piece that may have overtaken those before it; it waits for its turn."""
+        self._early[number] = piece
+        while self._next_number in self._early:
+            self.take(self._early.pop(self._next_number))
+            self._next_number += 1
 
     def take(self, piece: bytes | memoryview) -> None:
         """The next messages.

@@ -273,3 +273,12 @@ def test_shard_sample_bytes_is_never_fewer_and_at_most_a_kilobyte_more(spec, row
     estimate = messages.shard_sample_bytes(spec, rows)
 
     assert 0 <= estimate - len(messages.encode_shard_sample(sample)) < 1024
+
+
+@pytest.mark.parametrize("rows", [0, 1, 100])
+def test_chunk_bytes_is_never_fewer_than_a_chunk_has(rows):
+    most = chunk(rows, priorities=np.ones(rows), episodes=EPISODES[:1] * rows)
+
+    n_bytes = len(messages.encode_chunk(most))
+
+    assert n_bytes <= messages.chunk_bytes(SPEC, rows) <= n_bytes + 1024

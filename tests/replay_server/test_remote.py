@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 import tracemalloc
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from qfleet.common import wire
 from qfleet.common.capture_stream import decode_capture, pieces_of
 from qfleet.common.errors import WireFormatError
 from qfleet.common.inline_pieces import join, split
@@ -284,12 +286,37 @@ def test_malformed_chunk_is_counted_and_changes_nothing():
     assert report["stats"][1] == 0
 
 
+def test_reasons_of_refused_chunks_are_bounded_in_number_and_length():
+    shell = make_shell()
+    for index in range(2_000):
+        data = wire.encode("chunk", {f"{index:05}{50_000 * 'x'}": index}, {})
+        with pytest.raises(WireFormatError, match="fields must be"):
+            shell.insert(data)
+    for kind in range(40):
+        with pytest.raises(WireFormatError, match="of kind"):
+            shell.insert(wire.encode(f"kind {kind}", {}, {}))
+    counts = shell.report()["malformed_chunks"]
+
+    assert sum(counts.values()) == 2_040
+    assert len(counts) <= 17
+    assert len(json.dumps(counts)) < 5_000
+
+
+def test_pieces_are_numbered_in_the_order_in_which_they_were_taken():
+    shell = make_shell(samples_per_insert=None)
+    shell.insert(make_chunk(0))
+    shell.freeze(True)
+    assert [shell.next_piece(1)[0] for _ in range(3)] == [0, 1, 2]
+    shell.freeze(True)
+    assert shell.next_piece(1)[0] == 0
+
+
 def pulled(shell: ReplayServerShell) -> bytes:
     return b"".join([shell.freeze(True), *rest(shell)])
 
 
 def rest(shell: ReplayServerShell) -> Iterator[bytes]:
-    while (parts := shell.next_piece(3))[0] is not None:
+    while (parts := shell.next_piece(3)[1:])[0] is not None:
         yield join(parts)
 
 
@@ -323,7 +350,7 @@ def test_frozen_state_is_that_of_the_freeze_whatever_is_inserted_meanwhile(pool,
     assert list(got.arrays) == list(wanted.arrays)
     for name, array in wanted.arrays.items():
         np.testing.assert_array_equal(got.arrays[name], array)
-    assert shell.next_piece(2) == [None, None]
+    assert shell.next_piece(2)[1:] == [None, None]
 
 
 def test_freeze_beside_inserts_restores_in_pieces_to_a_valid_shard(pool, monkeypatch):
@@ -338,8 +365,11 @@ def test_freeze_beside_inserts_restores_in_pieces_to_a_valid_shard(pool, monkeyp
     data = pulling.result(TIMEOUT_S)
 
     other = make_shell(samples_per_insert=None, capacity=64)
-    for piece in pieces_of(data, 700):
-        other.restore_piece(*split(bytes(piece), 3))
+    pieces = list(enumerate(map(bytes, pieces_of(data, 700))))
+    assert len(pieces) > 4
+    pieces[1:3] = pieces[2:0:-1]  # one overtakes another
+    for number, piece in pieces:
+        other.restore_piece(number, *split(piece, 3))
     other.end_restore()
     other._core.check_valid()
     inserted = other.stats()[1]
@@ -363,7 +393,7 @@ def test_insert_that_overruns_a_cut_waits_for_the_reader_or_its_end(pool, monkey
     waiting = pool.submit(shell.insert, make_chunk(4))
     shell.drop_frozen()
     assert accepted(waiting.result(TIMEOUT_S))
-    assert shell.next_piece(2) == [None, None]
+    assert shell.next_piece(2)[1:] == [None, None]
 
 
 def test_cut_of_a_large_shard_needs_no_second_copy_of_it():

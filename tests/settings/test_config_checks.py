@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qfleet.common.messages import chunk_bytes
 from qfleet.common.types import EnvironmentSpec
+from qfleet.common.wire import MAX_CHUNK_BYTES
 from qfleet.replay_server.rate_limiter import minimum_limiter_tolerance_samples
 from qfleet.settings.config import Config
 from qfleet.settings.config_auto import (
@@ -19,7 +21,7 @@ from qfleet.settings.config_auto import (
     updates_per_call,
 )
 from qfleet.settings.config_checks import check_config
-from qfleet.settings.machine_checks import replay_bytes
+from qfleet.settings.machine_checks import check_chunk, replay_bytes
 from qfleet.settings.problems import Problem, show_value
 
 SPEC = EnvironmentSpec("CartPole-v1", (4,), "<f4", 2, 475.0, 500)
@@ -560,3 +562,52 @@ def test_blocks_of_frames_hold_32_mb_at_most():
         assert k * batch_bytes <= 32 * 2**20
         assert math.gcd(*block_periods(checked).values()) % k == 0
     assert updates_per_call(config(learner={"batch_size": 64})) == 50
+
+
+BIG = EnvironmentSpec("Big", (500_000,), "<f4", 2, None, 100)  # 4 MB a transition
+
+
+def test_auto_chunks_fit_into_a_message():
+    resolved = resolve_config(config(), BIG, cpus=8, gpus=0)
+    actors = resolved.actors
+    rows = actors.max_chunk_transitions + actors.envs_per_actor * actors.n_step
+
+    assert actors.chunk_transitions == actors.max_chunk_transitions == 1
+    assert list(check_chunk(resolved, BIG, None))  # sixteen environments end at once: 64 MB more
+    fewer = resolve_config(config(actors={"envs_per_actor": 2}), BIG, cpus=8, gpus=0)
+    rows = fewer.actors.max_chunk_transitions + 2 * fewer.actors.n_step
+    assert list(check_chunk(fewer, BIG, None)) == []
+    assert chunk_bytes(BIG, rows) <= MAX_CHUNK_BYTES < chunk_bytes(BIG, rows + 1)
+    small = resolve_config(config(), SPEC, cpus=8, gpus=0).actors
+    assert (small.chunk_transitions, small.max_chunk_transitions) == (128, 1024)
+
+
+def test_chunk_over_the_limit_of_a_message_is_refused_with_the_arithmetic():
+    asked = config(
+        actors={"envs_per_actor": 2, "chunk_transitions": 20, "max_chunk_transitions": 30}
+    )
+    resolved = resolve_config(asked, BIG, cpus=8, gpus=0)
+    n_step = resolved.actors.n_step
+
+    [problem] = check_chunk(resolved, BIG, None)
+
+    assert (problem.key, problem.value) == ("actors.max_chunk_transitions", 30)
+    assert f"up to {30 + 2 * n_step} transitions (30 + envs_per_actor 2 x n_step {n_step})" in str(
+        problem
+    )
+    assert "3.82 MiB each" in str(problem)
+    assert "a chunk may have 64 MiB" in str(problem)
+    local = resolved.model_copy(update={"runtime": "local"})
+    assert list(check_chunk(local, BIG, None)) == []  # no chunk is sent
+
+
+@pytest.mark.parametrize(("round_env_steps", "steps"), [(40, 40), (None, 100)])
+def test_lockstep_round_over_the_limit_of_a_message_is_refused(round_env_steps, steps):
+    asked = config(run={"schedule": "lockstep"}, actors={"envs_per_actor": 1})
+    resolved = resolve_config(asked, BIG, cpus=8, gpus=0)
+
+    [problem] = check_chunk(resolved, BIG, round_env_steps)
+
+    assert problem.key == "run.schedule"
+    assert f"({steps} + envs_per_actor 1 x n_step" in str(problem)
+    assert list(check_chunk(resolved, BIG, 5)) == []

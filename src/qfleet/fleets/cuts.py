@@ -40,18 +40,25 @@ def capture_learner_and_replay(roles: Roles, replay_contents: bool) -> Streams:
 
 def _pull_frozen(shard: Any, contents: bool, who: str) -> Iterator[bytes]:
     """A shard's state as of the first `next`, pulled piece by piece with two on their way."""
-    yield answer(shard.freeze.remote(contents), "driver", who)
+    head = answer(shard.freeze.remote(contents), "driver", who)
+    next_piece = shard.next_piece.options(num_returns=1 + PARTS)
+    waiting = collections.deque(next_piece.remote(PARTS) for _ in range(PIECES_IN_FLIGHT))
+    early: dict[int, bytes] = {}
+    n_given = 0
     try:
-        next_piece = shard.next_piece.options(num_returns=PARTS)
-        waiting = collections.deque(next_piece.remote(PARTS) for _ in range(PIECES_IN_FLIGHT))
+        yield head
         while waiting:
-            parts = answer(waiting.popleft(), "driver", who)
+            number, *parts = answer(waiting.popleft(), "driver", who)
             if parts[0] is not None:
                 waiting.append(next_piece.remote(PARTS))
-                yield join(parts)
-    finally:
-        # Also when the disk was full: inserts must not wait for a reader that has gone.
+                early[number] = join(parts)
+            while n_given in early:
+                yield early.pop(n_given)
+                n_given += 1
+    except BaseException:
+        # A full disk, for example: inserts must not wait for a reader that has gone.
         shard.drop_frozen.remote()
+        raise
 
 
 def init_learner_params(roles: Roles, arrays: dict[str, Array]) -> None:
@@ -76,12 +83,10 @@ def _pieces(files: Mapping[str, memoryview], name: str) -> Iterator[memoryview]:
 
 def _push(shard: Any, pieces: Iterable[memoryview], who: str) -> None:
     waiting: collections.deque[Any] = collections.deque()
-    in_flight = 1  # the head first, the end last: calls may overtake one another
-    for piece in pieces:
-        waiting.append(shard.restore_piece.remote(*split(bytes(piece), PARTS)))
-        if len(waiting) >= in_flight:
+    for number, piece in enumerate(pieces):
+        waiting.append(shard.restore_piece.remote(number, *split(bytes(piece), PARTS)))
+        if len(waiting) >= PIECES_IN_FLIGHT:
             answer(waiting.popleft(), "driver", who)
-            in_flight = PIECES_IN_FLIGHT
     for ref in waiting:
         answer(ref, "driver", who)
     answer(shard.end_restore.remote(), "driver", who)

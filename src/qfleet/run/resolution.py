@@ -18,7 +18,7 @@ from qfleet.settings.config import Config
 from qfleet.settings.config_auto import resolve_config
 from qfleet.settings.config_checks import check_config
 from qfleet.settings.config_loading import error_message
-from qfleet.settings.machine_checks import nvidia_gpus
+from qfleet.settings.machine_checks import check_chunk, nvidia_gpus
 from qfleet.settings.plans import run_plans
 
 
@@ -49,6 +49,9 @@ def check_and_resolve(config: Config) -> tuple[EnvironmentSpec, Config]:
 
         cpus, gpus = cluster_size(config.ray.address) or (cpus, gpus)
     resolved = resolve_config(config, spec, cpus=cpus, gpus=gpus)
+    rounds = run_plans(resolved).fleet.rounds
+    if problems := list(check_chunk(resolved, spec, rounds.n_env_steps)):
+        raise ConfigError(error_message(problems))
     if resolved.effective_schedule == "lockstep":
         resolved = _with_decided_path(resolved, spec, config.learner.compile == "auto")
     return spec, resolved

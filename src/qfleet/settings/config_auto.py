@@ -10,7 +10,9 @@ from typing import TypeVar
 
 from qfleet.actors.plan import MAX_UNACKNOWLEDGED_CHUNKS
 from qfleet.common.episode_limits import DEFAULT_EPISODE_LIMIT, episode_limit
+from qfleet.common.messages import chunk_bytes
 from qfleet.common.types import EnvironmentSpec
+from qfleet.common.wire import MAX_CHUNK_BYTES
 from qfleet.learner.plan import REQUESTS_IN_FLIGHT
 from qfleet.replay_server.rate_limiter import minimum_limiter_tolerance_samples
 from qfleet.settings.config import Config
@@ -56,12 +58,19 @@ def resolve_config(
     num_gpus = learner.num_gpus
     if num_gpus == "auto":
         num_gpus = int(gpus > 0 and learner.device != "cpu")
+
+    def fits(key: str) -> int:
+        is_auto = actors.chunk_transitions == getattr(actors, key) == "auto"
+        return _sendable_transitions(config, spec) if is_auto and spec is not None else 2**62
+
     numbers: dict[str, dict[str, object]] = {
         "actors": {
             "count": count,
             "envs_per_actor": _envs_per_actor(config),
-            "chunk_transitions": chunk_transitions(config),
-            "max_chunk_transitions": max_chunk_transitions(config),
+            "chunk_transitions": min(chunk_transitions(config), fits("chunk_transitions")),
+            "max_chunk_transitions": min(
+                max_chunk_transitions(config), fits("max_chunk_transitions")
+            ),
         },
         "replay": {
             "limiter_tolerance_samples": _limiter_tolerance(config, count),
@@ -86,6 +95,13 @@ def resolve_config(
             "learner": learner.model_copy(update=numbers["learner"]),
         }
     )
+
+
+def _sendable_transitions(config: Config, spec: EnvironmentSpec) -> int:
+    """At what length an actor must send its chunk, so that it fits into a message."""
+    envelope = chunk_bytes(spec, 0)
+    most = (MAX_CHUNK_BYTES - envelope) // (chunk_bytes(spec, 1) - envelope)
+    return max(1, most - _envs_per_actor(config) * config.actors.n_step)
 
 
 def _max_episode_steps(config: Config, spec: EnvironmentSpec | None) -> int:

@@ -10,12 +10,14 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from qfleet.common.messages import chunk_bytes
 from qfleet.common.pixels.stored_columns import frame_shape, stored_columns
 from qfleet.common.types import EnvironmentSpec
+from qfleet.common.wire import MAX_CHUNK_BYTES
 from qfleet.settings.config import Config
 from qfleet.settings.problems import Problem
 
@@ -93,6 +95,40 @@ def check_devices(config: Config, machine: Machine) -> Iterator[Problem]:
     elif num_gpus not in ("auto", 0):
         yield Problem(
             "learner.num_gpus", num_gpus, "there is no NVIDIA GPU here", "set it to auto or 0"
+        )
+
+
+def check_chunk(
+    config: Config, spec: EnvironmentSpec, round_env_steps: int | None
+) -> Iterator[Problem]:
+    """Whether the largest chunk that an actor can make is one that crosses to another process.
+
+    Args:
+        config: With every `auto` resolved.
+        spec: Of the environment.
+        round_env_steps: Env steps of an actor in a lockstep round; None: one episode.
+    """
+    actors = config.actors
+    assert isinstance(actors.envs_per_actor, int), "resolved"
+    assert isinstance(actors.max_chunk_transitions, int), "resolved"
+    if config.runtime != "ray":
+        return
+    steps: int | Literal["auto"] | None = actors.max_chunk_transitions
+    key, remedy = "actors.max_chunk_transitions", "lower it and actors.chunk_transitions"
+    if config.effective_schedule == "lockstep":
+        key, remedy = "run.schedule", "use async, or --runtime local, where no chunk is sent"
+        steps = config.eval.max_episode_steps if round_env_steps is None else round_env_steps
+    assert isinstance(steps, int), "resolved"
+    rows = steps + actors.envs_per_actor * actors.n_step  # ends of episodes come all at once
+    needed, one = chunk_bytes(spec, rows), chunk_bytes(spec, 1)
+    if needed > MAX_CHUNK_BYTES:
+        yield Problem(
+            key,
+            steps if key.startswith("actors") else config.run.schedule,
+            f"makes chunks of up to {rows} transitions ({steps} + envs_per_actor "
+            f"{actors.envs_per_actor} x n_step {actors.n_step}) of {one / 2**20:.3g} MiB each, "
+            f"{needed / 2**20:,.0f} MiB, and a chunk may have {MAX_CHUNK_BYTES // 2**20} MiB",
+            f"{remedy}, lower actors.envs_per_actor, or make observations smaller",
         )
 
 
