@@ -117,8 +117,8 @@ class Actor:
 
     @property
     def produced(self) -> int:
-        """Transitions completed since the start."""
-        return self._recorder.windows.produced
+        """Transitions that this incarnation has numbered."""
+        return self._recorder.numbered
 
     @property
     def dropped_transitions(self) -> int:
@@ -209,6 +209,7 @@ class Actor:
             played.episodes,
             played.frames,
             self._acted_target_version,
+            played.first_transition,
         )
         self._seq += 1
         self.clock.lap(ENCODING)

@@ -33,6 +33,7 @@ class Played(NamedTuple):
     """What goes into one chunk."""
 
     columns: Columns
+    first_transition: int
     env_steps: int
     episodes: tuple[EpisodeSummary, ...]
     frames: FrameRun | None
@@ -54,6 +55,7 @@ class Recorder:
             self._trail = FrameTrail(n_envs, spec.frame_stack, plan.n_step)
             self._trail.start(first)
         self._env_steps_at_chunk = 0
+        self._taken_rows = 0
         self._pending: list[Columns] = []
         self.pending_rows = 0
         """Transitions that the next chunk will hold."""
@@ -64,6 +66,11 @@ class Recorder:
         """Real environment steps: reset steps do not count."""
         self.episodes = 0
         """Episodes that ended."""
+
+    @property
+    def numbered(self) -> int:
+        """Transitions of this incarnation, taken or pending."""
+        return self._taken_rows + self.pending_rows
 
     def record(
         self, observations: Array, actions: Array, result: StepResult, epsilons: Array
@@ -125,11 +132,13 @@ class Recorder:
         """Hand out `columns`, which `pending` gave, with all that belongs to them."""
         played = Played(
             columns,
+            self._taken_rows,
             self.env_steps - self._env_steps_at_chunk,
             tuple(self._pending_episodes),
             None if self._trail is None else self._trail.take_run(),
         )
         self._env_steps_at_chunk = self.env_steps
+        self._taken_rows += self.pending_rows
         self._pending, self.pending_rows, self._pending_episodes = [], 0, []
         return played
 
@@ -173,6 +182,7 @@ class Recorder:
                 "env_steps": self.env_steps,
                 "episodes": self.episodes,
                 "env_steps_at_chunk": self._env_steps_at_chunk,
+                "taken_rows": self._taken_rows,
                 "pending_episodes": [list(astuple(episode)) for episode in self._pending_episodes],
             },
             {
@@ -196,6 +206,7 @@ class Recorder:
         self.windows.restore(get_part(capture, "n_step"))
         self.env_steps, self.episodes = meta["env_steps"], meta["episodes"]
         self._env_steps_at_chunk = meta["env_steps_at_chunk"]
+        self._taken_rows = meta["taken_rows"] if same_incarnation else 0
         self._pending_episodes = [EpisodeSummary(*fields) for fields in meta["pending_episodes"]]
         columns = get_part(capture, "pending").arrays
         self.pending_rows = len(columns[ACTION])

@@ -75,7 +75,7 @@ class ActorShell:
         plan = enter_role(ActorPlan, plan_json, import_paths)
         die_of_sigterm()
         limit_threads(plan.num_cpus)
-        self._slot = slot
+        self._slot, self._incarnation = slot, incarnation
         self._chunk_rows = AdaptiveSize(
             plan.chunk_transitions,
             plan.max_chunk_transitions,
@@ -93,13 +93,11 @@ class ActorShell:
             incarnation=incarnation,
         )
         self._memory = MemoryLimit(plan.max_memory_gb)
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
+        self._lock, self._stop = threading.Lock(), threading.Event()
         self._first_credits = plan.chunk_transitions
         self._sender: ChunkSender | None = None
-        self._unfetchable_version = 0
+        self._unfetchable_version, self._is_stepping = 0, False
         self._clock = StageClock()
-        self._is_stepping = False
 
     @ray.method(concurrency_group="control")
     def set_n_actors(self, n_actors: int) -> None:
@@ -121,6 +119,7 @@ class ActorShell:
         core = self._core
         return {
             "slot": self._slot,
+            "incarnation": self._incarnation,
             "pid": os.getpid(),
             "env_steps": core.env_steps,
             "episodes": core.episodes,
@@ -154,20 +153,26 @@ class ActorShell:
         )
         self._await_first_params(shard)
         self._memory.check_start(self._slot)
+        try:
+            self._play(self._sender)
+        finally:  # also what was played before an environment failed
+            self._push(self._sender)
+            self._sender.drain(DRAIN_S)
+        if not self._stop.is_set():
+            raise self._memory.error()
+        return self._counters()
+
+    def _play(self, sender: ChunkSender) -> None:
+        """Until `request_stop`, or until the process has grown too large."""
         while not self._stop.is_set() and not self._memory.is_exceeded():
             with self._lock:
                 self._is_stepping = True
                 self._core.step()
                 self._is_stepping = False
             if self._core.pending_rows >= self._chunk_rows.size:
-                self._push(self._sender)
+                self._push(sender)
             elif time.perf_counter() - self._listened_at_s > LISTEN_PERIOD_S:
-                self._listen(self._sender, 0.0)
-        self._push(self._sender)
-        self._sender.drain(DRAIN_S)
-        if not self._stop.is_set():
-            raise self._memory.error()
-        return self._counters()
+                self._listen(sender, 0.0)
 
     def _await_first_params(self, shard: Any) -> None:
         deadline_s = time.monotonic() + FIRST_PARAMS_TIMEOUT_S

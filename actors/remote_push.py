@@ -129,6 +129,8 @@ class ChunkSender:
     def _answered(self, sent: _Sent, ref: Any) -> None:
         sent.refs.remove(ref)
         answer = self._get(ref)
+        if sent not in self._sent:
+            return  # a second call of the same chunk, both answered at once
         if answer is None:
             if not sent.refs:
                 self._call(sent)

@@ -44,6 +44,7 @@ _CHUNK_META: dict[str, type] = {
     "params_version": int,
     "env_steps": int,
     "target_version": int,
+    "first_transition": int,
 }
 _SAMPLE_META: dict[str, type] = {
     "shard": int,
@@ -70,6 +71,7 @@ def encode_chunk(chunk: TransitionChunk) -> bytes:
         "params_version": chunk.params_version,
         "env_steps": chunk.env_steps,
         "target_version": chunk.target_version,
+        "first_transition": chunk.first_transition,
     }
     columns = dict(chunk.columns)
     if chunk.priorities is not None:
@@ -111,6 +113,7 @@ def decode_chunk(data: bytes | memoryview, spec: EnvironmentSpec) -> TransitionC
         summaries,
         frames,
         meta["target_version"],
+        meta["first_transition"],
     )
 
 

@@ -144,6 +144,8 @@ class TransitionChunk:
     """New frames since the previous chunk, where the columns hold frame numbers."""
     target_version: int = 0
     """Version of the target that was held while they were played; 0: none."""
+    first_transition: int = 0
+    """Number of the first one: an incarnation numbers what it makes from 0 without gaps."""
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))

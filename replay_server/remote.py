@@ -239,6 +239,7 @@ class ReplayServerShell:
                 "pid": os.getpid(),
                 "stats": list(self._core.stats()),
                 "slots": [list(slot) for slot in self._core.slots.stats()],
+                "arrivals": [list(arrival) for arrival in self._core.arrivals],
                 "limiter": self._core.explain_limiter(),
                 "first_episode": self._first_episode,
                 "episodes": [astuple(episode) for episode in self._episodes],

@@ -24,7 +24,13 @@ from qfleet.common.types import (
     TransitionChunk,
     check_columns,
 )
-from qfleet.replay_server.chunk_ledger import ACCEPTED, DUPLICATE, ChunkLedger
+from qfleet.replay_server.arrivals import Arrival
+from qfleet.replay_server.chunk_ledger import (
+    ACCEPTED,
+    DUPLICATE,
+    STALE_INCARNATION,
+    ChunkLedger,
+)
 from qfleet.replay_server.framed_rows import FramedRows
 from qfleet.replay_server.plan import ReplayPlan
 from qfleet.replay_server.rate_limiter import RatioLimiter
@@ -85,6 +91,11 @@ class ReplayShard:
         """What each actor slot has played and acted with."""
         return self._counters.slots
 
+    @property
+    def arrivals(self) -> list[Arrival]:
+        """What has come of each incarnation's transitions."""
+        return self._counters.arrivals.listed()
+
     def insert(self, chunk: TransitionChunk, now_s: float) -> InsertAck:
         """Store a chunk unless it has been stored before or comes from the wrong actor.
 
@@ -102,6 +113,8 @@ class ReplayShard:
             self._counters.duplicate_chunks += 1
         else:
             self._counters.rejected_transitions += len(chunk)
+            if status == STALE_INCARNATION:
+                self._counters.arrivals.refused(chunk)
         is_ours = status in (ACCEPTED, DUPLICATE)
         hwm = self._ledger.hwm(chunk.chunk_id.actor_slot) if is_ours else -1
         return InsertAck(status, hwm, self._limiter.credits(*self._limiter_counts()))
@@ -127,6 +140,7 @@ class ReplayShard:
         self._sampler.on_insert(keys % self.capacity, errors)
         self._counters.inserted += len(columns[ACTION])
         self.slots.accepted(chunk, len(columns[ACTION]))
+        self._counters.arrivals.stored(chunk, len(columns[ACTION]))
 
     def fence(self, slot: int, incarnation: int) -> None:
         """Refuse chunks of actor slot `slot` whose incarnation is below this one from now on."""

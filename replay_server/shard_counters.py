@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from qfleet.replay_server.arrivals import Arrivals
 from qfleet.replay_server.slot_records import SlotRecords
 
 
@@ -22,15 +23,18 @@ class ShardCounters:
     dropped_priority_updates: int = 0
     slots: SlotRecords = field(default_factory=SlotRecords)
     """What each actor slot has played and acted with."""
+    arrivals: Arrivals = field(default_factory=Arrivals)
+    """What has come of each incarnation's transitions."""
 
     def capture(self) -> dict[str, Any]:
         """As JSON can hold it."""
         state = {name: getattr(self, name) for name in self.__slots__}
-        return state | {"slots": self.slots.capture()}
+        return state | {"slots": self.slots.capture(), "arrivals": self.arrivals.capture()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `capture`."""
         for name in self.__slots__:
-            if name != "slots":
+            if name not in ("slots", "arrivals"):
                 setattr(self, name, state[name])
         self.slots.restore(state["slots"])
+        self.arrivals.restore(state["arrivals"])

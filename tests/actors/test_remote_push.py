@@ -123,6 +123,22 @@ def test_chunk_that_the_shard_does_not_have_is_sent_again_after_a_silence(ray, s
     assert seqs(shard.open("insert")) == [0, 0]
 
 
+def test_chunk_that_was_sent_twice_and_answered_twice_at_once_counts_once(ray, sender, shard):
+    sender.send(chunk(0))
+    while not shard.open("holds"):
+        sender.wait(0.1)
+    shard.open("holds")[0].answer(False)
+    sender.wait(0.1)
+    sender.send(chunk(1))
+
+    for call, status in zip(shard.open("insert")[:2], ("accepted", "duplicate"), strict=True):
+        call.answer(ack(status))
+    sender.wait(0.1)
+
+    assert (sender.rows, sender.refused) == (4, "")
+    assert seqs(shard.open("insert")) == [1]
+
+
 def test_question_that_is_lost_is_asked_again(ray, sender, shard):
     sender.send(chunk(0))
     while not shard.open("holds"):

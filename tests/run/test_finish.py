@@ -61,8 +61,8 @@ def report(shards, actors, learner_steps=0):
     return FleetReport(shards=shards, learner=learner, actors=actors)
 
 
-def actor(produced, unsent=0, slot=0):
-    return ActorReport(slot, produced, produced, unsent, 0)
+def actor(produced, slot=0):
+    return ActorReport(slot, produced, produced, 0, 0)
 
 
 def ended(**fields):

@@ -14,6 +14,7 @@ from qfleet.cluster import cluster_pulse, ray_cluster
 from qfleet.common.errors import ClusterLostError, NonFiniteError, RoleLostError, WaitTimeoutError
 from qfleet.run import runtimes
 from qfleet.run.outcome import Outcome
+from qfleet.session.transition_accounts import TransitionAccounts
 from qfleet.settings.config import Config, RunConfig
 from qfleet.settings.config_auto import resolve_config
 
@@ -27,6 +28,7 @@ class Rehearsal:
         self.session = SimpleNamespace(
             config=Config(run=RunConfig(max_role_restarts=max_role_restarts)),
             learner_steps=0,
+            counters=SimpleNamespace(accounts=TransitionAccounts()),
             stop=SimpleNamespace(name=None),
             directory=None,
             incident=self.incidents.append,
@@ -68,6 +70,8 @@ def test_with_restarts_goes_on_from_the_last_cut_and_says_so(monkeypatch):
     [text] = rehearsal.incidents
     assert "the learner died" in text
     assert "from learner step 600" in text
+    # Nobody could ask the actors that were ended how much they had played.
+    assert rehearsal.session.counters.accounts.capture()["is_complete"] is False
 
 
 def test_with_restarts_before_the_first_cut_begins_anew(monkeypatch):

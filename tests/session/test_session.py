@@ -434,11 +434,7 @@ def test_capture_round_trip_through_json_is_exact(make_session):
     session.observe(report(stats(env_steps=10), learner_steps=600, episodes=[episode()] * 3))
     session.evaluation_request()
     session.record_evaluation(evaluation(480.0, confirm=476.0), lambda: b"params")
-    (
-        session.counters.totals.eval_s,
-        session.counters.totals.dropped,
-        session.counters.totals.produced_base,
-    ) = 1.5, 4, 123
+    session.counters.totals.eval_s, session.counters.totals.dropped = 1.5, 4
     session.clock.now_s += 7.25
     state = json.loads(json.dumps(session.capture()))
     assert (state["run_id"], state["episodes"], state["wall_s"]) == ("r1", 3, 7.25)
@@ -451,84 +447,6 @@ def test_capture_round_trip_through_json_is_exact(make_session):
     assert resumed.evaluations.tracker == session.evaluations.tracker
     resumed.clock.now_s += 1.0
     assert resumed.capture()["wall_s"] == 8.25
-
-
-# Accounts
-
-
-def shard(size, evicted=0, rejected=0):
-    return stats(size, size + evicted, rejected=rejected)
-
-
-def actor(produced, unsent=0, slot=0):
-    return ActorReport(slot, produced, produced, unsent, 0)
-
-
-@pytest.mark.parametrize(
-    ("shards", "actors", "base", "gone", "expected"),
-    [
-        # Everything arrived.
-        ([shard(70, 30)], [actor(100)], 0, 0, {"produced": 100, "resident": 70, "evicted": 30}),
-        # Some are still with the actors, some were refused.
-        (
-            [shard(40, rejected=5), shard(50, 10)],
-            [actor(60, 10), actor(55, 0, slot=1)],
-            0,
-            0,
-            {"produced": 115, "resident": 90, "evicted": 10, "rejected": 5, "in_flight": 10},
-        ),
-        # Earlier parts of a resumed run count too.
-        ([shard(300, 200)], [actor(100)], 400, 0, {"produced": 500, "resident": 300}),
-        # An actor died after it had told of 80, of which 65 arrived.
-        ([shard(165)], [actor(100)], 0, 80, {"produced": 180, "resident": 165, "lost": 15}),
-        # It died after it had told of 80 but had delivered 90.
-        ([shard(190)], [actor(100)], 0, 80, {"produced": 190, "resident": 190, "lost": 0}),
-    ],
-)
-def test_accounting_balances(make_session, shards, actors, base, gone, expected):
-    session = make_session()
-    session.counters.report = report(*shards, actors=actors)
-    session.counters.totals.produced_base = base
-    session.counters.gone_produced = lambda: gone
-    found = session.counters.accounting()
-    assert found.is_balanced
-    assert {name: getattr(found, name) for name in expected} == expected
-
-
-def test_accounting_of_a_transition_that_vanished_does_not_balance(make_session):
-    # No actor died, so nothing may be missing: the books must not hide it.
-    session = make_session()
-    session.counters.report = report(shard(99), actors=[actor(100)])
-    assert not session.counters.accounting().is_balanced
-
-
-def test_rolled_back_in_a_new_process_makes_up_for_what_no_actor_counts(make_session):
-    session = make_session()
-    session.counters.totals.lost = 7
-    # 500 stored and 20 refused so far; the living actor says 300, of which 10 are still with it.
-    session.rolled_back(report(shard(400, 100, 20), actors=[actor(300, 10)]))
-    assert session.counters.totals.produced_base == 520 + 7 - 290
-    found = session.counters.accounting()
-    assert found.is_balanced
-    assert (found.produced, found.lost, found.in_flight) == (537, 7, 10)
-
-
-def test_rolled_back_in_the_same_process_counts_what_came_after_the_cut_as_lost(make_session):
-    session = make_session()
-    session.observe(report(shard(900), actors=[actor(1000, 100)]))
-    session.rolled_back(report(shard(700)))
-    found = session.counters.accounting()
-    assert (found.produced, found.resident, found.lost) == (1000, 700, 300)
-    # The actors number from zero again and get further.
-    session.observe(report(shard(1200), actors=[actor(520, 20)]))
-    found = session.counters.accounting()
-    assert found.is_balanced
-    assert (found.produced, found.lost, found.in_flight) == (1520, 300, 20)
-    # A second roll-back to the same cut.
-    session.rolled_back(report(shard(700)))
-    found = session.counters.accounting()
-    assert found.is_balanced
-    assert (found.produced, found.resident, found.lost) == (1520, 700, 820)
 
 
 def test_highest_params_version_never_goes_back(make_session):

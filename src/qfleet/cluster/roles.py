@@ -28,6 +28,8 @@ from qfleet.common.types import EnvironmentSpec
 from qfleet.common.user_code import paths_for_roles
 
 START_TIMEOUT_S = 180.0
+_LONGEST_REASON = 500
+"""Characters: an error may quote a whole message."""
 _ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 ANSWER_TIMEOUT_S = 45.0
 """A role that keeps the driver waiting for longer than this is taken for dead."""
@@ -109,7 +111,7 @@ def first_line(error: BaseException) -> str:
     has_stack = any(
         "Traceback" in line or "creation task" in line or line.startswith("File ") for line in lines
     )
-    return lines[-1] if has_stack else lines[0]
+    return (lines[-1] if has_stack else lines[0])[:_LONGEST_REASON]
 
 
 class Roles:

@@ -52,8 +52,8 @@ class ActorWatch:
         self._reasons: dict[int, str] = {}
         """Why an actor was ended from here."""
         self._reports: dict[int, ActorReport] = {}
-        self.gone_produced = 0
-        """Transitions numbered by actors that died, as far as they told before."""
+        self.ended: list[ActorReport] = []
+        """The last that was heard of each actor that is gone."""
         self._failed_environments: set[int] = set()
         """Slots whose environment has failed before."""
         for slot in roles.actors:
@@ -125,9 +125,9 @@ class ActorWatch:
             )
         return lack is not None
 
-    def take(self, counters: dict[str, Any]) -> None:
-        """Keep an actor's newest counters."""
-        self._reports[counters["slot"]] = make_actor_report(counters)
+    def take(self, counters: dict[str, Any], is_final: bool = False) -> None:
+        """Keep an actor's newest counters; final ones came after its last step."""
+        self._reports[counters["slot"]] = make_actor_report(counters, is_final)
 
     def bury(self, ref: Any, incident: Incident, learner_steps: int, now_s: float) -> None:
         """An actor's loop ended by itself: note why, fence the slot and plan its replacement."""
@@ -135,7 +135,7 @@ class ActorWatch:
         ray = import_ray()
         whole_text = ""
         try:
-            ray.get(ref, timeout=1.0)
+            self.take(ray.get(ref, timeout=1.0), is_final=True)
             reason = "it was refused by the replay server"
         except ray.exceptions.ActorUnavailableError:
             self._run(slot)  # the call was lost; one that had come is answered first
@@ -154,8 +154,8 @@ class ActorWatch:
         self._pings.pop(slot, None)
         self._newcomers.pop(slot, None)
         last = self._reports.pop(slot, None)
-        if last is not None:
-            self.gone_produced += last.produced
+        incarnation = self._supervisor.slots[slot].incarnation
+        self.ended.append(last or ActorReport(slot, 0, 0, 0, 0, incarnation=incarnation))
         ray.kill(self._roles.actors[slot], no_restart=True)
         env_steps = 0 if last is None else last.env_steps
         done = self._supervisor.died(slot, reason, env_steps, learner_steps, now_s)
@@ -165,7 +165,7 @@ class ActorWatch:
         """The counters of an actor whose loop raised: its process still answers."""
         with contextlib.suppress(WaitTimeoutError, RoleLostError):
             ping = self._roles.actors[slot].ping.remote()
-            self.take(answer(ping, "driver", f"actor {slot}", LAST_WORDS_S))
+            self.take(answer(ping, "driver", f"actor {slot}", LAST_WORDS_S), is_final=True)
 
     def _environment_failed(self, slot: int, error: EnvironmentFailedError) -> None:
         """Let a new actor try once more, unless its predecessor had not ended an episode either.

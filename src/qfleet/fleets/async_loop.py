@@ -66,11 +66,6 @@ class AsyncLoop(StartedRoles):
         self._learner_run: Any = None
 
     @property
-    def gone_produced(self) -> int:
-        """Transitions numbered by actors that died, as far as they told before."""
-        return self._actors.gone_produced
-
-    @property
     def eval_s(self) -> float:
         """Seconds during which an evaluation was under way."""
         return self._evaluations.eval_s
@@ -190,6 +185,7 @@ class AsyncLoop(StartedRoles):
         for shard in shards:
             shard["episodes"] = []
         report.actors.extend(self._actors.reports)
+        report.ended.extend(self._actors.ended)
         return report
 
     def checkpoint(self, session: AsyncSession) -> None:
@@ -221,7 +217,7 @@ class AsyncLoop(StartedRoles):
             runs = list(self._actors.runs)
             ended, _ = ray.wait(runs, num_returns=len(runs), timeout=left_s())
             for ref in ended:
-                self._actors.take(ray.get(ref, timeout=1.0))
+                self._actors.take(ray.get(ref, timeout=1.0), is_final=True)
             self._evaluations.take_last_due(ends_s)
             for name, poll in polls.items():
                 self._take_answer(name, poll.last_answer(ends_s))

@@ -20,6 +20,7 @@ from qfleet.common.types import (
     ReplayStats,
     SlotStats,
 )
+from qfleet.replay_server.arrivals import Arrival
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class ActorReport:
     slot: int
     env_steps: int
     produced: int
-    """Transitions numbered by its accumulator."""
+    """Transitions that this incarnation has numbered."""
     unsent: int
     """Of those, not yet acknowledged by a shard."""
     params_learner_step: int
@@ -39,6 +40,9 @@ class ActorReport:
     """Episodes that this incarnation has ended."""
     is_stepping: bool = False
     """Whether its environments were in a step or reset when it told."""
+    incarnation: int = 0
+    is_final: bool = False
+    """Whether it told this after its last step."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,10 @@ class FleetReport:
     is_one_process: bool = False
     slots: list[SlotStats] = field(default_factory=list)
     """What the shards know of each actor slot."""
+    ended: list[ActorReport] = field(default_factory=list)
+    """The last that was heard of actors that are gone."""
+    arrivals: list[Arrival] = field(default_factory=list)
+    """What the shards got of each incarnation's transitions."""
     limiters: list[str] = field(default_factory=list)
     """Of each shard on Ray: what its rate limiter lets through, in words."""
     sample_age_s: float = 0.0
@@ -80,6 +88,7 @@ def make_report(
         episodes=[EpisodeSummary(*fields) for shard in shards for fields in shard["episodes"]],
         learner_times=status["times"],
         shard_times=[shard["times"] for shard in shards],
+        arrivals=[Arrival(*arrival) for shard in shards for arrival in shard["arrivals"]],
         slots=[SlotStats(*slot) for shard in shards for slot in shard["slots"]],
         limiters=[shard["limiter"] for shard in shards],
         sample_age_s=status["sample_age_s"],
@@ -92,8 +101,8 @@ def make_report(
     )
 
 
-def make_actor_report(counters: dict[str, Any]) -> ActorReport:
-    """An actor's answer to `ping` as a report."""
+def make_actor_report(counters: dict[str, Any], is_final: bool = False) -> ActorReport:
+    """An actor's answer to `ping` as a report; a final one came after its last step."""
     return ActorReport(
         counters["slot"],
         counters["env_steps"],
@@ -103,6 +112,8 @@ def make_actor_report(counters: dict[str, Any]) -> ActorReport:
         counters["times"],
         counters["episodes"],
         is_stepping=counters["is_stepping"],
+        incarnation=counters["incarnation"],
+        is_final=is_final,
     )
 
 

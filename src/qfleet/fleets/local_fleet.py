@@ -107,6 +107,7 @@ class LocalFleet:
             plans.evaluator.epsilon,
             max_steps_per_episode=plans.evaluator.max_episode_steps,
         )
+        self._incarnation = incarnation
         self._episodes: list[EpisodeSummary] = []
         self._learn_clock = StageClock()
         self._deliver()
@@ -169,11 +170,13 @@ class LocalFleet:
                     actor.params_learner_step,
                     dict(actor.clock.seconds),
                     actor.episodes,
+                    incarnation=self._incarnation,
                 )
                 for slot, actor in enumerate(self._actors)
             ],
             episodes=episodes,
             learner_times=dict(self._learn_clock.seconds),
+            arrivals=[arrival for shard in self._shards for arrival in shard.arrivals],
             slots=[slot for shard in self._shards for slot in shard.slots.stats()],
             shard_times=[dict(clock.seconds) for clock in self._replay.clocks],
             is_one_process=True,

@@ -171,6 +171,7 @@ def with_restarts(
             if in_vain > limit or session.stop.name is not None:
                 raise RoleLostError(f"{error} (run.max_role_restarts = {limit})") from error
             outcome.role_restarts += 1
+            session.counters.accounts.ended_unheard()
             outcome.point = find_point(session.directory)
             where = (
                 "from the beginning: there is no checkpoint yet"
@@ -219,6 +220,7 @@ def _run_lockstep(session: Session, fleet: Fleet, outcome: Outcome) -> None:
     outcome.phases.enter(CHECKPOINT)
     loop_ended(session, outcome)
     session.observe(fleet.report())
+    session.counters.all_told()
     outcome.params_sha256 = fleet.fingerprint()
     outcome.target_syncs = fleet.target_sync_log()
     observer.save(fleet)
@@ -302,7 +304,6 @@ def _run_ray_async(session: Session, outcome: Outcome) -> None:
             if outcome.init_params is not None:
                 loop.init_params(outcome.init_params)
         loop.keep_versions_above(session.counters.highest_params_version)
-        session.counters.gone_produced = lambda: loop.gone_produced
         training_begins(session, outcome)
         outcome.reason = session.stop_reason() or loop.run(session)
         outcome.phases.enter(CHECKPOINT)

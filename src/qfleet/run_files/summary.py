@@ -30,6 +30,8 @@ class Accounting(BaseModel):
     dropped: int = 0
     lost: int = 0
     in_flight: int = 0
+    at_least: list[str] = []
+    """Names of those that are lower bounds: an actor died without last words."""
 
     @property
     def is_balanced(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from qfleet.fleets.fleet import FleetReport
 from qfleet.run_files.summary import Accounting
 from qfleet.session.metric_rows import samples_per_insert
-from qfleet.session.transition_accounts import account
+from qfleet.session.transition_accounts import TransitionAccounts
 
 
 @dataclass
@@ -24,10 +24,7 @@ class Totals:
     wall_s: float = 0.0
     """Training time of earlier parts."""
     eval_s: float = 0.0
-    produced_base: int = 0
-    """Transitions that earlier parts stored and no living actor counts."""
     dropped: int = 0
-    lost: int = 0
 
 
 @dataclass
@@ -37,8 +34,7 @@ class Counters:
     clock: Callable[[], float] = time.monotonic
     totals: Totals = field(default_factory=Totals)
     report: FleetReport | None = None
-    gone_produced: Callable[[], int] = int
-    """Transitions numbered by actors that died, as far as they told before."""
+    accounts: TransitionAccounts = field(default_factory=TransitionAccounts)
     highest_params_version: int = 0
     """The newest version that any learner of this run has told of."""
 
@@ -77,6 +73,7 @@ class Counters:
     def observe(self, report: FleetReport) -> None:
         """Take in the roles' counters."""
         self.report = report
+        self.accounts.observe(report)
         self.saw_params_version(report.learner.params_version)
 
     def saw_params_version(self, version: int) -> None:
@@ -84,26 +81,18 @@ class Counters:
         self.highest_params_version = max(self.highest_params_version, version)
 
     def rolled_back(self, report: FleetReport) -> None:
-        """The roles went on from a cut: what was stored after it is lost.
-
-        In a new process nothing is known of what came after the cut, and nothing is counted lost.
-        """
-        produced_before = self.accounting().produced
-        stored = sum(s.inserted + s.rejected_transitions for s in report.shards)
-        if self.report is not None:
-            self.totals.lost = max(0, produced_before - stored)
-        counted = sum(a.produced - a.unsent for a in report.actors)
-        self.totals.produced_base = stored + self.totals.lost - counted
-        self.gone_produced = int
+        """The roles went on from a cut, or from the beginning; those of before are gone."""
         self.report = report
+        self.accounts.observe(report)
+
+    def all_told(self) -> None:
+        """Nobody plays any more, and the newest report tells of all that was played."""
+        if self.report is not None:
+            self.accounts.all_told(self.report)
 
     def accounting(self) -> Accounting:
         """Where every numbered transition went."""
-        if self.report is None:
-            return Accounting()
-        return account(
-            self.report, self.totals.produced_base, self.gone_produced(), self.totals.lost
-        )
+        return Accounting() if self.report is None else self.accounts.accounting(self.report)
 
     def capture(self) -> dict[str, Any]:
         """What a resumed run needs of them."""
@@ -112,8 +101,7 @@ class Counters:
             "wall_s": self.wall_s,
             "eval_s": self.totals.eval_s,
             "dropped": self.totals.dropped,
-            "lost": self.totals.lost,
-            "produced_base": self.totals.produced_base,
+            "accounts": self.accounts.capture(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -122,7 +110,6 @@ class Counters:
             episodes=state["episodes"],
             wall_s=state["wall_s"],
             eval_s=state["eval_s"],
-            produced_base=state["produced_base"],
             dropped=state["dropped"],
-            lost=state["lost"],
         )
+        self.accounts.restore(state["accounts"])

@@ -1,40 +1,83 @@
-"""Where every transition of a run went, from the roles' counters; pure, called by the session."""
+"""Where every transition of a run went, by what actors and shards have counted themselves.
+
+Owned by the session's counters. Each incarnation of an actor numbers its transitions from 0; the
+driver remembers the highest number that it has heard of each, from the actor or from a shard to
+which a chunk came, and the shards count what they stored and refused. What an incarnation that is
+gone has numbered and no shard has is lost: both numbers are counts, neither is made from the other.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 from qfleet.fleets.fleet import FleetReport
 from qfleet.run_files.summary import Accounting
 
+_Key = tuple[int, int]
+"""Actor slot and incarnation."""
+LOWER_BOUNDS = ["produced", "lost"]
+"""What is too small by the transitions of which nobody could tell any more."""
 
-def account(
-    report: FleetReport, produced_base: int, gone_produced: int, rolled_back: int
-) -> Accounting:
-    """The identity produced = resident + evicted + rejected + lost + in flight.
 
-    Args:
-        report: The counters of all living roles.
-        produced_base: Transitions that earlier processes or restarts of the run produced.
-        gone_produced: What actors that died had told of.
-        rolled_back: Transitions that a restart from the last cut undid: they are lost.
+class TransitionAccounts:
+    """What every incarnation has numbered, over all processes and restarts of the run."""
 
-    An actor that died may have delivered more than it had told of, or less; what it had told of and
-    did not arrive is lost too.
-    """
-    resident = sum(s.size for s in report.shards)
-    evicted = sum(s.evicted for s in report.shards)
-    rejected = sum(s.rejected_transitions for s in report.shards)
-    in_flight = sum(a.unsent for a in report.actors)
-    arrived = resident + evicted + rejected
-    produced = produced_base + gone_produced + sum(a.produced for a in report.actors)
-    lost = rolled_back
-    if gone_produced:
-        produced = max(produced, arrived + in_flight + rolled_back)
-        lost = produced - arrived - in_flight
-    return Accounting(
-        produced=produced,
-        resident=resident,
-        evicted=evicted,
-        rejected=rejected,
-        lost=lost,
-        in_flight=in_flight,
-    )
+    def __init__(self) -> None:
+        self._numbered: dict[_Key, int] = {}
+        self._complete: set[_Key] = set()
+        """Those that numbered nothing after what they told last."""
+        self._is_complete = True
+        """Whether no incarnation can have come and gone unheard."""
+
+    def observe(self, report: FleetReport) -> None:
+        """Take in the counters of the living, the last words of the dead, and what has come."""
+        for actor in [*report.actors, *report.ended]:
+            key = actor.slot, actor.incarnation
+            self._hear(key, actor.produced)
+            if actor.is_final:
+                self._complete.add(key)
+        for arrival in report.arrivals:
+            self._hear((arrival.slot, arrival.incarnation), arrival.numbered)
+
+    def _hear(self, key: _Key, numbered: int) -> None:
+        self._numbered[key] = max(self._numbered.get(key, 0), numbered)
+
+    def all_told(self, report: FleetReport) -> None:
+        """Nobody plays any more: what the living have told in `report` is all."""
+        self._complete |= {(actor.slot, actor.incarnation) for actor in report.actors}
+
+    def ended_unheard(self) -> None:
+        """All roles ended at once, and some may have played without having told of it."""
+        self._is_complete = False
+
+    def accounting(self, report: FleetReport) -> Accounting:
+        """The counts, and the names of those that are lower bounds."""
+        came = {(a.slot, a.incarnation): a.stored + a.refused for a in report.arrivals}
+        missing = {key: n - came.get(key, 0) for key, n in self._numbered.items()}
+        living = {(actor.slot, actor.incarnation) for actor in report.actors}
+        gone = missing.keys() - living
+        is_exact = self._is_complete and gone <= self._complete
+        return Accounting(
+            produced=sum(self._numbered.values()),
+            resident=sum(shard.size for shard in report.shards),
+            evicted=sum(shard.evicted for shard in report.shards),
+            rejected=sum(arrival.refused for arrival in report.arrivals),
+            lost=sum(missing[key] for key in gone),
+            in_flight=sum(missing[key] for key in missing.keys() & living),
+            at_least=[] if is_exact else LOWER_BOUNDS,
+        )
+
+    def capture(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {
+            "numbered": [[*key, n] for key, n in sorted(self._numbered.items())],
+            "complete": sorted(self._complete),
+            "is_complete": self._is_complete,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take in what was known at a cut; what is known already, of later, stays known."""
+        for slot, incarnation, numbered in state["numbered"]:
+            self._hear((slot, incarnation), numbered)
+        self._complete |= {(slot, incarnation) for slot, incarnation in state["complete"]}
+        self._is_complete &= state["is_complete"]

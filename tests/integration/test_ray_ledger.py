@@ -1,0 +1,207 @@
+"""An environment that writes down every step: nothing in the books that was not played, or twice.
+
+Observations carry stream, episode and step, so each transition in the replay names the line of the
+ledger that it came from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+
+import pytest
+import ray
+
+from qfleet.common.capture_stream import decode_capture
+from qfleet.training import train
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_started")]
+
+LEDGER_ENV = """
+import os
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+
+class Ledger(gymnasium.Env):
+    observation_space = spaces.Box(-1e6, 1e6, (3,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, folder):
+        self.stream = 0
+        while True:
+            try:
+                path = os.path.join(folder, f"{self.stream}")
+                flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND
+                self.file = os.open(path, flags)
+                break
+            except FileExistsError:
+                self.stream += 1
+        os.write(self.file, f"{os.getpid()}\\n".encode())
+        self.episode, self.steps = -1, 0
+
+    def _observed(self):
+        return np.array([self.stream, self.episode, self.steps], np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.episode, self.steps = self.episode + 1, 0
+        return self._observed(), {}
+
+    def step(self, action):
+        # Before anything is answered: the ledger knows each step that anybody could know of.
+        os.write(self.file, f"{self.episode} {self.steps}\\n".encode())
+        self.steps += 1
+        return self._observed(), 1.0, self.steps >= 37, False, {}
+
+
+def make(folder, render_mode=None):
+    return Ledger(folder)
+"""
+
+
+@pytest.fixture
+def ledger(tmp_path, monkeypatch, config):
+    """A configuration, and what was played: (stream, episode, step) of every step of an actor."""
+    folder = tmp_path / "ledger"
+    folder.mkdir()
+    (tmp_path / "ledger_env.py").write_text(LEDGER_ENV)
+    monkeypatch.chdir(tmp_path)
+
+    def make(**changes):
+        return config(
+            env__factory="ledger_env:make",
+            env__kwargs={"folder": str(folder)},
+            replay__capacity=200_000,
+            replay__samples_per_insert=8.0,
+            actors__n_step=1,  # each step is a transition at once
+            eval__period_learner_steps=1_000_000,  # nobody plays but the actors
+            eval__solved_at_return=None,
+            **changes,
+        )
+
+    def played():
+        steps = []
+        for path in folder.iterdir():
+            pid, *lines = path.read_text().splitlines()
+            if int(pid) != os.getpid():  # the driver's trial before the start
+                steps += [(int(path.name), *map(int, line.split())) for line in lines]
+        assert len(steps) == len(set(steps))
+        return set(steps)
+
+    return make, played
+
+
+@pytest.fixture
+def kill(ray_started):
+    """Kills the process of the role whose name begins like that."""
+
+    def kill_role(role):
+        # The newest incarnation of an actor's slot.
+        names = [
+            n
+            for n in ray_started.util.list_named_actors()
+            if n.partition("/")[2] == role or n.partition("/")[2].startswith(f"{role}-")
+        ]
+        handle = ray_started.get_actor(names[0])
+        method = handle.ping if role.startswith("actor") else handle.ready
+        answer = ray_started.get(method.remote(), timeout=30)
+        os.kill(answer["pid"] if role.startswith("actor") else answer, signal.SIGKILL)
+
+    return kill_role
+
+
+def _remembered(run):
+    """The rows of every shard in the run's last checkpoint, as (stream, episode, step)."""
+    rows = []
+    for path in sorted((run / "latest").glob("replay-*.qflt")):
+        arrays = decode_capture(path.read_bytes()).arrays
+        observations = arrays["column.observation"]
+        rows += [tuple(map(int, row)) for row in observations]
+    return rows
+
+
+@contextlib.contextmanager
+def killing(kill, roles, run):
+    """Kills one role after the other, each when the run has written another checkpoint."""
+    ended = threading.Event()
+    killed = []
+
+    def go_on():
+        seen = set()
+        for role in roles:
+            while not ended.wait(0.1):
+                new = {path.name for path in run.glob("checkpoints/ckpt-*")} - seen
+                if not new:
+                    continue
+                with contextlib.suppress(IndexError, ValueError, ray.exceptions.RayError):
+                    kill(role)  # an attempt while it is being replaced is made again
+                    killed.append(role)
+                    seen |= new
+                    break
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        ended.set()
+        thread.join()
+
+
+def check_books(summary, run, played):
+    """What the books say against what the ledger says."""
+    accounts = summary.accounting
+    remembered = _remembered(run)
+    assert len(remembered) == len(set(remembered)) == accounts.resident
+    assert set(remembered) <= played
+    assert accounts.evicted == 0
+    assert accounts.is_balanced
+    unaccounted = len(played) - accounts.produced
+    assert unaccounted >= 0
+    if not accounts.at_least:
+        assert unaccounted == 0
+    return unaccounted
+
+
+@pytest.mark.timeout(120)
+def test_books_of_an_undisturbed_run_are_the_ledger(tmp_path, ledger):
+    make, played = ledger
+
+    summary = train(make(actors__count=2, run__max_learner_steps=400), run_dir=tmp_path / "run")
+
+    assert (summary.status, summary.accounting.at_least) == ("finished", [])
+    assert check_books(summary, tmp_path / "run", played()) == 0
+    assert summary.accounting.lost == 0
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize(
+    ("roles", "least_lost", "ended_actors"),
+    [(["actor-0", "actor-1"] * 3, 0, 6), (["replay-0", "learner"], 1, 4)],
+)
+def test_books_after_kills_are_the_ledger_but_for_what_is_said_as_at_least(
+    tmp_path, ledger, kill, roles, least_lost, ended_actors
+):
+    make, played = ledger
+    wanted = make(
+        actors__count=2,
+        replay__shards=2,
+        run__max_learner_steps=1_000_000,
+        run__max_wall_s=25.0,
+        run__checkpoint_period_s=1.0,
+    )
+
+    with killing(kill, roles, tmp_path / "run") as killed:
+        summary = train(wanted, run_dir=tmp_path / "run")
+
+    assert killed == roles
+    assert (summary.status, summary.exit_code) == ("finished", 0)
+    assert summary.accounting.at_least == ["produced", "lost"]
+    assert summary.accounting.lost >= least_lost
+    unaccounted = check_books(summary, tmp_path / "run", played())
+    # What was played between each actor's last word and its end.
+    assert unaccounted <= 1000 * ended_actors
