@@ -60,7 +60,10 @@ class Forward(Protocol):
 
 def flat_inputs(observations: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Observations as they are stored, `[B, *O]`, as an MLP takes them: `[B, n_inputs]` floats."""
-    return observations.reshape(observations.shape[0], -1).to(dtype)
+    if observations.ndim != 2:
+        observations = observations.reshape(observations.shape[0], -1)
+    # Every update asks: what is as wanted already costs no operation.
+    return observations if observations.dtype == dtype else observations.to(dtype)
 
 
 def scaled_frames(frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

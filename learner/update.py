@@ -58,9 +58,10 @@ class Batches(NamedTuple):
         """Those that there are, in order."""
         return [tensor for tensor in self if tensor is not None]
 
-    def of_update(self, k: int) -> Batches:
-        """The batch of one update."""
-        return Batches(*(tensor[k] for tensor in self.tensors()))
+    def updates(self) -> list[Batches]:
+        """The K batches one by one."""
+        columns = [tensor.unbind() for tensor in self.tensors()]
+        return [Batches(*batch) for batch in zip(*columns, strict=True)]
 
 
 class BlockResult(NamedTuple):
@@ -100,8 +101,7 @@ def run_block(
     """
     errors, losses, q_means, norms = [], [], [], []
     next_outputs = _target_outputs_of_block(rule, state, batches)
-    for k in range(batches.actions.shape[0]):
-        batch = batches.of_update(k)
+    for k, batch in enumerate(batches.updates()):
         constant = None if next_outputs is None else next_outputs[k]
         state, error_abs, loss, q_mean, norm = update_once(rule, state, batch, hyper, constant)
         errors.append(error_abs)

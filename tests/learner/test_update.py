@@ -71,7 +71,7 @@ def test_run_block_equals_its_updates_one_by_one(is_polyak, target_network):
     result = run_block(rule, state._replace(buffers=copy_tensors(state.buffers)), block, HYPER)
 
     for k in range(3):
-        state, errors, loss, q_mean, norm = update_once(rule, state, block.of_update(k), HYPER)
+        state, errors, loss, q_mean, norm = update_once(rule, state, block.updates()[k], HYPER)
         torch.testing.assert_close(result.td_errors_abs[k], errors)
         torch.testing.assert_close(result.losses[k], loss)
         torch.testing.assert_close(result.q_means[k], q_mean)
@@ -154,7 +154,7 @@ def test_run_block_noise_reaches_each_forward_of_each_update(is_polyak):
     state = state._replace(buffers=copy_tensors(state.buffers))
     for k in range(3):
         target = state.target_parameters
-        batch = batches().of_update(k)._replace(noise=noise[k])
+        batch = batches().updates()[k]._replace(noise=noise[k])
         state, errors, *_ = update_once(rule_with_noise, state, batch, HYPER)
         torch.testing.assert_close(result.td_errors_abs[k], errors, rtol=0, atol=0)
     quiet = eager_block(rule)(rule_and_state(polyak=is_polyak)[1], batches(), HYPER)
@@ -203,7 +203,7 @@ def test_run_block_head_q_values_and_priority_are_the_losses_own():
         target_parameters=split(state.target_parameters),
         optimizer=initial_state("sgd", list(split(state.parameters).values())),
     )
-    batch = batches().of_update(0)
+    batch = batches().updates()[0]
 
     expected, error, loss, *_ = update_once(rule, state, batch, HYPER)
     got, priority, other_loss, *_ = update_once(halves, twice, batch, HYPER)
@@ -219,7 +219,7 @@ def test_run_block_head_q_values_and_priority_are_the_losses_own():
 
 def test_update_once_leaves_every_argument_alone_but_the_batch_norm_buffers():
     rule, state = rule_and_state(polyak=True)
-    block = batches().of_update(0)
+    block = batches().updates()[0]
     before = [copy_tensors(group) for group in state[:4]]
     batch_before = [column.clone() for column in block.tensors()]
 
@@ -238,7 +238,7 @@ def test_update_once_next_observations_never_reach_the_running_statistics():
     statistics = []
     for shift in (0.0, 100.0):
         rule, state = rule_and_state(target_network=False)
-        block = batches().of_update(0)
+        block = batches().updates()[0]
         block = block._replace(next_observations=block.next_observations + shift)
         statistics.append(update_once(rule, state, block, HYPER)[0].buffers)
 
@@ -247,7 +247,7 @@ def test_update_once_next_observations_never_reach_the_running_statistics():
 
 def test_update_once_reports_mean_q_of_the_taken_actions():
     rule, state = rule_and_state(normalization="none")
-    block = batches().of_update(0)
+    block = batches().updates()[0]
     q = rule.forward(state.parameters, state.buffers, block.observations, False)
     taken = q[torch.arange(8), block.actions]
 
@@ -257,7 +257,7 @@ def test_update_once_reports_mean_q_of_the_taken_actions():
 
 
 def test_update_once_reported_norm_is_that_before_clipping():
-    block = batches().of_update(0)
+    block = batches().updates()[0]
     norms = []
     for clip in (False, True):
         rule, state = rule_and_state(clip=clip)
@@ -276,7 +276,7 @@ def test_update_once_row_of_weight_zero_has_no_gradient():
     results = []
     for n_step_return in (0.0, 50.0):
         rule, state = rule_and_state(normalization="none")
-        block = batches().of_update(0)
+        block = batches().updates()[0]
         block.is_weights[3] = 0.0
         block.n_step_returns[3] = n_step_return
         results.append(update_once(rule, state, block, HYPER))
@@ -287,7 +287,7 @@ def test_update_once_row_of_weight_zero_has_no_gradient():
 
 def test_update_once_weights_scale_each_rows_share_of_the_gradient():
     rule, state = rule_and_state(normalization="none")
-    block = batches().of_update(0)
+    block = batches().updates()[0]
     gradients = []
     for row in range(8):
         weights = torch.zeros(8)
