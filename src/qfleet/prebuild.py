@@ -14,7 +14,7 @@ import subprocess
 import sys
 
 from qfleet.common.envs import describe_environment
-from qfleet.common.errors import QfleetError
+from qfleet.common.errors import ConfigError, QfleetError
 from qfleet.common.plan_json import plan_to_json
 from qfleet.settings import presets
 from qfleet.settings.config_auto import resolve_config
@@ -29,6 +29,11 @@ def prebuild_preset(name: str) -> int:
         QfleetError: when there is no such preset or its environment cannot be made.
     """
     config = Config.preset(name)
+    if config.network.is_convolutional:
+        raise ConfigError(
+            f"preset {name}: network.kind {config.network.kind} is not compiled on a CPU, where "
+            "convolutions take the time; there is nothing to build"
+        )
     spec = describe_environment(config.env)
     config = resolve_config(config, spec, cpus=os.cpu_count() or 1, gpus=0)
     command = [sys.executable, "-m", "qfleet.learner.fast.build_block"]

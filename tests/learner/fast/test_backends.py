@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from qfleet.common.config import NetworkConfig
 from qfleet.common.errors import ConfigError
 from qfleet.common.types import EnvironmentSpec, ReplaySample
 from qfleet.learner.block_inputs import first_arrays
@@ -211,3 +212,28 @@ def test_learner_custom_network_on_images_uses_its_package(
         np.testing.assert_allclose(*errors, rtol=1e-3, atol=1e-4)
     for name, array in ours.params().items():
         np.testing.assert_allclose(array, eager.params()[name], rtol=1e-3, atol=1e-4)
+
+
+FRAMES = EnvironmentSpec("frames", (2, 36, 36), "|u1", 2, None, None, frame_stack=2)
+SMALL = NetworkConfig(kind="small", hidden_sizes=(4,))
+
+
+def test_convolutions_begin_eager_on_a_cpu_and_no_package_is_looked_for(
+    plan_of: Plans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(plan: LearnerPlan, spec: EnvironmentSpec) -> None:
+        raise AssertionError("no package is of use")
+
+    monkeypatch.setattr(backends, "cached_backend", refuse)
+
+    plans = [replace(plan_of(compile=m), network=SMALL) for m in ("auto", "off")]
+    paths = [Learner(plan, FRAMES).path for plan in plans]
+
+    assert paths == ["eager", "eager"]
+
+
+def test_convolutions_that_must_be_compiled_are_refused_with_the_remedy(plan_of: Plans) -> None:
+    with pytest.raises(
+        ConfigError, match=r"network.kind small is not compiled on a CPU.*--learner.compile auto"
+    ):
+        Learner(replace(plan_of(compile="required"), network=SMALL), FRAMES)
