@@ -90,7 +90,9 @@ def describe_environment(config: EnvConfig) -> EnvironmentSpec:
         observation_space, action_space = env.observation_space, env.action_space
         assert isinstance(action_space, spaces.Discrete), "make_env returned another action space"
         assert isinstance(observation_space, spaces.Box), "make_env returned another space"
-        threshold = registered.reward_threshold if registered is not None else None
+        # A factory's environment may carry the spec of one that it wraps, and reward otherwise.
+        its_own = registered if config.factory is None else None
+        threshold = its_own.reward_threshold if its_own is not None else None
         return EnvironmentSpec(
             env_id=_name(config),
             observation_shape=tuple(int(n) for n in observation_space.shape or ()),

@@ -40,6 +40,7 @@ def encode_safetensors(
         "network": json.dumps(
             {
                 **network.model_dump(mode="json"),
+                "activation": None if network.factory else "relu",
                 "n_inputs": spec.n_inputs,
                 "n_actions": spec.n_actions,
             }
@@ -64,7 +65,7 @@ def decode_safetensors(data: bytes) -> tuple[dict[str, Array], NetworkConfig, En
         header_bytes = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + header_bytes])["__metadata__"]
         fields = json.loads(metadata["network"])
-        for derived in ("n_inputs", "n_actions"):
+        for derived in ("activation", "n_inputs", "n_actions"):
             fields.pop(derived)
         network = NetworkConfig.model_validate(fields)
         spec = EnvironmentSpec.from_json(metadata["environment"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+import qfleet
 from qfleet.api import evaluate, load_params, load_policy, load_run_config, make_env
 from qfleet.common.config import EnvConfig, NetworkConfig
 from qfleet.common.errors import CheckpointError, ConfigError
@@ -221,3 +223,37 @@ def test_evaluate_in_a_runs_environment_uses_its_rewards(run):
 def test_evaluate_in_an_environment_of_another_shape_is_refused(run):
     with pytest.raises(ConfigError, match=r"\[2\] and 3 actions, the policy wants \[4\] and 2"):
         evaluate(load_policy(run), "MountainCar-v0", episodes=1)
+
+
+def test_params_metadata_name_the_activation(network):
+    data = params(network)
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    assert json.loads(header["network"])["activation"] == "relu"
+    own = params(network, NetworkConfig(factory="torch.nn:Linear"))
+    header = json.loads(own[8 : 8 + int.from_bytes(own[:8], "little")])["__metadata__"]
+    assert json.loads(header["network"])["activation"] is None
+
+
+def test_load_policy_of_a_file_without_an_array_of_its_network_is_a_checkpoint_error(
+    tmp_path, network
+):
+    arrays = to_arrays(dict(network.state_dict()))
+    del arrays["0.weight"]
+    path = tmp_path / "params.safetensors"
+    path.write_bytes(encode_safetensors(arrays, NETWORK, SPEC))
+    with pytest.raises(CheckpointError, match=r"params\.safetensors lacks the array '0\.weight'"):
+        load_policy(path)
+
+
+def test_errors_raised_on_purpose_are_names_of_the_package():
+    kin = ["CheckpointError", "ConfigError", "NonFiniteError", "ResourcesError", "RoleLostError"]
+    for name in kin:
+        assert name in qfleet.__all__
+        assert issubclass(getattr(qfleet, name), qfleet.QfleetError)
+
+
+def test_wrong_arguments_name_the_right_ones(run):
+    with pytest.raises(qfleet.ConfigError, match=r"got str; write qfleet\.Config\.preset"):
+        qfleet.train("cartpole")
+    with pytest.raises(qfleet.ConfigError, match="evaluate takes a policy first, got PosixPath"):
+        qfleet.evaluate(run, run)

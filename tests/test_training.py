@@ -697,6 +697,17 @@ def test_train_local_works_where_ray_is_not_installed(tmp_path):
     assert result.stdout.split() == ["finished", "200", "3"]
 
 
+def test_first_line_names_the_run_whose_parameters_it_begins_with(elsewhere, capsys):
+    train(config(run__max_learner_steps=20, eval__period_learner_steps=10), run_dir="first")
+    wanted = config(run__max_learner_steps=20, metrics__console="plain")
+
+    train(wanted, run_dir="second", init_from="first")
+
+    assert (
+        capsys.readouterr().out.splitlines()[0].endswith(" · begins with the parameters of first")
+    )
+
+
 def test_header_and_summary_name_the_learners_path_and_why(elsewhere, capsys):
     wanted = config(run__max_learner_steps=20, metrics__console="plain", learner__compile="off")
 

@@ -13,15 +13,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qfleet.api import Policy, evaluate, load_policy, make_env
-    from qfleet.common.errors import QfleetError
+    from qfleet.common.errors import (
+        CheckpointError,
+        ConfigError,
+        NonFiniteError,
+        QfleetError,
+        ResourcesError,
+        RoleLostError,
+    )
     from qfleet.settings.config_loading import Config
     from qfleet.training import RunResult, train
 
 __version__ = "0.1.0"
 __all__ = [
+    "CheckpointError",
     "Config",
+    "ConfigError",
+    "NonFiniteError",
     "Policy",
     "QfleetError",
+    "ResourcesError",
+    "RoleLostError",
     "RunResult",
     "evaluate",
     "load_policy",
@@ -30,9 +42,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CheckpointError": "qfleet.common.errors",
     "Config": "qfleet.settings.config_loading",
+    "ConfigError": "qfleet.common.errors",
+    "NonFiniteError": "qfleet.common.errors",
     "Policy": "qfleet.api",
     "QfleetError": "qfleet.common.errors",
+    "ResourcesError": "qfleet.common.errors",
+    "RoleLostError": "qfleet.common.errors",
     "RunResult": "qfleet.training",
     "evaluate": "qfleet.api",
     "load_policy": "qfleet.api",

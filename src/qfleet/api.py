@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qfleet.common.config import EnvConfig
-from qfleet.common.errors import CheckpointError
+from qfleet.common.errors import CheckpointError, ConfigError
 from qfleet.common.params import decode_safetensors
 from qfleet.common.q_functions import build_q_function
 from qfleet.common.types import Array, EnvironmentSpec
@@ -39,7 +39,10 @@ class Policy:
         self.spec: EnvironmentSpec = spec
         self.path = path
         with _trusted(network_code(network), path, allow_code):
-            self._q_function = build_q_function(network, spec, arrays)
+            try:
+                self._q_function = build_q_function(network, spec, arrays)
+            except KeyError as error:
+                raise CheckpointError(f"{path} lacks the array {error} of its network") from error
 
     def q_values(self, observation: Array) -> Array:
         """`float32 [B, A]` for one observation (B = 1) or a batch.
@@ -218,6 +221,11 @@ def play_episodes(
     `max_episode_steps` is by default the run's, or what `auto` means for the environment.
     """
     limit = _episode_limit(env) if max_episode_steps is None else max_episode_steps
+    if not isinstance(policy, Policy):
+        raise ConfigError(
+            f"evaluate takes a policy first, got {type(policy).__name__}; write "
+            "qfleet.evaluate(qfleet.load_policy(RUN), RUN)"
+        )
     with _environment(env, allow_code) as config:
         return _play(policy, config, episodes, seed, limit)
 
@@ -238,7 +246,6 @@ def _play(
     from qfleet.actors.evaluator import Evaluator
     from qfleet.common import envs
     from qfleet.common.episode_limits import episode_limit
-    from qfleet.common.errors import ConfigError
 
     spec = envs.describe_environment(config)
     wanted = (policy.spec.observation_shape, policy.spec.n_actions)

@@ -87,6 +87,11 @@ def train(
         ConfigError, ResourcesError, CheckpointError: before anything was started.
         Exception: a bug, after the summary was written.
     """
+    if not isinstance(config, Config):
+        raise ConfigError(
+            f"train takes a qfleet.Config, got {type(config).__name__}; write "
+            "qfleet.Config.preset(NAME, {KEY: VALUE})"
+        )
     config = _with_lean(config, False)
     return _train(config, on_evaluation, resume, run_dir, init_from, time.monotonic())
 
@@ -134,6 +139,7 @@ def _train(
     with directory:
         point = find_point(directory) if target is not None else None
         outcome = Outcome(started_s, point, init_params)
+        outcome.init_from = None if init_from is None else str(init_from)
         if saved is not None:
             outcome.resume_kind = _resume_kind(saved, resolved, point)
         return _train_in(directory, resolved, spec, outcome, on_evaluation)

@@ -327,3 +327,10 @@ def test_describe_environment_of_discrete_observations_counts_the_one_hot():
 
     assert spec.observation_shape == (16,)
     assert spec.n_actions == 4
+
+
+def test_environment_by_a_factory_inherits_no_threshold_of_what_it_wraps():
+    config = EnvConfig(factory="gymnasium:make", kwargs={"id": "CartPole-v1"})
+
+    assert envs.describe_environment(config).reward_threshold is None
+    assert envs.describe_environment(EnvConfig()).reward_threshold == 475.0

@@ -95,6 +95,7 @@ def test_safetensors_file_loads_without_qfleet(tmp_path):
         "normalization": "batch",
         "factory": None,
         "kwargs": {},
+        "activation": "relu",
         "n_inputs": 4,
         "n_actions": 2,
     }
@@ -108,7 +109,9 @@ def with_metadata(**changes: str | None) -> bytes:
     )
 
 
-GOOD_NETWORK = json.dumps({**NETWORK.model_dump(mode="json"), "n_inputs": 4, "n_actions": 2})
+GOOD_NETWORK = json.dumps(
+    {**NETWORK.model_dump(mode="json"), "activation": "relu", "n_inputs": 4, "n_actions": 2}
+)
 
 
 @pytest.mark.parametrize(

@@ -258,6 +258,17 @@ def test_observe_writes_a_row_each_period_with_speeds(make_session):
     assert session.writer.episodes == [(10.0, 10, 2.0), (20.0, 20, 2.0)]
 
 
+def test_epsilon_of_a_schedule_is_the_one_of_the_newest_episode_line(make_session):
+    session = make_session(actors__epsilon_schedule="linear")
+    session.observe(
+        report(stats(env_steps=30), learner_steps=10, episodes=[episode(9, 0.4), episode(9, 0.2)])
+    )
+
+    session.write_row()
+
+    assert session.writer.rows[-1][0]["rollout/epsilon"] == 0.2
+
+
 def test_on_next_update_calls_once_when_the_learner_has_moved(make_session):
     session = make_session()
     session.observe(report(learner_steps=40))

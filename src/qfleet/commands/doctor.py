@@ -46,6 +46,7 @@ PACKAGES: dict[str, tuple[str, str]] = {
     "scipy": ("scipy", "1.13"),
     "jinja2": ("jinja2", "3.1"),
     "pillow": ("PIL", "11"),
+    "filelock": ("filelock", "3.16"),
     "threadpoolctl": ("threadpoolctl", "3.5"),
     "psutil": ("psutil", "5.9"),
 }

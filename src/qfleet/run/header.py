@@ -31,6 +31,8 @@ def header_lines(
     if resume_kind is not None:
         at = f"learner step {point.checkpoint.learner_step:,}" if point else "the beginning"
         resumed = f" · resumed at {at}: {resume_kind}"
+    if outcome.init_from is not None:
+        resumed = f" · begins with the parameters of {outcome.init_from}"
     return [
         f"qfleet: {ray} · device {config.learner.device} · "
         f"learner {learner_path} · "

@@ -22,6 +22,8 @@ class Outcome:
     """The checkpoint to go on from."""
     init_params: dict[str, Array] | None = None
     """Another run's parameters to begin with."""
+    init_from: str | None = None
+    """That run."""
     reason: str = ""
     error: QfleetError | None = None
     crash: Exception | None = None

@@ -37,7 +37,7 @@ TIME_LEARNER_STEPS = "time/learner_steps"
 METRIC_UNITS: dict[str, str] = {
     ROLLOUT_RETURN_MEAN: "mean undiscounted return of the last training episodes, ε-greedy",
     ROLLOUT_LENGTH_MEAN: "mean length of those episodes, in env steps",
-    ROLLOUT_EPSILON: "mean exploration rate of those episodes",
+    ROLLOUT_EPSILON: "exploration rate of the newest episode; with the ladder the mean over those",
     EVAL_RETURN_MEAN: "mean undiscounted return of a greedy evaluation, in the row after it only",
     LEARNER_LOSS: "mean loss per update since the previous row",
     LEARNER_Q_MEAN: "mean Q-value of the actions drawn, online network",

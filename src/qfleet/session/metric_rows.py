@@ -18,8 +18,13 @@ def metric_row(
     *,
     env_steps_per_s: float,
     learner_steps_per_s: float,
+    has_ladder: bool,
 ) -> dict[str, float]:
-    """Values by metric name; `recent` are the newest training episodes, if there are any yet."""
+    """Values by metric name; `recent` are the newest training episodes, if there are any yet.
+
+    With the ladder each sub-environment has an ε of its own, and their mean is told; a schedule's ε
+    is that of the newest episode, as its line says.
+    """
     learner = report.learner
     values = {
         metrics.LEARNER_LOSS: learner.loss,
@@ -41,7 +46,8 @@ def metric_row(
         n = len(recent)
         values[metrics.ROLLOUT_RETURN_MEAN] = sum(e.episode_return for e in recent) / n
         values[metrics.ROLLOUT_LENGTH_MEAN] = sum(e.length_env_steps for e in recent) / n
-        values[metrics.ROLLOUT_EPSILON] = sum(e.epsilon for e in recent) / n
+        mean_epsilon = sum(e.epsilon for e in recent) / n
+        values[metrics.ROLLOUT_EPSILON] = mean_epsilon if has_ladder else recent[-1].epsilon
     return values
 
 

@@ -117,6 +117,7 @@ class Progress:
                 self._recent,
                 env_steps_per_s=self._speeds[0],
                 learner_steps_per_s=self._speeds[1],
+                has_ladder=self.config.actors.epsilon_schedule == "ladder",
             ),
             env_steps=counters.env_steps,
             learner_steps=counters.learner_steps,
