@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qfleet.common.errors import ConfigError
-from qfleet.run_files.durable import replace_synced
+from qfleet.run_files.durable import TEMPORARY_PREFIX, replace_synced
 from qfleet.run_files.find_runs import SUMMARY_FILE
 
 FLEET_FILE = "fleet.json"
@@ -164,8 +164,10 @@ def read_summary(run_dir: Path) -> RunSummary | None:
 
 
 def write_fleet_tables(tables: FleetTables, run_dir: Path) -> None:
-    """Write fleet.json, which tells of a run that has not ended yet."""
-    replace_synced(run_dir / FLEET_FILE, tables.model_dump_json() + "\n")
+    """Write fleet.json, which tells of a run that has not ended yet; whole, but not durably."""
+    temporary = run_dir / f"{TEMPORARY_PREFIX}{FLEET_FILE}"
+    temporary.write_text(tables.model_dump_json() + "\n", encoding="utf-8")
+    temporary.replace(run_dir / FLEET_FILE)
 
 
 def read_fleet_tables(run_dir: Path) -> FleetTables:
