@@ -124,12 +124,10 @@ def _trusted(code: dict[str, str], where: Path, allow_code: bool) -> Iterator[No
 
 def load_run_config(run: str | Path | None) -> Config:
     """The resolved configuration that a run was trained with."""
-    import yaml
+    from qfleet.run_files.find_runs import find_run
+    from qfleet.run_files.resume import load_saved_config
 
-    from qfleet.run_files.find_runs import CONFIG_FILE, find_run
-
-    text = (find_run(run) / CONFIG_FILE).read_text()
-    return Config.model_validate(yaml.safe_load(text))
+    return load_saved_config(find_run(run))
 
 
 def _env_config(env: str | Path | EnvConfig) -> tuple[EnvConfig, Path | None]:

@@ -305,3 +305,11 @@ def test_find_point_of_an_older_format_says_what_can_be_done_with_it(run, monkey
         checkpoint(run, 1, {"session.json": b"{}"})
     with pytest.raises(CheckpointError, match=r"format 1.*can be played.*--init-from"):
         find_point(run)
+
+
+@pytest.mark.parametrize("text", ["[1]", "a: [", "learner: {batch_size: many}", "more: 1"])
+def test_load_saved_config_of_a_damaged_file_is_exit_2_and_names_it(run, text):
+    run.config_path.write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.yaml") as caught:
+        load_saved_config(run.path)
+    assert caught.value.exit_code == 2

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from qfleet.settings.yaml_settings import dump, parse_value, read_settings
+from qfleet.common.errors import ConfigError
+from qfleet.settings.yaml_settings import dump, load_plain, parse_value, read_settings
 
 SECTIONS = ("learner", "env", "run")
 
@@ -97,3 +98,45 @@ def test_dump_quotes_text_that_looks_like_something_else():
 
     assert parse_value(text) == content
     assert yaml.safe_load(text)["env"]["kwargs"]["b"] == "off"
+
+
+DEEP = "a: " + "[" * 103 + "]" * 103
+DEEPER = "a: " + "[" * 400 + "]" * 400
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+SELF = "a: &a [*a]"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (DEEP, "nested more than 100 deep"),
+        (DEEPER, "nested more than 100 deep"),
+        (SELF, "nested more than 100 deep"),
+        (BOMB, "stands for more than 100,000 values"),
+    ],
+    ids=["deep", "deeper", "self", "bomb"],
+)
+def test_yaml_that_is_more_than_a_configuration_is_a_problem_at_once(text, words):
+    settings, [problem] = read_settings(text, "bad.yaml", ())
+
+    assert settings == []
+    assert words in str(problem)
+    with pytest.raises(ConfigError, match=r"bad\.yaml"):
+        load_plain(text, "bad.yaml")
+    assert parse_value(text) == text
+    assert parse_value(text.removeprefix("a: ")) == text.removeprefix("a: ")
+
+
+def test_load_plain_reads_what_dump_wrote_and_names_the_file_of_what_is_no_yaml():
+    content = {"a": {"b": [1, 2.5, None, True, "no"]}, "c": "1e3"}
+
+    assert load_plain(dump(content), "x.yaml") == content
+    assert load_plain("", "x.yaml") == {}
+    with pytest.raises(ConfigError, match=r"x\.yaml cannot be read as YAML"):
+        load_plain("a: [", "x.yaml")
+    with pytest.raises(ConfigError, match=r"x\.yaml must hold keys"):
+        load_plain("[1]", "x.yaml")

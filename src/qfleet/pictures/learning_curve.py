@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from qfleet.common.types import Array
 from qfleet.run_files.durable import TEMPORARY_PREFIX
 from qfleet.run_files.find_runs import CONFIG_FILE
 from qfleet.run_files.metrics import EVAL_RETURN_MEAN, read_metrics, read_monitor
 from qfleet.run_files.run_directory import LEARNING_CURVE_FILE
+from qfleet.settings.yaml_settings import load_plain
 
 MAX_POINTS = 5000
 """Scattered points beyond this are thinned evenly; the mean is taken over all episodes."""
@@ -146,8 +146,7 @@ def _title(config: dict[str, Any], run_dir: Path) -> str:
 
 def _read_config(run_dir: Path) -> dict[str, Any]:
     path = run_dir / CONFIG_FILE
-    content = yaml.safe_load(path.read_text()) if path.is_file() else None
-    return content if isinstance(content, dict) else {}
+    return load_plain(path.read_text(), str(path)) if path.is_file() else {}
 
 
 def _configured_threshold(config: dict[str, Any]) -> float | None:

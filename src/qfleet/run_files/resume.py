@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from pydantic import ValidationError
 
 from qfleet.common.capture_stream import restoring
 from qfleet.common.errors import CheckpointError, ConfigError
@@ -21,6 +21,7 @@ from qfleet.run_files.run_directory import RunDirectory
 from qfleet.run_files.summary import read_summary
 from qfleet.settings.config import Config, section_names
 from qfleet.settings.problems import show_value
+from qfleet.settings.yaml_settings import load_plain
 
 CHANGEABLE_SECTIONS = frozenset({"run", "eval", "metrics", "ray"})
 CHANGEABLE_KEYS = frozenset({"actors.count"})
@@ -59,8 +60,18 @@ def target_of(resume: str | None, run_dir: str | None) -> Path | None:
 
 
 def load_saved_config(run: Path) -> Config:
-    """The resolved configuration that the run was started with."""
-    return Config.model_validate(yaml.safe_load((run / CONFIG_FILE).read_text()))
+    """The resolved configuration that the run was started with.
+
+    Raises:
+        ConfigError: when its file is damaged, or of a qfleet with other keys.
+    """
+    path = run / CONFIG_FILE
+    try:
+        return Config.model_validate(load_plain(path.read_text(), str(path)))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise ConfigError(f"{path}: {where}: {first['msg']}") from error
 
 
 def with_saved_numbers(wanted: Config, saved: Config) -> Config:

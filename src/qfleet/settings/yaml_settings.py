@@ -9,10 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import yaml
 
+from qfleet.common.errors import ConfigError
 from qfleet.settings.problems import Problem
+
+MAX_DEPTH = 100
+MAX_VALUES = 100_000
 
 _RESOLVERS: tuple[tuple[str, str, str], ...] = (
     ("bool", r"(?:true|True|TRUE|false|False|FALSE)", "tTfF"),
@@ -67,11 +72,55 @@ class Setting:
 
 
 def parse_value(text: str) -> object:
-    """One value in YAML; text that is no YAML stays text."""
+    """One value in YAML; text that is no YAML, or too much of it, stays text."""
     try:
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError):
+        root = yaml.compose(text, Loader=_Loader)
+        return text if root is not None and _excess(root) else yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text
+
+
+def load_plain(text: str, name: str) -> dict[str, Any]:
+    """A whole file of keys and values that a program wrote; none when it is empty.
+
+    Raises:
+        ConfigError: when it is not YAML, or more than a configuration can be.
+    """
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        excess = None if root is None else _excess(root)
+        content = {} if root is None or excess else yaml.safe_load(text)
+    except RecursionError:
+        excess = f"is nested more than {MAX_DEPTH} deep"
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{name} cannot be read as YAML: {error}") from error
+    if excess is None and not isinstance(content, dict):
+        excess = "must hold keys and values, such as `seed: 1`"
+    if excess is not None:
+        raise ConfigError(f"{name} {excess}")
+    return dict(content)
+
+
+def _excess(root: yaml.Node) -> str | None:
+    """What makes it more than a configuration can be: aliases count as often as they stand."""
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node, depth: int) -> int:
+        if isinstance(node, yaml.ScalarNode):
+            return 1
+        if depth > MAX_DEPTH:  # also of a node that holds itself
+            raise RecursionError
+        if id(node) not in sizes:
+            pairs = isinstance(node, yaml.MappingNode)
+            parts = [part for pair in node.value for part in pair] if pairs else node.value
+            sizes[id(node)] = 1 + sum(size(part, depth + 1) for part in parts)
+        return sizes[id(node)]
+
+    try:
+        n_values = size(root, 0)
+    except RecursionError:
+        return f"is nested more than {MAX_DEPTH} deep"
+    return f"stands for more than {MAX_VALUES:,} values" if n_values > MAX_VALUES else None
 
 
 def dump(content: Mapping[str, object]) -> str:
@@ -92,6 +141,8 @@ def read_settings(
     """
     try:
         root = yaml.compose(text, Loader=_Loader)
+    except RecursionError:
+        return [], [Problem("--config", name, f"is nested more than {MAX_DEPTH} deep")]
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark is not None else ""
@@ -99,6 +150,8 @@ def read_settings(
         return [], [Problem("--config", name, f"is not YAML:{line} {reason}")]
     if root is None:
         return [], []
+    if excess := _excess(root):
+        return [], [Problem("--config", name, excess)]
     if not isinstance(root, yaml.MappingNode):
         return [], [Problem("--config", name, "must hold keys and values, such as `seed: 1`")]
     return _collect(list(_leaves(root, (), sections)), name, lines)

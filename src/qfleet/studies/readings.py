@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from qfleet.common.errors import ConfigError
 from qfleet.common.types import Array
@@ -24,6 +23,7 @@ from qfleet.run_files.metrics import (
     read_metrics,
     read_monitor,
 )
+from qfleet.settings.yaml_settings import load_plain
 
 DIVERGED_EXIT_CODE = 4
 TRACES = (LEARNER_Q_MEAN, LEARNER_LOSS, LEARNER_GRAD_NORM)
@@ -108,10 +108,10 @@ def read_run(path: Path) -> Reading:
     if not file.is_file():
         raise ConfigError(f"{path} is no run directory: it holds no {CONFIG_FILE}")
     try:
-        config = flatten(yaml.safe_load(file.read_text()))
+        config = flatten(load_plain(file.read_text(), str(file)))
         summary_file = path / SUMMARY_FILE
         summary = json.loads(summary_file.read_text()) if summary_file.is_file() else {}
-    except (ValueError, yaml.YAMLError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     rows = read_metrics(path)
     evaluations = [row for row in rows if row.get(EVAL_RETURN_MEAN) is not None]
