@@ -15,8 +15,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import psutil
 from fault_runs import ANSWER_TIMEOUT_S, ROOT, Run
@@ -44,12 +45,17 @@ def says(run: Run, pattern: str) -> float:
     return took_s if run.process.poll() is None else float("inf")
 
 
+def summary_of(run: Run) -> dict[str, Any]:
+    """What the run left as its summary; empty without one."""
+    path = run.folder / "run" / "summary.json"
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
 def exits(run: Run, *codes: int) -> tuple[float, str]:
     """Seconds until the run has ended with one of these codes and a summary."""
     took_s = run.ends()
     code = run.process.returncode
-    summary = run.folder / "run" / "summary.json"
-    has_summary = summary.exists() and json.loads(summary.read_text())["exit_code"] == code
+    has_summary = summary_of(run).get("exit_code") == code
     is_right = code in codes and (has_summary or code == 2)
     return (took_s if is_right else float("inf")), f"exit {code}" + ", summary" * has_summary
 
@@ -160,9 +166,11 @@ def same_death_again() -> Answers:
             yield runtime, 60.0, took_s, answer
 
 
-def killed_driver() -> Answers:
+def killed_driver(
+    moments: Sequence[str] = ("raylet", "LearnerShell", "training"),
+) -> Answers:
     """Kill -9 of the driver: until no process and no file of Ray's is left."""
-    for moment in ("raylet", "LearnerShell", "training"):
+    for moment in moments:
         with Run() as run:
             run.learns() if moment == "training" else run.role(moment)
             children = psutil.Process(run.process.pid).children(recursive=True)

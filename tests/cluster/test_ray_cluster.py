@@ -19,7 +19,7 @@ def fake_ray(monkeypatch, tmp_path):
     seen = SimpleNamespace(inits=[], lean=False)
 
     class LeanStart:
-        def __init__(self, ray):
+        def __init__(self, ray, check):
             pass
 
         def __enter__(self):

@@ -116,7 +116,7 @@ def _start_own(ray: Any, plan: ClusterPlan, options: dict[str, Any]) -> OwnSessi
     place = _ray_folder()
     remove_orphans(place)
     own = OwnSession(place)
-    lean = lean_start(ray) if plan.is_lean else nullcontext()
+    lean = lean_start(ray, own.check) if plan.is_lean else nullcontext()
     try:
         with own.around_init(), lean, on_loopback():
             ray.init(

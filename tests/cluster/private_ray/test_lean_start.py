@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from qfleet.cluster.private_ray.lean_start import lean_start
+from qfleet.common.errors import ResourcesError
 
 ray = pytest.importorskip("ray")
 
@@ -78,3 +79,21 @@ def test_get_node_asks_only_once_the_node_is_registered(monkeypatch):
         assert services.get_node("host:1", "mine") == {"port": 1}
     assert known == []
     assert asked == ["host:1", ("host:1", "mine")]
+
+
+def test_get_node_does_not_wait_for_a_node_that_cannot_come(monkeypatch):
+    from ray._private import services
+
+    class Client:
+        def __init__(self, address):
+            pass
+
+        def get_all_node_info(self):
+            return []
+
+    def check():
+        raise ResourcesError("raylet ended with code -9")
+
+    monkeypatch.setattr(services, "GcsClient", Client)
+    with lean_start(ray, check), pytest.raises(ResourcesError, match="raylet ended"):
+        services.get_node("host:1", "mine")

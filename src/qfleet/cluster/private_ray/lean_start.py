@@ -32,12 +32,13 @@ class _Replacement(NamedTuple):
 
 
 @contextmanager
-def lean_start(ray: Any) -> Iterator[bool]:
+def lean_start(ray: Any, check: Callable[[], None] = lambda: None) -> Iterator[bool]:
     """Within the block `ray.init` starts no helpers; yields whether that is so.
 
+    `check` is called while the node is waited for, and raises when it cannot come any more.
     Everything is put back at its end. Not thread-safe: `ray.init` is not either.
     """
-    replacements = _replacements(ray)
+    replacements = _replacements(ray, check)
     with ExitStack() as stack:
         for owner, name, stand_in in replacements:
             stack.callback(setattr, owner, name, getattr(owner, name))
@@ -50,7 +51,7 @@ def was_tried(version: str) -> bool:
     return version.rpartition(".")[0] in TRIED_RELEASES
 
 
-def _replacements(ray: Any) -> list[_Replacement]:
+def _replacements(ray: Any, check: Callable[[], None]) -> list[_Replacement]:
     """What is replaced in this release of Ray; nothing when it was not tried or has changed."""
     if not was_tried(ray.__version__):
         return []
@@ -70,7 +71,7 @@ def _replacements(ray: Any) -> list[_Replacement]:
         *(_Replacement(node.Node, name, _start_nothing) for name in skipped),
         # The agents then start as they do where the dashboard's packages are not installed.
         _Replacement(utils, "get_dashboard_dependency_error", _no_dashboard),
-        _Replacement(services, "get_node", _get_node_soon(services, services.get_node)),
+        _Replacement(services, "get_node", _get_node_soon(services, services.get_node, check)),
     ]
 
 
@@ -82,7 +83,9 @@ def _no_dashboard() -> ImportError:
     return ImportError("this cluster has no dashboard")
 
 
-def _get_node_soon(services: Any, get_node: Callable[[str, str], Any]) -> Callable[[str, str], Any]:
+def _get_node_soon(
+    services: Any, get_node: Callable[[str, str], Any], check: Callable[[], None]
+) -> Callable[[str, str], Any]:
     """`get_node` asks at once and then once a second; this waits until it will find the node."""
 
     def get_node_soon(gcs_address: str, node_id: str) -> Any:
@@ -91,6 +94,7 @@ def _get_node_soon(services: Any, get_node: Callable[[str, str], Any]) -> Callab
         while time.monotonic() < deadline_s:
             if any(known.hex() == node_id for known in client.get_all_node_info()):
                 break
+            check()
             time.sleep(NODE_POLL_S)
         return get_node(gcs_address, node_id)
 

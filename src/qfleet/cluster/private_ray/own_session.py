@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 
 from qfleet.cluster.private_ray import guard_process
+from qfleet.common.errors import ResourcesError
 
 OWNER_FILE = "qfleet_owner.json"
 
@@ -31,6 +32,7 @@ class OwnSession:
 
     def __init__(self, place: Path) -> None:
         """`place`: where Ray will make its session directory."""
+        self._services: list[subprocess.Popen[bytes]] = []
         pid = str(os.getpid())
         before = map(str, place.glob(f"session_*_{pid}"))  # of an earlier Ray of this process
         self._guard = subprocess.Popen(
@@ -50,6 +52,7 @@ class OwnSession:
 
         def guarded(*arguments: Any, **options: Any) -> Any:
             process = popen(*arguments, start_new_session=True, **options)
+            self._services.append(process)
             assert self._guard.stdin is not None
             with suppress(OSError):  # somebody has killed the guard: the next run cleans up
                 self._guard.stdin.write(f"{process.pid}\n")
@@ -61,6 +64,19 @@ class OwnSession:
             yield
         finally:
             services.ConsolePopen = popen
+
+    def check(self) -> None:
+        """Raise when Ray's processes do not all live: its start waits a minute for a dead one.
+
+        Raises:
+            ResourcesError: with the one that has ended.
+        """
+        for service in self._services:
+            if service.poll() is not None:
+                raise ResourcesError(
+                    f"Ray did not start: {Path(service.args[0]).name} ended with code "  # type: ignore[index,arg-type]
+                    f"{service.returncode}"
+                )
 
     def end(self) -> None:
         """After Ray's end: what is left goes; nobody waits for it."""
