@@ -86,19 +86,32 @@ def answer(
 
 
 def ask(
-    call: Callable[[], Any], waiter: str, awaited: str, timeout_s: float = ANSWER_TIMEOUT_S
+    call: Callable[[], Any],
+    waiter: str,
+    awaited: str,
+    timeout_s: float = ANSWER_TIMEOUT_S,
+    *,
+    first: Any = None,
 ) -> Any:
     """`answer` to a call that may be made twice: one that is lost on its way is made again.
+
+    Args:
+        call: Makes it.
+        waiter: Who waits, in words.
+        awaited: For whom or what.
+        timeout_s: For how long at most for each answer.
+        first: The reference of the first call, where it was made before.
 
     Raises:
         WaitTimeoutError, RoleLostError, QfleetError: see `answer`.
     """
+    ref = call() if first is None else first
     for _ in range(MAX_CALLS - 1):
         try:
-            return answer(call(), waiter, awaited, timeout_s)
+            return answer(ref, waiter, awaited, timeout_s)
         except CallLostError:
-            continue
-    return answer(call(), waiter, awaited, timeout_s)
+            ref = call()
+    return answer(ref, waiter, awaited, timeout_s)
 
 
 def first_line(error: BaseException) -> str:

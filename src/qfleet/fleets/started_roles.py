@@ -6,10 +6,11 @@ Base of the lockstep fleet and of the asynchronous loop; the driver is the only 
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 from qfleet.cluster.plan import RunPlans
-from qfleet.cluster.roles import Roles, Waiting, answer, ask
+from qfleet.cluster.roles import Roles, Waiting, ask
 from qfleet.common.capture_stream import Streams
 from qfleet.common.types import EnvironmentSpec
 from qfleet.fleets.cuts import capture_learner_and_replay
@@ -61,15 +62,17 @@ class StartedRoles:
 
         Without actors nobody waits for theirs to start.
         """
-        shards = [self._ask_report(index) for index in range(len(self.roles.shards))]
-        actors = self.roles.actors.values() if with_actors else ()
-        pings = [actor.ping.remote() for actor in actors]
-        status = ask(self.roles.learner.status.remote, "driver", "the learner's status")
-        return make_report(
-            status,
-            [self._new_only(answer(ref, "driver", "replay counters")) for ref in shards],
-            [answer(ref, "driver", "an actor's counters") for ref in pings],
-        )
+        shards = range(len(self.roles.shards))
+        counters = [partial(self._ask_report, index) for index in shards]
+        pings = [actor.ping.remote for actor in self.roles.actors.values() if with_actors]
+        status = self.roles.learner.status.remote
+        refs = [call() for call in (status, *counters, *pings)]
+        told, *answers = [
+            ask(call, "driver", "a role's counters", first=ref)
+            for call, ref in zip((status, *counters, *pings), refs, strict=True)
+        ]
+        reports = [self._new_only(report) for report in answers[: len(counters)]]
+        return make_report(told, reports, answers[len(counters) :])
 
     def _ask_report(self, shard: int) -> Any:
         """A shard's counters; the episodes that were seen it need not tell again."""
