@@ -25,7 +25,6 @@ from typing import Any
 
 import ray
 
-from qfleet.common.capture_stream import encode_rows
 from qfleet.common.errors import WireFormatError
 from qfleet.common.inline_pieces import join, split
 from qfleet.common.messages import decode_chunk, decode_priority_update, encode_shard_sample
@@ -42,9 +41,10 @@ from qfleet.common.types import (
 )
 from qfleet.replay_server.build import build_shard
 from qfleet.replay_server.held_calls import HeldCalls
+from qfleet.replay_server.numbered_pieces import NumberedPieces
 from qfleet.replay_server.plan import ReplayPlan
 from qfleet.replay_server.rejections import Rejections
-from qfleet.replay_server.shard_capture import FrozenShard, RestoringShard
+from qfleet.replay_server.shard_capture import RestoringShard
 
 SAMPLE_HOLD_S = 0.2
 """A request for draws that the limiter holds back is answered None after this: silence of the
@@ -84,8 +84,7 @@ class ReplayServerShell:
         self._gate_is_open = False
         self._replay_s = 0.0
         self._sampling_clock = StageClock()
-        self._frozen: FrozenShard | None = None
-        self._piece_number = 0
+        self._pieces: NumberedPieces | None = None
         self._restoring: RestoringShard | None = None
 
     @ray.method(concurrency_group="insert")
@@ -259,38 +258,35 @@ class ReplayServerShell:
             self._inserting.wake_all()
 
     def freeze(self, contents: bool) -> bytes:
-        """Keep the core's state of this moment for `next_piece` to give out; returns its head.
+        """Keep the core's state of now for `next_piece`; returns its head.
 
         An insert waits when the reader is too slow for it. Without contents: counters and ledger.
         """
         with self._lock:
-            self._frozen, self._piece_number = self._core.freeze(contents), 0
-        return self._frozen.head()
+            frozen = self._core.freeze(contents)
+            self._pieces = NumberedPieces(frozen)
+        return frozen.head()
 
-    def next_piece(self, n_parts: int = 1) -> list[Any]:
-        """Its number, and the next messages of the frozen state's stream after its head, in parts.
+    def next_piece(self, number: int, n_parts: int = 1) -> list[bytes] | list[None]:
+        """A piece of the frozen state after its head, in parts (`inline_pieces`); None at its end.
 
-        The parts (`inline_pieces`) are None at the end. Calls may overtake one another.
+        Calls may overtake one another, and one may be made again.
         """
         with self._lock:
-            rows = [] if self._frozen is None else self._frozen.take()
+            piece = b"" if self._pieces is None else self._pieces.piece(number)
             self._inserting.wake()  # one may have waited for room
-        number, self._piece_number = self._piece_number, self._piece_number + 1
-        if not rows:
-            self._frozen = None
-            return [number, *[None] * n_parts]
-        return [number, *split(b"".join(map(encode_rows, rows)), n_parts)]
+        return split(piece, n_parts) if piece else [None] * n_parts
 
     def drop_frozen(self) -> None:
         """Nobody asks for the rest: inserts need not wait for it."""
         with self._lock:
-            if self._frozen is not None:
-                self._frozen.release()
-            self._frozen = None
+            if self._pieces is not None:
+                self._pieces.release()
+            self._pieces = None
             self._inserting.wake()
 
     def restore_piece(self, number: int, *parts: bytes) -> None:
-        """A piece, in parts, of a stream that `end_restore` completes; taken in its turn."""
+        """A piece, in parts, of a stream that `end_restore` completes; taken in its turn, once."""
         self._restoring = self._restoring or self._core.restoring()
         with self._lock:
             self._restoring.take_numbered(number, join(parts))

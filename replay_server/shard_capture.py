@@ -154,8 +154,9 @@ class RestoringShard:
         self._next_number = 0
 
     def take_numbered(self, number: int, piece: bytes) -> None:
-        """A piece that may have overtaken those before it; it waits for its turn."""
-        self._early[number] = piece
+        """A piece that may have overtaken others, or come twice; it waits for its turn."""
+        if number >= self._next_number:
+            self._early[number] = piece
         while self._next_number in self._early:
             self.take(self._early.pop(self._next_number))
             self._next_number += 1

@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 
+from qfleet.cluster.exposure import ensure_token
 from qfleet.common import user_code
 
 _CACHE = tempfile.TemporaryDirectory(prefix="qfleet-test-cache-")
 # Compiled packages of this machine's user must not decide which bits a test computes.
 os.environ["QFLEET_CACHE"] = _CACHE.name
+# Ray reads how it authenticates once in a process, whoever touches it first.
+ensure_token()
 
 
 @pytest.fixture(autouse=True)

@@ -31,6 +31,7 @@ def test_error_survives_pickle_with_its_message(error):
         (errors.RoleLostError, 5),
         (errors.CallLostError, 5),
         (errors.WaitTimeoutError, 5),
+        (errors.ClusterLostError, 5),
         (errors.EnvironmentFailedError, 5),
         (errors.MemoryLimitError, 5),
         (errors.WireFormatError, 1),
@@ -43,7 +44,7 @@ def test_error_ends_the_command_with_its_exit_code(error, exit_code):
 
 
 def test_every_error_class_has_an_expected_exit_code():
-    assert len(CLASSES) == 13
+    assert len(CLASSES) == 14
 
 
 def test_caller_mistakes_are_value_errors_too():

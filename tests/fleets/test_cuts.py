@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from qfleet.cluster import roles
 from qfleet.common.capture_stream import encode_capture, messages
+from qfleet.common.errors import CallLostError
 from qfleet.common.inline_pieces import join, split
 from qfleet.common.types import Capture
 from qfleet.fleets import cuts
@@ -18,12 +19,11 @@ STREAM = b"".join(encode_capture(Capture({"x": 1}, {"a": np.arange(1000.0)}), 80
 
 
 class FakeShard:
-    """Gives a stream out, two calls at a time in the wrong order, and takes one back."""
+    """Gives a stream out by number, losing the first answer to some, and takes one back."""
 
     def __init__(self) -> None:
         self.head, *self.rest = map(bytes, messages(STREAM))
-        self.given = itertools.count()
-        self.early: list[list[Any]] = []
+        self.lost = {0, 2}
         self.dropped = 0
         self.taken: dict[int, bytes] = {}
         self.ended_with: int | None = None
@@ -35,21 +35,16 @@ class FakeShard:
         self.restore_piece = SimpleNamespace(remote=self._restore)
         self.end_restore = SimpleNamespace(remote=self._end)
 
-    def _next(self, n_parts: int) -> Any:
+    def _next(self, number: int, n_parts: int) -> Any:
         def answer() -> list[Any]:
-            if not self.early:  # the other call was executed before this one
-                mine, others = self._take(n_parts), self._take(n_parts)
-                self.early.append(mine)
-                return others
-            return self.early.pop()
+            if number in self.lost:
+                self.lost.discard(number)
+                raise CallLostError("the call was lost")
+            if number >= len(self.rest):
+                return [None] * n_parts
+            return list(split(self.rest[number], n_parts))
 
         return answer
-
-    def _take(self, n_parts: int) -> list[Any]:
-        number = next(self.given)
-        if number >= len(self.rest):
-            return [number, *[None] * n_parts]
-        return [number, *split(self.rest[number], n_parts)]
 
     def _drop(self) -> None:
         self.dropped += 1
@@ -66,12 +61,14 @@ class FakeShard:
 @pytest.fixture
 def shard(monkeypatch: pytest.MonkeyPatch) -> FakeShard:
     monkeypatch.setattr(cuts, "answer", lambda ref, *_: ref())
+    monkeypatch.setattr(roles, "answer", lambda ref, *_: ref())
     return FakeShard()
 
 
-def test_pieces_that_overtake_one_another_are_put_in_order(shard: FakeShard) -> None:
+def test_piece_whose_answer_was_lost_is_asked_for_again(shard: FakeShard) -> None:
     assert b"".join(cuts._pull_frozen(shard, True, "a shard")) == STREAM
-    assert shard.dropped == 0
+    assert shard.lost == set()
+    assert shard.dropped == 1
 
 
 @pytest.mark.parametrize("n_read", [1, 2, 5])

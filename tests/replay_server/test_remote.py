@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -302,13 +303,26 @@ def test_reasons_of_refused_chunks_are_bounded_in_number_and_length():
     assert len(json.dumps(counts)) < 5_000
 
 
-def test_pieces_are_numbered_in_the_order_in_which_they_were_taken():
-    shell = make_shell(samples_per_insert=None)
-    shell.insert(make_chunk(0))
-    shell.freeze(True)
-    assert [shell.next_piece(1)[0] for _ in range(3)] == [0, 1, 2]
-    shell.freeze(True)
-    assert shell.next_piece(1)[0] == 0
+def test_piece_is_the_same_whenever_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr("qfleet.replay_server.shard_capture.PIECE_BYTES", 1)
+    shell = make_shell(samples_per_insert=None, capacity=64)
+    for seq in range(16):
+        shell.insert(make_chunk(seq))
+    wanted = [shell.freeze(True), *rest(shell)]
+
+    got, number = [shell.freeze(True)], 0
+    while True:
+        # The call behind it has overtaken it, and its own answer was lost once.
+        later, first = shell.next_piece(number + 1), shell.next_piece(number)
+        assert shell.next_piece(number) == first
+        assert shell.next_piece(number + 1) == later
+        if first[0] is None:
+            break
+        got.append(first[0])
+        number += 1
+
+    assert got == wanted
+    assert len(got) > 4
 
 
 def pulled(shell: ReplayServerShell) -> bytes:
@@ -316,7 +330,11 @@ def pulled(shell: ReplayServerShell) -> bytes:
 
 
 def rest(shell: ReplayServerShell) -> Iterator[bytes]:
-    while (parts := shell.next_piece(3)[1:])[0] is not None:
+    for number in itertools.count():
+        parts = shell.next_piece(number, 3)
+        if parts[0] is None:
+            shell.drop_frozen()
+            return
         yield join(parts)
 
 
@@ -350,7 +368,7 @@ def test_frozen_state_is_that_of_the_freeze_whatever_is_inserted_meanwhile(pool,
     assert list(got.arrays) == list(wanted.arrays)
     for name, array in wanted.arrays.items():
         np.testing.assert_array_equal(got.arrays[name], array)
-    assert shell.next_piece(2)[1:] == [None, None]
+    assert shell.next_piece(0, 2) == [None, None]
 
 
 def test_freeze_beside_inserts_restores_in_pieces_to_a_valid_shard(pool, monkeypatch):
@@ -370,6 +388,7 @@ def test_freeze_beside_inserts_restores_in_pieces_to_a_valid_shard(pool, monkeyp
     pieces[1:3] = pieces[2:0:-1]  # one overtakes another
     for number, piece in pieces:
         other.restore_piece(number, *split(piece, 3))
+        other.restore_piece(number, *split(piece, 3))  # its answer was lost
     other.end_restore()
     other._core.check_valid()
     inserted = other.stats()[1]
@@ -388,12 +407,12 @@ def test_insert_that_overruns_a_cut_waits_for_the_reader_or_its_end(pool, monkey
 
     waiting = pool.submit(shell.insert, make_chunk(3))
     until(lambda: len(shell._inserting) == 1)
-    shell.next_piece()
+    shell.next_piece(0)
     assert accepted(waiting.result(TIMEOUT_S))
     waiting = pool.submit(shell.insert, make_chunk(4))
     shell.drop_frozen()
     assert accepted(waiting.result(TIMEOUT_S))
-    assert shell.next_piece(2)[1:] == [None, None]
+    assert shell.next_piece(0, 2) == [None, None]
 
 
 def test_cut_of_a_large_shard_needs_no_second_copy_of_it():

@@ -8,10 +8,12 @@ their way.
 from __future__ import annotations
 
 import collections
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
-from qfleet.cluster.roles import Roles, answer
+from qfleet.cluster.roles import Roles, answer, ask
 from qfleet.common.capture_stream import Streams, pieces_of, restoring
 from qfleet.common.inline_pieces import join, split
 from qfleet.common.messages import encode_snapshot
@@ -29,8 +31,7 @@ def capture_learner_and_replay(roles: Roles, replay_contents: bool) -> Streams:
     Shards are independent of one another, so their moments may differ; one that had to wait for its
     turn would only keep rows that are overwritten meanwhile.
     """
-    ref = roles.learner.capture.remote()
-    parts = answer(ref, "driver", "the learner's state")
+    parts = ask(roles.learner.capture.remote, "driver", "the learner's state")
     files: Streams = {f"{name}.qflt": [data] for name, data in decode_parts(parts).items()}
     for index, shard in enumerate(roles.shards):
         who = f"replay shard {index}'s state"
@@ -40,37 +41,39 @@ def capture_learner_and_replay(roles: Roles, replay_contents: bool) -> Streams:
 
 def _pull_frozen(shard: Any, contents: bool, who: str) -> Iterator[bytes]:
     """A shard's state as of the first `next`, pulled piece by piece with two on their way."""
-    head = answer(shard.freeze.remote(contents), "driver", who)
-    next_piece = shard.next_piece.options(num_returns=1 + PARTS)
-    waiting = collections.deque(next_piece.remote(PARTS) for _ in range(PIECES_IN_FLIGHT))
-    early: dict[int, bytes] = {}
-    n_given = 0
+    head = ask(lambda: shard.freeze.remote(contents), "driver", who)
     try:
         yield head
+        # By number, so that one whose answer was lost is given out again.
+        calls = (partial(_call_for_piece, shard, number) for number in itertools.count())
+        waiting = collections.deque((c, c()) for c in itertools.islice(calls, PIECES_IN_FLIGHT))
         while waiting:
-            number, *parts = answer(waiting.popleft(), "driver", who)
+            call, ref = waiting.popleft()
+            parts = ask(call, "driver", who, first=ref)
             if parts[0] is not None:
-                waiting.append(next_piece.remote(PARTS))
-                early[number] = join(parts)
-            while n_given in early:
-                yield early.pop(n_given)
-                n_given += 1
-    except BaseException:
-        # A full disk, for example: inserts must not wait for a reader that has gone.
+                call = next(calls)
+                waiting.append((call, call()))
+                yield join(parts)
+    finally:
+        # Also when the disk was full: inserts must not wait for a reader that has gone.
         shard.drop_frozen.remote()
-        raise
+
+
+def _call_for_piece(shard: Any, number: int) -> Any:
+    return shard.next_piece.options(num_returns=PARTS).remote(number, PARTS)
 
 
 def init_learner_params(roles: Roles, arrays: dict[str, Array]) -> None:
     """Give the learner another run's parameters before it starts."""
     data = encode_snapshot(ParamsSnapshot(0, 0, 0, False, arrays))
-    answer(roles.learner.init_params.remote(data), "driver", "the learner to take parameters")
+    call = partial(roles.learner.init_params.remote, data)
+    ask(call, "driver", "the learner to take parameters")
 
 
 def restore_learner_and_replay(roles: Roles, files: Mapping[str, memoryview]) -> None:
     """The inverse of `capture_learner_and_replay`, from a checkpoint's mapped files."""
-    ref = roles.learner.restore.remote(bytes(files["learner.qflt"]), bytes(files["planner.qflt"]))
-    answer(ref, "driver", "the learner to restore")
+    states = [bytes(files[f"{name}.qflt"]) for name in ("learner", "planner")]
+    ask(partial(roles.learner.restore.remote, *states), "driver", "the learner to restore")
     for index, shard in enumerate(roles.shards):
         who = f"replay shard {index} to restore"
         _push(shard, _pieces(files, f"replay-{index}.qflt"), who)
@@ -84,9 +87,12 @@ def _pieces(files: Mapping[str, memoryview], name: str) -> Iterator[memoryview]:
 def _push(shard: Any, pieces: Iterable[memoryview], who: str) -> None:
     waiting: collections.deque[Any] = collections.deque()
     for number, piece in enumerate(pieces):
-        waiting.append(shard.restore_piece.remote(number, *split(bytes(piece), PARTS)))
+        call = partial(shard.restore_piece.remote, number, *split(bytes(piece), PARTS))
+        waiting.append((call, call()))
         if len(waiting) >= PIECES_IN_FLIGHT:
-            answer(waiting.popleft(), "driver", who)
-    for ref in waiting:
-        answer(ref, "driver", who)
+            call, ref = waiting.popleft()
+            ask(call, "driver", who, first=ref)
+    for call, ref in waiting:
+        ask(call, "driver", who, first=ref)
+    # Not twice: the second one would restore nothing.
     answer(shard.end_restore.remote(), "driver", who)
