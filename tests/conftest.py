@@ -67,8 +67,12 @@ class HandRay:
 
         self.exceptions = ray.exceptions
         self.now_s = 1000.0
+        self.killed: list[Any] = []
         self.on_idle: Callable[[], None] = lambda: None
         """Called when a wait finds nothing, after its time has passed."""
+
+    def kill(self, handle: Any, *, no_restart: bool) -> None:
+        self.killed.append(handle)
 
     def put(self, value: Any) -> Call:
         call = Call("put", ())
@@ -110,10 +114,15 @@ def hand_ray(monkeypatch: pytest.MonkeyPatch) -> Callable[[ModuleType], HandRay]
 
     def into(*modules: ModuleType) -> HandRay:
         for module in modules:
-            monkeypatch.setattr(module, "ray", by_hand)
+            if hasattr(module, "import_ray"):
+                monkeypatch.setattr(module, "import_ray", lambda: by_hand)
+            else:
+                monkeypatch.setattr(module, "ray", by_hand)
             if hasattr(module, "time"):
                 clock = SimpleNamespace(
-                    monotonic=lambda: by_hand.now_s, perf_counter=lambda: by_hand.now_s
+                    monotonic=lambda: by_hand.now_s,
+                    perf_counter=lambda: by_hand.now_s,
+                    sleep=lambda seconds: by_hand.wait([], timeout=seconds),
                 )
                 monkeypatch.setattr(module, "time", clock)
         return by_hand

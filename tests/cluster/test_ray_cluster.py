@@ -111,3 +111,25 @@ def test_ray_that_does_not_start_is_a_matter_of_resources_and_puts_all_back(fake
         ray_cluster.connect(plan_of(), print)
     assert raised.value.exit_code == 2
     assert services.ConsolePopen is before
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        ([], "joining Ray at 10.0.0.1:6379"),
+        (["10.0.0.2:6379"], "joining Ray at 10.0.0.1:6379; others answer too: 10.0.0.2:6379"),
+    ],
+)
+def test_auto_says_the_address_that_it_found_and_warns_of_others(
+    fake_ray, monkeypatch, others, said
+):
+    monkeypatch.setattr(ray_cluster, "resolve", lambda address: ("10.0.0.1:6379", others))
+    monkeypatch.setattr(ray_cluster, "probe", lambda address, written: None)
+    monkeypatch.setattr(ray_cluster, "join", lambda ray, address, options: None)
+    monkeypatch.setattr(ray_cluster, "_wait_for_resources", lambda ray, plan, tell: None)
+    told = []
+
+    cluster = ray_cluster.connect(plan_of(address="auto"), told.append)
+
+    assert told == [said]
+    assert cluster.own is None
