@@ -15,7 +15,7 @@ from qfleet.common.errors import InvariantError
 from qfleet.common.types import Array, Columns, ColumnSpec, check_columns
 from qfleet.replay_server.frozen_rows import FrozenRows
 
-_COLUMN = "column."
+COLUMN_PREFIX = "column."
 _INSERTED_AT_S = "inserted_at_s"
 
 
@@ -154,7 +154,7 @@ class RingStorage:
 
     def _arrays(self, rows: int) -> Columns:
         """All columns by their names in a capture, as views of the first `rows` slots."""
-        columns = {_COLUMN + name: column[:rows] for name, column in self._columns.items()}
+        columns = {COLUMN_PREFIX + name: column[:rows] for name, column in self._columns.items()}
         return {**columns, _INSERTED_AT_S: self._inserted_at_s[:rows]}
 
     def shapes(self, rows: int) -> Shapes:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         ResourcesError,
         RoleLostError,
     )
+    from qfleet.replay_dataset import ReplayDataset
     from qfleet.settings.config_loading import Config
     from qfleet.training import RunResult, train
 
@@ -32,6 +33,7 @@ __all__ = [
     "NonFiniteError",
     "Policy",
     "QfleetError",
+    "ReplayDataset",
     "ResourcesError",
     "RoleLostError",
     "RunResult",
@@ -48,6 +50,7 @@ _HOMES = {
     "NonFiniteError": "qfleet.common.errors",
     "Policy": "qfleet.api",
     "QfleetError": "qfleet.common.errors",
+    "ReplayDataset": "qfleet.replay_dataset",
     "ResourcesError": "qfleet.common.errors",
     "RoleLostError": "qfleet.common.errors",
     "RunResult": "qfleet.training",
