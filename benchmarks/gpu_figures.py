@@ -39,7 +39,8 @@ from machine import finish, make_parser
 from torch import Tensor
 
 from qfleet.bench.bench_record import Measurement
-from qfleet.common.networks import build_network, input_transform
+from qfleet.common.forward import input_transform
+from qfleet.common.networks import build_network
 from qfleet.learner.batch_stager import BatchStager
 from qfleet.learner.block_inputs import initial_block_inputs
 from qfleet.learner.fast.cuda_graph import Replay, StaticBlock, StaticFunction, capture_graph

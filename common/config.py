@@ -57,7 +57,17 @@ def parse_factory(value: object) -> object:
     return value
 
 
+def parse_flag(value: object) -> object:
+    """Accept `true` and `false` in any case where a flag is wanted, and nothing else."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    raise ValueError("must be true or false")
+
+
 Count = Annotated[int, Field(ge=1), BeforeValidator(parse_count)]
+Flag = Annotated[bool, BeforeValidator(parse_flag)]
 Factory = Annotated[str, BeforeValidator(parse_factory)]
 
 
@@ -97,6 +107,8 @@ class NetworkConfig(Section):
     """Units of each hidden linear layer; after the convolutions, where there are some."""
     normalization: Literal["batch", "layer", "none"] = "none"
     """After each hidden layer and convolution; `batch` is the course's."""
+    dueling: Flag = False
+    """Value and advantages in streams of their own, each with the last hidden layer (Wang 2016)."""
     factory: Factory | None = None
     """`module:function`, called as `function(n_inputs, n_actions, **kwargs) -> nn.Module`."""
     kwargs: dict[str, Any] = {}

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from qfleet.common.config import NetworkConfig
+from qfleet.common.network_plan import LinearPlan, Stack, network_plan
 from qfleet.common.types import Array
 
 NORM_EPSILON = 1e-5
@@ -24,50 +25,62 @@ class NumpyMlp:
     """
 
     def __init__(self, config: NetworkConfig, arrays: Mapping[str, Array]) -> None:
-        self._layers: list[tuple[Array, Array]] = []
-        self._layer_norms: list[tuple[Array, Array] | None] = []
-        index = 0
-        for _ in config.hidden_sizes:
-            weight = np.asarray(arrays[f"{index}.weight"], dtype=np.float64)
-            norm = None
-            if config.normalization == "none":
-                bias = np.asarray(arrays[f"{index}.bias"], dtype=np.float64)
-                index += 2
-            else:
-                bias = np.zeros(len(weight))
-                if config.normalization == "batch":
-                    weight, bias = _fold_batch_norm(weight, arrays, f"{index + 1}")
-                else:
-                    gain, offset = arrays[f"{index + 1}.weight"], arrays[f"{index + 1}.bias"]
-                    norm = (np.array(gain), np.array(offset))
-                index += 3
-            self._append(weight, bias)
-            self._layer_norms.append(norm)
-        self._append(arrays[f"{index}.weight"], arrays[f"{index}.bias"])
-        self._buffers: list[Array] = []
-
-    def _append(self, weight: Array, bias: Array) -> None:
-        transposed = np.ascontiguousarray(np.asarray(weight, dtype=np.float32).T)
-        self._layers.append((transposed, np.array(bias, dtype=np.float32)))
+        plan = network_plan(config, (0,), 0, 1)  # for the names; the arrays know their shapes
+        self._body = _NumpyStack(plan.body, arrays)
+        self._streams = [_NumpyStack(stack, arrays) for stack in plan.streams.values()]
 
     def q_values(self, observations: Array) -> Array:
         """`float32 [B, A]` for `[B, ...]` of any real dtype; a fresh array each call."""
         x = np.asarray(observations, dtype=np.float32).reshape(len(observations), -1)
+        x = self._body.outputs(x)
+        outputs = [stream.outputs(x) for stream in self._streams]
+        if len(outputs) == 1:
+            return outputs[0]
+        values, advantages = outputs
+        # Wang et al. 2016, eq. 9
+        return np.asarray(values + advantages - advantages.mean(axis=1, keepdims=True))
+
+
+class _NumpyStack:
+    """The layers of one stack."""
+
+    def __init__(self, stack: Stack, arrays: Mapping[str, Array]) -> None:
+        self._hidden = [_NumpyLayer(plan, arrays) for plan in stack if plan.is_hidden]
+        last = [_NumpyLayer(plan, arrays) for plan in stack if not plan.is_hidden]
+        self._last = last[0] if last else None
+        self._buffers: list[Array] = []
+
+    def outputs(self, x: Array) -> Array:
+        """Of the last layer, a fresh array; without one, of the last hidden layer."""
         if not self._buffers or len(self._buffers[0]) != len(x):
-            hidden = self._layers[:-1]
-            self._buffers = [np.empty((len(x), len(b)), np.float32) for _, b in hidden]
-        for (weight, bias), norm, out in zip(
-            self._layers, self._layer_norms, self._buffers, strict=False
-        ):
-            np.matmul(x, weight, out=out)
-            if norm is None:
-                out += bias
+            self._buffers = [
+                np.empty((len(x), len(layer.bias)), np.float32) for layer in self._hidden
+            ]
+        for layer, out in zip(self._hidden, self._buffers, strict=True):
+            np.matmul(x, layer.weight, out=out)
+            if layer.norm is None:
+                out += layer.bias
             else:
-                _layer_norm(out, *norm)
+                _layer_norm(out, *layer.norm)
             np.maximum(out, 0.0, out=out)
             x = out
-        weight, bias = self._layers[-1]
-        return np.asarray(x @ weight + bias)
+        return x if self._last is None else np.asarray(x @ self._last.weight + self._last.bias)
+
+
+class _NumpyLayer:
+    """One linear layer with what follows it folded in where that can be."""
+
+    def __init__(self, plan: LinearPlan, arrays: Mapping[str, Array]) -> None:
+        weight = np.asarray(arrays[f"{plan.name}.weight"], dtype=np.float64)
+        bias = arrays[f"{plan.name}.bias"] if plan.has_bias else np.zeros(len(weight))
+        self.norm: tuple[Array, Array] | None = None
+        if plan.normalization == "batch":
+            weight, bias = _fold_batch_norm(weight, arrays, plan.norm_name)
+        elif plan.normalization == "layer":
+            gain, offset = (arrays[f"{plan.norm_name}.{part}"] for part in ("weight", "bias"))
+            self.norm = (np.array(gain), np.array(offset))
+        self.weight = np.ascontiguousarray(np.asarray(weight, dtype=np.float32).T)
+        self.bias = np.array(bias, dtype=np.float32)
 
 
 def _fold_batch_norm(weight: Array, arrays: Mapping[str, Array], name: str) -> tuple[Array, Array]:

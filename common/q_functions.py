@@ -32,10 +32,10 @@ class TorchQFunctions:
     """
 
     def __init__(self, config: NetworkConfig, spec: EnvironmentSpec) -> None:
-        from qfleet.common import networks
+        from qfleet.common import forward, networks
 
         self._network = networks.build_network(config, spec, seed=0).eval()
-        self._transform = networks.input_transform(spec)
+        self._transform = forward.input_transform(spec)
         self._loaded: object = None
 
     def q_values(self, key: object, arrays: Mapping[str, Array], observations: Array) -> Array:

@@ -12,13 +12,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from qfleet.common.networks import (
-    Tensors,
-    build_network,
-    forward_function,
-    input_transform,
-    to_arrays,
-)
+from qfleet.common.forward import Tensors, forward_function, input_transform
+from qfleet.common.networks import build_network, to_arrays
 from qfleet.common.seeding import seed_int
 from qfleet.common.types import Array, EnvironmentSpec
 from qfleet.learner.losses import LOSSES

@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from qfleet.common.networks import Tensors, to_arrays
+from qfleet.common.forward import Tensors
+from qfleet.common.networks import to_arrays
 from qfleet.common.types import Array, EnvironmentSpec, ReplaySample
 from qfleet.learner.backend import Groups, LearnerPath, Measured
 from qfleet.learner.batch_stager import BatchStager

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qfleet.common.networks import Forward, InputTransform, Tensors
+from qfleet.common.forward import Forward, InputTransform, Tensors
 from qfleet.learner.losses import Loss
 from qfleet.learner.optimizers import (
     OPTIMIZERS,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qfleet.common.networks import Tensors
+from qfleet.common.forward import Tensors
 from qfleet.common.types import EnvironmentSpec
 from qfleet.learner.optimizers import Hyperparameters, OptimizerState
 from qfleet.learner.plan import LearnerPlan

@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from qfleet.common.config import NetworkConfig
+from qfleet.common.network_plan import network_plan
 from qfleet.common.types import Array, EnvironmentSpec
 
 _DIGITS = 24
@@ -29,22 +30,20 @@ def initial_network(
     random = np.random.RandomState(seed & 0xFFFFFFFF)  # as torch: the low half seeds the twister
     parameters: dict[str, Array] = {}
     buffers: dict[str, Array] = {}
-    index, width = 0, spec.n_inputs
-    for units in config.hidden_sizes:
-        parameters[f"{index}.weight"] = _uniform(random, (units, width), weight_bound(width))
-        if config.normalization == "none":
-            parameters[f"{index}.bias"] = _uniform(random, (units,), bias_bound(width))
-        else:
-            index += 1
-            parameters[f"{index}.weight"] = np.ones(units, np.float32)
-            parameters[f"{index}.bias"] = np.zeros(units, np.float32)
-        if config.normalization == "batch":
-            buffers[f"{index}.running_mean"] = np.zeros(units, np.float32)
-            buffers[f"{index}.running_var"] = np.ones(units, np.float32)
-            buffers[f"{index}.num_batches_tracked"] = np.zeros((), np.int64)
-        index, width = index + 2, units  # behind the ReLU
-    parameters[f"{index}.weight"] = _uniform(random, (spec.n_actions, width), weight_bound(width))
-    parameters[f"{index}.bias"] = _uniform(random, (spec.n_actions,), bias_bound(width))
+    plan = network_plan(config, (spec.n_inputs,), spec.n_actions, spec.n_actions)
+    for layer in plan.linear_layers():
+        fan_in, units, norm = layer.n_inputs, layer.n_outputs, layer.norm_name
+        shape = (units, fan_in)
+        parameters[f"{layer.name}.weight"] = _uniform(random, shape, weight_bound(fan_in))
+        if layer.has_bias:
+            parameters[f"{layer.name}.bias"] = _uniform(random, (units,), bias_bound(fan_in))
+        if layer.normalization != "none":
+            parameters[f"{norm}.weight"] = np.ones(units, np.float32)
+            parameters[f"{norm}.bias"] = np.zeros(units, np.float32)
+        if layer.normalization == "batch":
+            buffers[f"{norm}.running_mean"] = np.zeros(units, np.float32)
+            buffers[f"{norm}.running_var"] = np.ones(units, np.float32)
+            buffers[f"{norm}.num_batches_tracked"] = np.zeros((), np.int64)
     return parameters, buffers
 
 

@@ -35,6 +35,9 @@ _SOURCES = (
 )
 
 
+_COMMON_SOURCES = ("forward.py", "network_plan.py", "networks.py")
+
+
 class PackageError(Exception):
     """A package cannot be built, loaded or trusted; the caller does without it and says why."""
 
@@ -115,7 +118,8 @@ def _sources_sha256(plan: LearnerPlan) -> str:
     """Digest of the code that is traced: ours and, where there is one, the network's factory."""
     room = Path(__file__).parent.parent
     files = [room / name for name in _SOURCES]
-    files.append(Path(qfleet.common.__file__).with_name("networks.py"))
+    common = Path(qfleet.common.__file__)
+    files += [common.with_name(name) for name in _COMMON_SOURCES]
     if plan.network.factory is not None:
         from qfleet.common.networks import load_factory
 

@@ -155,7 +155,7 @@ def test_course_settings_become_a_line_that_is_accepted():
     "command",
     [
         "--gamma 0.9",
-        "--track --dueling --capture-video",
+        "--track --n-frames 4 --capture-video",
         "--gamma 0.9 --target-network-frequency x",
     ],
 )
@@ -167,7 +167,10 @@ def test_no_line_where_fewer_than_two_settings_can_be_converted(command: str):
     ("flag", "line"),
     [
         ("--track", "  track = true (--track): is not a qfleet key; trackers are not available"),
-        ("--dueling", "  dueling = true (--dueling): is not a qfleet key; dueling networks are"),
+        (
+            "--dueling",
+            "  dueling = true (--dueling): is not a qfleet key; use --network.dueling true",
+        ),
         (
             "--capture-video",
             "  capture_video = true (--capture-video): is not a qfleet key; use",

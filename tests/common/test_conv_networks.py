@@ -9,14 +9,8 @@ from torch import nn
 
 from qfleet.common.config import NetworkConfig
 from qfleet.common.convolutions import CONVOLUTIONS, smallest_frame_px
-from qfleet.common.networks import (
-    build_network,
-    forward_function,
-    input_transform,
-    load_arrays,
-    scaled_frames,
-    to_arrays,
-)
+from qfleet.common.forward import forward_function, input_transform, scaled_frames
+from qfleet.common.networks import build_network, load_arrays, to_arrays
 from qfleet.common.q_functions import QFunctions, TorchQFunction
 from qfleet.common.types import Array, EnvironmentSpec
 

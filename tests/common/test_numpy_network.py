@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from qfleet.common.config import NetworkConfig
-from qfleet.common.networks import Mlp, to_arrays
+from qfleet.common.network_plan import network_plan
+from qfleet.common.networks import StackedNetwork, to_arrays
 from qfleet.common.numpy_network import NumpyMlp
 
 
-def random_network(hidden_sizes: tuple[int, ...], normalization: str, seed: int) -> Mlp:
+def random_network(hidden_sizes: tuple[int, ...], normalization: str, seed: int) -> StackedNetwork:
     torch.manual_seed(seed)
-    network = Mlp(4, 3, hidden_sizes, normalization)
+    config = NetworkConfig(hidden_sizes=hidden_sizes, normalization=normalization)
+    network = StackedNetwork(network_plan(config, (4,), 3, 3))
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
         if name.endswith("running_var"):
             tensor.data.uniform_(0.05, 4.0)
@@ -21,7 +23,7 @@ def random_network(hidden_sizes: tuple[int, ...], normalization: str, seed: int)
     return network.eval()
 
 
-def twin(network: Mlp, hidden_sizes: tuple[int, ...], normalization: str) -> NumpyMlp:
+def twin(network: StackedNetwork, hidden_sizes: tuple[int, ...], normalization: str) -> NumpyMlp:
     arrays = to_arrays({**dict(network.named_parameters()), **dict(network.named_buffers())})
     return NumpyMlp(NetworkConfig(hidden_sizes=hidden_sizes, normalization=normalization), arrays)
 

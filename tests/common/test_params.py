@@ -93,6 +93,7 @@ def test_safetensors_file_loads_without_qfleet(tmp_path):
         "kind": "mlp",
         "hidden_sizes": [3],
         "normalization": "batch",
+        "dueling": False,
         "factory": None,
         "kwargs": {},
         "activation": "relu",

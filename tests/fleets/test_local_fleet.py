@@ -139,8 +139,9 @@ def cut(fleet, replay_contents=True):
         {"replay__sampling": "prioritized"},
         {"network__normalization": "batch"},
         {"learner__target_tau": 0.01, "learner__optimizer": "adam"},
+        {"network__dueling": True, "replay__sampling": "rank"},
     ],
-    ids=["uniform", "prioritized", "batch-norm", "polyak-adam"],
+    ids=["uniform", "prioritized", "batch-norm", "polyak-adam", "dueling-rank"],
 )
 def test_restore_goes_on_bit_for_bit(make_fleet, changes):
     straight, first, second = (make_fleet(**changes) for _ in range(3))

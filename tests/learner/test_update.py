@@ -3,7 +3,10 @@ import dataclasses
 import pytest
 import torch
 
-from qfleet.common.networks import Mlp, flat_inputs, forward_function
+from qfleet.common.config import NetworkConfig
+from qfleet.common.forward import flat_inputs, forward_function
+from qfleet.common.network_plan import network_plan
+from qfleet.common.networks import StackedNetwork
 from qfleet.learner.losses import LOSSES, ItemLosses, td_errors, td_targets
 from qfleet.learner.optimizers import Hyperparameters, initial_state
 from qfleet.learner.update import (
@@ -26,7 +29,8 @@ def rule_and_state(
     *, normalization: str = "batch", **changes: object
 ) -> tuple[UpdateRule, LearnerState]:
     torch.manual_seed(4)
-    network, target = Mlp(4, 2, (16, 8), normalization), Mlp(4, 2, (16, 8), normalization)
+    config = NetworkConfig(hidden_sizes=(16, 8), normalization=normalization)
+    network, target = (StackedNetwork(network_plan(config, (4,), 2, 2)) for _ in range(2))
     fields = {
         "inputs": flat_inputs,
         "loss": LOSSES["huber"],

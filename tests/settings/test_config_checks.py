@@ -58,6 +58,11 @@ def test_check_config_defaults_have_no_problem():
 PIXELS = {"observation": "pixels"}
 BROKEN = [
     (
+        config(network={"factory": "m:f", "dueling": True}),
+        "network.dueling",
+        "is of the built-in networks",
+    ),
+    (
         config(runtime="local", actors={"max_memory_gb": 2.0}),
         "actors.max_memory_gb",
         "which only async runs can",

@@ -159,7 +159,7 @@ _NAMES: dict[str, Convert] = {
     "prioritized_replay_beta0": to.same("replay.importance_sampling_exponent"),
     "prioritized_replay_beta_iters": to.same("replay.importance_sampling_end_learner_steps"),
     "double_dqn": to.double_q,
-    "dueling": to.not_here("dueling networks are not available yet"),
+    "dueling": to.same("network.dueling"),
     "n_frames": to.not_here(_PIXELS),
     "frame_stack": to.not_here(_PIXELS),
     "torch_deterministic": to.fixed(

@@ -41,7 +41,7 @@ def check_and_resolve(config: Config) -> tuple[EnvironmentSpec, Config]:
     if problems:
         raise ConfigError(error_message(problems))
     if config.network.factory is not None:
-        from qfleet.common.networks import try_factory
+        from qfleet.common.network_trial import try_factory
 
         try_factory(config.network, spec)
     if config.runtime == "ray" and "auto" in (config.actors.count, config.learner.num_gpus):

@@ -15,20 +15,12 @@ from pydantic import BeforeValidator, Field
 from qfleet.common.config import (
     Count,
     EnvConfig,
+    Flag,
     NetworkConfig,
     Section,
     parse_count,
     parse_list,
 )
-
-
-def parse_flag(value: object) -> object:
-    """Accept `true` and `false` in any case where a flag is wanted, and nothing else."""
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    raise ValueError("must be true or false")
 
 
 def parse_number(value: object) -> object:
@@ -41,7 +33,6 @@ def parse_number(value: object) -> object:
 CountFromZero = Annotated[int, Field(ge=0), BeforeValidator(parse_count)]
 AutoCount = Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], BeforeValidator(parse_count)]
 AutoGpus = Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], BeforeValidator(parse_count)]
-Flag = Annotated[bool, BeforeValidator(parse_flag)]
 _NUMBER = BeforeValidator(parse_number)
 Number = Annotated[float, Field(allow_inf_nan=False), _NUMBER]
 NumberFromZero = Annotated[float, Field(ge=0, allow_inf_nan=False), _NUMBER]

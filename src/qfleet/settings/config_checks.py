@@ -61,6 +61,13 @@ def _check_network(config: Config) -> Iterator[Problem]:
             "is only for network.factory, which is null",
             "set network.factory or remove it",
         )
+    if config.network.dueling and config.network.factory is not None:
+        yield Problem(
+            "network.dueling",
+            True,
+            "is of the built-in networks; a network.factory builds its own head",
+            "remove it, or network.factory",
+        )
     if config.network.normalization == "batch" and config.learner.batch_size < 2:
         yield Problem(
             "learner.batch_size",

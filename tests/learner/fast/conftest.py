@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from qfleet.common.config import NetworkConfig
 from qfleet.common.types import EnvironmentSpec, ReplaySample
 from qfleet.learner.fast import notices
 from qfleet.learner.fast.package_builds import BuildProcess
@@ -28,15 +29,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "batch-radam-polyak": {"optimizer": "radam", "target_tau": 0.05},
     "batch-no-target": {"target_network": False, "double_q": False},
     "polyak-single": {"target_tau": 0.01, "double_q": False, "loss": "mse"},
+    "dueling": {"dueling": True, "hidden_sizes": (8, 4)},
 }
 
 
 def small_plan(**changes: Any) -> LearnerPlan:
     """The smallest run that has everything: BatchNorm, double Q, clipping, hard syncs."""
     learner = dict(changes)
-    network = {"hidden_sizes": (8,), "normalization": learner.pop("normalization", "batch")}
-    if (factory := learner.pop("factory", None)) is not None:
-        network = {"factory": factory}
+    network = {"hidden_sizes": (8,), "normalization": "batch"}
+    network |= {key: learner.pop(key) for key in NetworkConfig.model_fields if key in learner}
+    if "factory" in network:
+        network = {"factory": network["factory"]}
     config = Config(
         network=network,
         learner={
