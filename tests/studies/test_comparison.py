@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qfleet.common.errors import ConfigError
-from qfleet.studies.comparison import Arm, compare, group_by_configuration
+from qfleet.studies.comparison import Arm, compare, gain, group_by_configuration
 from qfleet.studies.findings import findings
 from qfleet.studies.readings import differing_keys, read_run
 from qfleet.studies.words import Words
@@ -134,6 +134,40 @@ def test_overlapping_intervals_are_said_to_tell_nothing(make_run) -> None:
     ]  # fmt: skip
 
     assert "not told apart" in findings(arms, compare(arms, None), None, Words("en"))[-1]
+
+
+def arm_of(make_run, name: str, values: dict[int, float]) -> Arm:
+    """An arm whose evaluations are `values` by seed from the beginning to update 100."""
+    return Arm(
+        name,
+        [
+            read_run(make_run(f"{name}{seed}", seed=seed, evaluations=((100, value),)))
+            for seed, value in values.items()
+        ],
+    )
+
+
+def test_gain_compares_equal_seeds_alone(make_run) -> None:
+    base = arm_of(make_run, "base", {1: 20.0, 2: 30.0, 4: 1.0})
+    arm = arm_of(make_run, "arm", {2: 50.0, 1: 25.0, 3: 400.0})
+
+    found = gain(arm, base, 100.0)
+
+    assert found is not None
+    assert (found.value, found.low, found.high, found.n) == (12.5, 5.0, 20.0, 2)
+    assert gain(arm_of(make_run, "other", {9: 1.0}), base, 100.0) is None
+
+
+def test_findings_say_what_each_arm_gains_on_the_first(make_run) -> None:
+    base = arm_of(make_run, "base", {1: 20.0, 2: 30.0})
+    arms = [base, arm_of(make_run, "a", {1: 25.0, 2: 50.0}), arm_of(make_run, "b", {1: 10.0})]
+
+    lines = findings(arms, compare(arms, None), None, Words("en"))
+
+    assert [line for line in lines if line.startswith("Against")] == [
+        "Against 'base', 'a' returns +12.5 (+5.0 to +20.0) over the whole training, compared seed "
+        "by seed (2 seeds)."
+    ]
 
 
 def test_unknown_language_names_those_there_are() -> None:

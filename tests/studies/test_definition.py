@@ -32,6 +32,54 @@ def test_exercise_1_is_the_courses_program_but_for_the_target_network() -> None:
     assert with_it["runtime"] == "local"
 
 
+def flat(config) -> dict[str, object]:
+    return {
+        f"{section}.{key}": value
+        for section, content in config.model_dump().items()
+        if isinstance(content, dict)
+        for key, value in content.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "end", "changed"),
+    [
+        (
+            "dueling-per",
+            "tutorial-state",
+            200_000,
+            {"plain": "", "dueling": "d", "prioritized": "p", "both": "dp"},
+        ),
+        ("dueling-per-pixels", "cartpole-pixels", 20_000, {"plain": "", "both": "dp"}),
+    ],
+)
+def test_exercise_2_changes_the_network_the_sampling_or_both(name, preset, end, changed) -> None:
+    study = load_study(name, {})
+    of_letter = {
+        "d": {"network.dueling": True},
+        "p": {
+            "replay.sampling": "prioritized",
+            "replay.importance_sampling_end_learner_steps": end,
+        },
+    }
+
+    plain = flat(study.config("plain"))
+
+    assert study.preset == preset
+    assert not plain["network.dueling"]
+    assert plain["replay.sampling"] == "uniform"
+    assert list(study.arms) == list(changed)
+    for arm, letters in changed.items():
+        found = flat(study.config(arm))
+        differing = {key: found[key] for key in found if found[key] != plain[key]}
+        assert differing == {k: v for letter in letters for k, v in of_letter[letter].items()}
+    budgets = study.config("plain").run, study.config("plain").learner
+    assert end in (
+        budgets[0].max_learner_steps,
+        (budgets[0].max_episodes or 0) * (budgets[1].updates_per_episode or 0),
+    )
+
+
 def test_changes_replace_a_studys_own_fields() -> None:
     study = load_study("target-network", {"seeds": 5, "preset": "cartpole"})
 

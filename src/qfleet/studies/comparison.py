@@ -113,6 +113,25 @@ def _short(value: Any) -> str:
     )
 
 
+def gain(arm: Arm, base: Arm, end: float) -> Estimate | None:
+    """How much more than `base` an arm returned over training, seed against the same seed.
+
+    None when there is no seed that both came to an evaluation with.
+    """
+    ours, theirs = (_areas(each.complete, end) for each in (arm, base))
+    differences = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+    return estimate(np.array(differences)) if differences else None
+
+
+def _areas(runs: list[Reading], end: float) -> dict[int, float]:
+    """`mean_over_training` by seed, of the runs that were evaluated."""
+    return {
+        run.seed: mean_over_training(run.eval_learner_steps, run.eval_returns, end)
+        for run in runs
+        if len(run.eval_returns)
+    }
+
+
 def budget_learner_steps(arms: list[Arm]) -> float:
     """Where all curves end: the most updates that any complete run made."""
     return float(max((run.learner_steps for arm in arms for run in arm.complete), default=0))
@@ -133,7 +152,7 @@ def _figures(arm: Arm, threshold: float | None, end: float) -> Figures:
         reached = [
             run for run in evaluated if float(run.eval_returns.max(initial=-np.inf)) >= threshold
         ]
-    areas = [mean_over_training(run.eval_learner_steps, run.eval_returns, end) for run in evaluated]
+    areas = list(_areas(runs, end).values())
     return Figures(
         arm=arm.name,
         seeds=[run.seed for run in arm.runs],

@@ -10,17 +10,28 @@ from collections.abc import Sequence
 import numpy as np
 
 from qfleet.run_files.metrics import LEARNER_Q_MEAN
-from qfleet.studies.comparison import Arm, Figures
+from qfleet.studies.comparison import Arm, Figures, budget_learner_steps, gain
 from qfleet.studies.words import Words
 
 
 def findings(
     arms: Sequence[Arm], found: Sequence[Figures], threshold: float | None, words: Words
 ) -> list[str]:
-    """One line for each arm, and one that says whether their scores differ."""
+    """One line for each arm, what each gains on the first, and whether their scores differ."""
     lines = [_of_arm(arm, each, threshold, words) for arm, each in zip(arms, found, strict=True)]
+    end = budget_learner_steps(list(arms))
+    lines += [line for arm in arms[1:] if (line := _gain(arm, arms[0], end, words))]
     verdict = _verdict(found, words)
     return [*lines, verdict] if verdict else lines
+
+
+def _gain(arm: Arm, base: Arm, end: float, words: Words) -> str | None:
+    """Over training, not at its end: there CartPole's limit of 500 steps hides what differs."""
+    found = gain(arm, base, end)
+    if found is None or found.n < 2:
+        return None
+    value, low, high = (f"{x:+.1f}" for x in (found.value, found.low, found.high))
+    return words("gained", arm=arm.name, base=base.name, value=value, low=low, high=high, n=found.n)
 
 
 def _of_arm(arm: Arm, found: Figures, threshold: float | None, words: Words) -> str:

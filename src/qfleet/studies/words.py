@@ -69,6 +69,12 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "最良パラメータの得点は{value}({low}–{high})",
     ),
     "q_grew": ("mean Q-value up to {value}", "行動価値の平均は最大{value}"),
+    "gained": (
+        "Against '{base}', '{arm}' returns {value} ({low} to {high}) over the whole training, "
+        "compared seed by seed ({n} seeds).",
+        "学習全体の平均収益は、同じシードどうしの比較で「{arm}」が「{base}」に対して"
+        "{value}({low}〜{high}、{n}シード)。",
+    ),
     "not_apart": (
         "The intervals of the scores overlap: with these seeds the arms are not told apart by "
         "score.",
