@@ -144,7 +144,7 @@ class Evaluator:
 
         States: ended ones play on unrecorded, for a constant batch gives a row constant bits.
         """
-        if self._config.observation == "state":
+        if self._config.observation != "pixels":
             return q_function.q_values(observations)
         answers = q_function.q_values(observations[playing])
         q_values = np.zeros((len(playing), answers.shape[1]), dtype=np.float32)

@@ -88,8 +88,8 @@ class EnvConfig(Section):
     """Keyword arguments for `gymnasium.make` or for the factory."""
     factory: Factory | None = None
     """Instead of the id: `module:function`, called as `function(**kwargs, render_mode=None)`."""
-    observation: Literal["state", "pixels"] = "state"
-    """`pixels`: gray frames of the environment's own images or, where it has none, rendered."""
+    observation: Literal["state", "pixels", "planes"] = "state"
+    """`pixels`: gray frames of its images or of what it renders; `planes`: a grid [H, W, C]."""
     frame_stack: Count = 4
     """Pixels: newest frames that an observation stacks, never across an episode's start."""
     frame_size: Count = 84
@@ -101,8 +101,8 @@ class EnvConfig(Section):
 class NetworkConfig(Section):
     """The Q-network."""
 
-    kind: Literal["mlp", "convnet", "nature", "small"] = "mlp"
-    """`mlp` for states; for pixels the course's `convnet`, `nature` (2015) or `small` (2013)."""
+    kind: Literal["mlp", "convnet", "nature", "small", "minatar"] = "mlp"
+    """`mlp` for states; pixels: the course's `convnet`, `nature`, `small`; planes: `minatar`."""
     hidden_sizes: Annotated[tuple[Count, ...], BeforeValidator(parse_list)] = (128, 64)
     """Units of each hidden linear layer; after the convolutions, where there are some."""
     normalization: Literal["batch", "layer", "none"] = "none"
@@ -118,3 +118,8 @@ class NetworkConfig(Section):
     def is_convolutional(self) -> bool:
         """Whether it is a built-in network of convolutions."""
         return self.factory is None and self.kind != "mlp"
+
+    @property
+    def is_compiled_on_cpu(self) -> bool:
+        """Whether a compiled block pays on a CPU: where single operations take no time."""
+        return not self.is_convolutional or self.kind == "minatar"

@@ -20,7 +20,7 @@ import numpy as np
 from gymnasium import spaces
 
 from qfleet.common.errors import EnvironmentFailedError
-from qfleet.common.observation_form import FrameForm, ObservationForm
+from qfleet.common.observation_form import FrameForm, ObservationForm, PlaneForm
 from qfleet.common.types import Array
 from qfleet.common.user_errors import is_from_signal, user_error
 
@@ -45,7 +45,7 @@ class CheckedEnvironment(gymnasium.Wrapper[Any, Any, Any, Any]):
         self,
         env: Environment,
         name: str,
-        observation_form: ObservationForm | FrameForm,
+        observation_form: ObservationForm | FrameForm | PlaneForm,
         *,
         place: str = "",
         keeps_info: bool = True,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,7 +22,8 @@ from qfleet.common.config import EnvConfig
 from qfleet.common.environment_checks import CheckedEnvironment, probe
 from qfleet.common.episode_limits import own_limit, with_limit
 from qfleet.common.errors import ConfigError, EnvironmentFailedError
-from qfleet.common.observation_form import FrameForm, ObservationForm
+from qfleet.common.observation_form import FrameForm, ObservationForm, PlaneForm
+from qfleet.common.optional_games import bare_id, register_games
 from qfleet.common.pixels.pixel_environment import StackedEnvironment, is_image, with_frames
 from qfleet.common.types import EnvironmentSpec
 from qfleet.common.user_code import search_working_directory
@@ -148,8 +150,12 @@ def _make_registered(config: EnvConfig, render_mode: str | None) -> Environment:
     kwargs: dict[str, Any] = {"disable_env_checker": True, **config.kwargs}
     if render_mode is not None:
         kwargs["render_mode"] = render_mode
+    register_games(config.id)
     try:
-        return gymnasium.make(config.id, **kwargs)
+        with warnings.catch_warnings():
+            # An id is what its user wants, whatever newer version there is.
+            warnings.filterwarnings("ignore", category=DeprecationWarning, module="gymnasium")
+            return gymnasium.make(bare_id(config.id), **kwargs)
     except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv) as error:
         suggestions = env_id_suggestions(config.id)
         hint = f"; did you mean {' or '.join(suggestions)}?" if suggestions else ""
@@ -232,16 +238,25 @@ def _checked(
             f"{_key(config)} has the action space {env.action_space}; Q-learning needs Discrete "
             "actions: choose a discrete variant, or discretize it in a wrapper given by env.factory"
         )
-    form: ObservationForm | FrameForm
-    if config.observation == "pixels":
-        assert isinstance(env.observation_space, spaces.Box), "with_frames made it"
-        form = FrameForm(env.observation_space)
-    else:
-        form = _observation_form(env.observation_space, config)
+    form = _observation_form(env.observation_space, config)
     return CheckedEnvironment(env, _key(config), form, place=place, keeps_info=keeps_info)
 
 
-def _observation_form(space: spaces.Space[Any], config: EnvConfig) -> ObservationForm:
+def _observation_form(
+    space: spaces.Space[Any], config: EnvConfig
+) -> ObservationForm | FrameForm | PlaneForm:
+    if config.observation == "pixels":
+        assert isinstance(space, spaces.Box), "with_frames made it"
+        return FrameForm(space)
+    if config.observation == "planes":
+        if not PlaneForm.takes(space):
+            raise ConfigError(
+                f"{_key(config)} observes {space}; env.observation planes takes grids [H, W, C] of "
+                "bool or uint8: set it to state or pixels, or convert them in a wrapper given by "
+                "env.factory"
+            )
+        assert isinstance(space, spaces.Box), "it takes boxes only"
+        return PlaneForm(space)
     if _holds_image(space):
         raise ConfigError(
             f"{_key(config)} observes images ({space}): set env.observation pixels (the preset "

@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium
 from gymnasium.wrappers import TimeLimit
 
+from qfleet.common.optional_games import namespace
 from qfleet.common.types import EnvironmentSpec
 
 Environment = gymnasium.Env[Any, Any]
@@ -24,7 +25,7 @@ def episode_limit(spec: EnvironmentSpec) -> int:
     """Env steps after which an episode is cut when the configuration does not say."""
     if spec.max_episode_steps is not None:
         return spec.max_episode_steps
-    return ATARI_EPISODE_LIMIT if spec.env_id.startswith("ALE/") else DEFAULT_EPISODE_LIMIT
+    return ATARI_EPISODE_LIMIT if namespace(spec.env_id) == "ALE" else DEFAULT_EPISODE_LIMIT
 
 
 def cuts_episodes(spec: EnvironmentSpec, max_episode_steps: int) -> bool:

@@ -66,9 +66,16 @@ def scaled_frames(frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return frames.to(dtype).div_(255.0)
 
 
+def plane_inputs(planes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Planes as they are stored, uint8 `[B, C, H, W]`, as floats of the same values."""
+    return planes.to(dtype)
+
+
 def input_transform(spec: EnvironmentSpec, dtype: torch.dtype = torch.float32) -> InputTransform:
     """What every network of this environment gets its observations through."""
-    return partial(flat_inputs if spec.frame_stack is None else scaled_frames, dtype=dtype)
+    if spec.frame_stack is not None:
+        return partial(scaled_frames, dtype=dtype)
+    return partial(plane_inputs if spec.is_spatial else flat_inputs, dtype=dtype)
 
 
 def forward_function(network: nn.Module) -> Forward:

@@ -51,7 +51,7 @@ def try_factory(config: NetworkConfig, spec: EnvironmentSpec) -> None:
 
 def _batch(spec: EnvironmentSpec) -> list[int]:
     """What two observations look like to a network."""
-    return [2, *(spec.observation_shape if spec.frame_stack is not None else (spec.n_inputs,))]
+    return [2, *(spec.observation_shape if spec.is_spatial else (spec.n_inputs,))]
 
 
 def _fault_of(answer: object, wanted_shape: list[int]) -> str | None:

@@ -1,4 +1,4 @@
-"""How observations of a space become flat float32, and which of their values are impossible.
+"""How observations of a space become what is stored, and which of their values are impossible.
 
 Called for every observation by `environment_checks.py`.
 """
@@ -36,6 +36,39 @@ class FrameForm:
 
     def __str__(self) -> str:
         return str(self.space)
+
+
+class PlaneForm:
+    """Grids `[H, W, C]` of bool or uint8 as uint8 planes `[C, H, W]`, the values as they are."""
+
+    def __init__(self, space: spaces.Box) -> None:
+        self._raw = space
+        height, width, channels = self._shape = space.shape
+        self.space = spaces.Box(0, 255, (channels, height, width), dtype=np.uint8)
+
+    @staticmethod
+    def takes(space: spaces.Space[Any]) -> bool:
+        """Whether observations of `space` are such grids."""
+        return isinstance(space, spaces.Box) and (
+            len(space.shape) == 3 and space.dtype in (np.bool_, np.uint8)
+        )
+
+    def flatten(self, observation: Any) -> Array:
+        """uint8 [C, H, W], a fresh array.
+
+        Raises:
+            ValueError: when it is of another shape or kind.
+        """
+        grid = np.asarray(observation)
+        if grid.shape != self._shape or grid.dtype not in (np.bool_, np.uint8):
+            raise ValueError(
+                f"it is {grid.dtype}{list(grid.shape)}, the space's are bool or uint8 "
+                f"{list(self._shape)}"
+            )
+        return np.array(grid.transpose(2, 0, 1), dtype=np.uint8, order="C")
+
+    def __str__(self) -> str:
+        return str(self._raw)
 
 
 class ObservationForm:

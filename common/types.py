@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -58,8 +59,13 @@ class EnvironmentSpec:
 
     @property
     def n_inputs(self) -> int:
-        """Length of a flat observation, or the number of stacked frames."""
-        return self.frame_stack or int(np.prod(self.observation_shape))
+        """Length of a flat observation, or the number of stacked frames or planes."""
+        return self.observation_shape[0] if self.is_spatial else math.prod(self.observation_shape)
+
+    @property
+    def is_spatial(self) -> bool:
+        """Whether an observation is [C, H, W]: frames or planes, which convolutions take."""
+        return len(self.observation_shape) == 3
 
     def to_json(self) -> str:
         """As text, for another process or a file's metadata."""

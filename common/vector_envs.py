@@ -57,8 +57,8 @@ class FrameView(NamedTuple):
 
     @classmethod
     def of(cls, config: EnvConfig) -> FrameView | None:
-        """None where observations are states."""
-        if config.observation == "state":
+        """None where observations are states or planes."""
+        if config.observation != "pixels":
             return None
         renderer = fast_renderer(config) if config.renderer == "fast" else None
         return cls(FrameStack(config.frame_stack), renderer)
@@ -137,9 +137,9 @@ class VectorEnvAdapter:
         )
 
     def _observed(self, raw: Any) -> Array:
-        """A copy of what it shows: float32 [E, O], or single frames uint8 [E, S, S]."""
+        """A copy of what it shows: float32 [E, O], planes, or single frames uint8 [E, S, S]."""
         if self._frames is None:
-            return np.array(raw, dtype=np.float32, order="C")
+            return np.array(raw, dtype=self._env.single_observation_space.dtype, order="C")
         if self._frames.renderer is None:
             return np.array(raw, dtype=np.uint8, order="C")
         assert isinstance(self._env, CartPoleVectorEnv), "the one vector that holds its states"

@@ -172,3 +172,19 @@ def test_train_resumed_without_contents_leaves_out_what_names_lost_frames(tmp_pa
 
     assert resumed.learner_steps == 60
     assert resumed.accounting.is_balanced
+
+
+def test_train_on_planes_same_seed_same_parameters_and_a_policy_that_plays(tmp_path):
+    planes = {key: value for key, value in SMALL.items() if not key.startswith("env.")}
+    changes = {**planes, "eval.period_learner_steps": 20, "eval.solved_at_return": None}
+    config = load_config("minatar-breakout", [], changes)
+
+    runs = [train(config, run_dir=tmp_path / name) for name in ("first", "again")]
+
+    assert runs[0].params_sha256 == runs[1].params_sha256
+    assert runs[0].accounting.is_balanced
+    assert runs[0].eval_return_mean is not None
+    policy = qfleet.load_policy(tmp_path / "first")
+    env = qfleet.make_env(tmp_path / "first")
+    observation, _ = env.reset(seed=1)
+    assert policy.q_values(observation).shape == (1, 6)

@@ -153,7 +153,7 @@ class PathUpgrade:
         self._next_poll_s = float("-inf")
         self._is_open = (
             plan.compile == "auto"
-            and not plan.network.is_convolutional
+            and plan.network.is_compiled_on_cpu
             and device == "cpu"
             and path == "eager"
         )

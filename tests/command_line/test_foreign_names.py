@@ -67,7 +67,7 @@ def flags(name, value, scales=SCALES):
         ("torch_deterministic", True, "use --run.schedule lockstep (same seed, same bits"),
         ("capture_video", True, "use `qfleet play RUN --video FILE.mp4` after the run"),
         ("track", True, "trackers are not available yet; metrics.jsonl and TensorBoard"),
-        ("n_frames", 8, "pixel observations are not available yet"),
+        ("n_frames", 8, "use --env.frame_stack 8 (with env.observation pixels)"),
         ("tau", 0.005, "use --learner.target_tau 0.005 (applied after every update)"),
         ("tau", 1.0, "use --learner.target_tau null (1 means hard syncs there"),
     ],

@@ -173,3 +173,18 @@ def test_q_functions_of_several_snapshots_share_one_module() -> None:
     assert isinstance(second, TorchQFunction)
     assert first._functions is second._functions
     assert observations.dtype == np.uint8
+
+
+def test_minatar_network_is_the_papers_on_planes_as_they_are() -> None:
+    spec = EnvironmentSpec("MinAtar/Breakout-v0", (4, 10, 10), "|u1", 6, None, None)
+    network = build_network(NetworkConfig(kind="minatar", hidden_sizes=(128,)), spec, seed=1)
+    conv, *_, hidden, _, last = network.children()
+    planes = torch.from_numpy(np.eye(10, dtype=np.uint8)[None, None].repeat(4, axis=1))
+
+    assert (conv.in_channels, conv.out_channels) == (4, 16)
+    assert (conv.kernel_size, conv.stride) == ((3, 3), (1, 1))
+    assert (hidden.in_features, hidden.out_features, last.out_features) == (1024, 128, 6)
+    inputs = input_transform(spec)(planes)
+    assert inputs.dtype == torch.float32
+    torch.testing.assert_close(inputs.amax(), torch.tensor(1.0))  # not divided by 255
+    assert network(inputs).shape == (1, 6)

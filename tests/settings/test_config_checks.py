@@ -72,11 +72,16 @@ BROKEN = [
         "actors.max_memory_gb",
         "which only async runs can",
     ),
-    (config(env=PIXELS), "network.kind", "takes states, and env.observation is pixels"),
+    (config(env=PIXELS), "network.kind", "takes state (env.observation), which is pixels"),
+    (
+        config(env={"observation": "planes"}, network={"kind": "small"}),
+        "network.kind",
+        "takes pixels (env.observation), which is planes",
+    ),
     (
         config(network={"kind": "small"}),
         "network.kind",
-        "takes frames, and env.observation is state",
+        "takes pixels (env.observation), which is state",
     ),
     (
         config(env={**PIXELS, "frame_size": 35}, network={"kind": "nature"}),

@@ -11,9 +11,14 @@ from gymnasium.envs.registration import EnvSpec
 
 import qfleet
 from qfleet.command_line.cli_flags import parse_train_arguments
+from qfleet.common import optional_games
 from qfleet.common.errors import ConfigError
+from qfleet.settings import presets
 from qfleet.settings.config import Config as BaseConfig
 from qfleet.settings.config_loading import Config, choice_note, dump_yaml, load_config
+
+ALL_PRESETS = ", ".join(presets.names())
+"""`test_presets.py` lists them."""
 
 
 def load(*words):
@@ -327,9 +332,15 @@ def test_foreign_periods_are_converted_with_the_values_of_this_run():
             "tutorial_stat; did you mean the preset tutorial-state?",
         ),
         (
-            "ALE/Pong-v5",
-            "TARGET = ALE/Pong-v5: is no preset, and Gymnasium knows no environment ALE/Pong-v5 "
-            "before ale-py is imported; install ale-py and write ale_py:ALE/Pong-v5",
+            "MinAtar/Breakot-v0",
+            "TARGET = MinAtar/Breakot-v0: is no preset, and Gymnasium knows no environment "
+            "MinAtar/Breakot-v0; did you mean the preset minatar-breakout, or the environment "
+            "MinAtar/Breakout-v0?",
+        ),
+        (
+            "minatar",
+            "env.id = null: preset minatar names no environment; "
+            "name one: `qfleet train MinAtar/Freeway-v0` or --env MinAtar/Freeway-v0",
         ),
         (
             "run.yaml",
@@ -350,6 +361,36 @@ def test_foreign_periods_are_converted_with_the_values_of_this_run():
 )
 def test_wrong_targets_are_explained(target, expected):
     assert error_lines(target) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("env_id", "module", "extra"),
+    [
+        ("ALE/Pong-v5", "ale_py", "atari"),
+        ("ale_py:ALE/Pong-v5", "ale_py", "atari"),
+        ("MinAtar/Breakout-v0", "minatar", "minatar"),
+    ],
+)
+def test_target_of_an_extra_that_is_not_installed_names_the_line(
+    env_id, module, extra, monkeypatch
+):
+    games = optional_games.OPTIONAL_GAMES[optional_games.namespace(env_id)]
+
+    def missing():
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    monkeypatch.setitem(
+        optional_games.OPTIONAL_GAMES,
+        optional_games.namespace(env_id),
+        games._replace(register=missing),
+    )
+    for known in [known for known in gymnasium.registry if known.startswith(("ALE/", "MinAtar/"))]:
+        monkeypatch.delitem(gymnasium.registry, known)
+
+    assert error_lines(env_id) == [
+        f"TARGET = {env_id}: is no preset, and {env_id} needs an optional package "
+        f"(No module named '{module}'); pip install 'qfleet[{extra}]'"
+    ]
 
 
 def test_unknown_environment_by_flag_and_in_a_file(write):
@@ -376,13 +417,11 @@ def test_target_that_contradicts_a_flag():
 
 def test_unknown_preset_by_key_and_as_a_file():
     assert error_lines("--preset", "cartpol") == [
-        "preset = cartpol (--preset): is not a preset; presets are cartpole, cartpole-pixels, "
-        "generic, generic-pixels, lunarlander, tutorial-pixels, tutorial-state; "
+        f"preset = cartpol (--preset): is not a preset; presets are {ALL_PRESETS}; "
         "did you mean cartpole?"
     ]
     assert error_lines("--config", "preset:apex") == [
-        "--config = preset:apex: is not a preset; presets are cartpole, cartpole-pixels, "
-        "generic, generic-pixels, lunarlander, tutorial-pixels, tutorial-state"
+        f"--config = preset:apex: is not a preset; presets are {ALL_PRESETS}"
     ]
 
 
@@ -425,8 +464,7 @@ def test_errors_of_all_sources_come_at_once(write):
         "--seed: needs a value; write --seed VALUE",
         "TARGET = b: is one word too many: TARGET is already stray; a value belongs right after "
         "its flag: --SECTION.KEY VALUE",
-        "--config = preset:none: is not a preset; presets are cartpole, cartpole-pixels, "
-        "generic, generic-pixels, lunarlander, tutorial-pixels, tutorial-state",
+        f"--config = preset:none: is not a preset; presets are {ALL_PRESETS}",
         "TARGET = stray: is no preset, and Gymnasium knows no environment stray; "
         "for one of your own write module:Id, or set env.factory",
         f"learnr = {{'a': 1}} ({path}:3): is not a key; did you mean learner?",

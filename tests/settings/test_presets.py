@@ -10,9 +10,8 @@ from qfleet.settings.config_loading import load_config
 
 
 def load(name):
-    return load_config(
-        name, overrides={"env.id": "Acrobot-v1"} if name.startswith("generic") else {}
-    )
+    names_none = name in presets.WITHOUT_ENVIRONMENT
+    return load_config(name, overrides={"env.id": "Acrobot-v1"} if names_none else {})
 
 
 def test_names_default_first():
@@ -22,6 +21,9 @@ def test_names_default_first():
         "generic",
         "generic-pixels",
         "lunarlander",
+        "minatar",
+        "minatar-breakout",
+        "minatar-space-invaders",
         "tutorial-pixels",
         "tutorial-state",
     )
@@ -38,6 +40,10 @@ def test_preset_is_valid_and_starts_with_a_comment(name):
     [
         ("CartPole-v1", "cartpole"),
         ("LunarLander-v3", "lunarlander"),
+        ("MinAtar/Breakout-v0", "minatar-breakout"),
+        ("minatar:MinAtar/SpaceInvaders-v0", "minatar-space-invaders"),
+        ("MinAtar/SpaceInvaders-v1", "minatar"),
+        ("MinAtar/Seaquest-v0", "minatar"),
         ("Acrobot-v1", None),
         ("cartpole", None),
     ],
@@ -52,8 +58,7 @@ def test_load_unknown_name_is_refused_with_a_suggestion():
 
     assert str(caught.value) == (
         "preset = cartpol: there is no such preset; did you mean cartpole?; "
-        "presets are cartpole, cartpole-pixels, generic, generic-pixels, lunarlander, "
-        "tutorial-pixels, tutorial-state"
+        f"presets are {', '.join(presets.names())}"
     )
 
 
@@ -111,6 +116,30 @@ def test_tutorial_pixels_is_the_courses_second_program():
 
 def test_generic_pixels_names_no_environment():
     assert "id" not in presets.load("generic-pixels")["env"]
+
+
+@pytest.mark.parametrize(
+    ("name", "env_id", "score"),
+    [("minatar-breakout", "MinAtar/Breakout-v0", 10), ("minatar-space-invaders", None, 44)],
+)
+def test_minatar_presets_are_the_papers_network_and_score(name, env_id, score):
+    config = load(name)
+
+    assert config.env.id == (env_id or "MinAtar/SpaceInvaders-v0")
+    assert (config.env.observation, config.network.kind) == ("planes", "minatar")
+    assert (config.network.hidden_sizes, config.network.normalization) == ((128,), "none")
+    assert (config.eval.solved_at_return, config.eval.epsilon) == (score, 0.1)
+    assert config.run.max_env_steps == 2_000_000
+
+
+def test_minatar_presets_differ_in_game_and_score_alone():
+    family, breakout, invaders = (
+        presets.load(name) for name in ("minatar", "minatar-breakout", "minatar-space-invaders")
+    )
+
+    for preset in (breakout, invaders):
+        del preset["env"]["id"], preset["eval"]["solved_at_return"]
+    assert family == breakout == invaders
 
 
 def test_cartpole_has_a_budget_of_its_own_and_generic_another():

@@ -91,7 +91,6 @@ def names() -> tuple[str, ...]:
     return tuple(_NAMES)
 
 
-_PIXELS = "pixel observations are not available yet"
 _TRACK = "trackers are not available yet; metrics.jsonl and TensorBoard files are always written"
 _VIDEO = "use `qfleet play RUN --video FILE.mp4` after the run"
 
@@ -160,8 +159,8 @@ _NAMES: dict[str, Convert] = {
     "prioritized_replay_beta_iters": to.same("replay.importance_sampling_end_learner_steps"),
     "double_dqn": to.double_q,
     "dueling": to.same("network.dueling"),
-    "n_frames": to.not_here(_PIXELS),
-    "frame_stack": to.not_here(_PIXELS),
+    "n_frames": to.same("env.frame_stack", "with env.observation pixels"),
+    "frame_stack": to.same("env.frame_stack", "with env.observation pixels"),
     "torch_deterministic": to.fixed(
         "run.schedule", "lockstep", "same seed, same bits; --runtime local does it without Ray"
     ),

@@ -5,17 +5,21 @@ Called by config_loading.py. Gymnasium is imported only for an id that no preset
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qfleet.command_line.foreign_names import closest
 from qfleet.common.config import parse_factory
+from qfleet.common.errors import ConfigError
+from qfleet.common.optional_games import bare_id, install_line, namespace, register_games
 from qfleet.settings import presets
 from qfleet.settings.config import Config
 from qfleet.settings.problems import Problem
 from qfleet.settings.yaml_settings import Setting
 
-_EXTRAS = {"ALE": "ale-py", "MinAtar": "minatar"}
+_EXAMPLES = {"minatar": "MinAtar/Freeway-v0"}
+"""An environment for presets that name none; Acrobot for the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +55,9 @@ def choose(target: str | None, given: Sequence[Setting]) -> Choice:
         settings.append(Setting(("env", "id"), name, factory.origin))
     base, wrong = _base(preset, env_id or factory)
     problems += wrong
-    generic = (presets.GENERIC, presets.GENERIC_PIXELS)
-    if base in generic and env_id is None and factory is None:
-        remedy = "name one: `qfleet train Acrobot-v1` or --env Acrobot-v1"
+    if base in presets.WITHOUT_ENVIRONMENT and env_id is None and factory is None:
+        example = _EXAMPLES.get(base, "Acrobot-v1")
+        remedy = f"name one: `qfleet train {example}` or --env {example}"
         problems.append(Problem("env.id", None, f"preset {base} names no environment", remedy))
     settings.append(Setting(("preset",), base, "TARGET"))
     return Choice(base, tuple(settings), tuple(problems))
@@ -107,7 +111,7 @@ def _generic_for(env: Setting) -> str:
 def _target_problems(target: str, env_id: Setting | None) -> list[Problem]:
     if not _exists(target):
         requirement, remedy = _unknown_env(target)
-        near = closest(target, presets.names(), 1)
+        near = [] if remedy.startswith("pip ") else closest(target, presets.names(), 1)
         if target.endswith((".yaml", ".yml")):
             remedy = f"for a file write --config {target}"
         elif near:
@@ -127,24 +131,25 @@ def _disagreement(key: str, target: str, flag: Setting | None) -> list[Problem]:
 
 
 def _exists(env_id: str) -> bool:
-    if ":" in env_id or presets.preset_for_env(env_id) is not None:
+    if namespace(env_id) is None and (":" in env_id or presets.preset_for_env(env_id) is not None):
         return True
     import gymnasium
 
-    return env_id in gymnasium.registry
+    with contextlib.suppress(ConfigError):
+        register_games(env_id)
+    return bare_id(env_id) in gymnasium.registry
 
 
 def _unknown_env(env_id: str) -> tuple[str, str]:
     import gymnasium
 
-    namespace = env_id.split("/")[0] if "/" in env_id else ""
-    if namespace in _EXTRAS:
-        package = _EXTRAS[namespace]
-        module = package.replace("-", "_")
-        return (
-            f"Gymnasium knows no environment {env_id} before {package} is imported",
-            f"install {package} and write {module}:{env_id}",
-        )
+    games = namespace(env_id)
+    if games is not None:
+        try:
+            register_games(env_id)
+        except ConfigError as error:
+            return str(error).removesuffix(f": {install_line(games)}"), install_line(games)
+        env_id = bare_id(env_id)
     hits = closest(env_id, gymnasium.registry, 2)
     remedy = f"did you mean the environment {' or '.join(hits)}?" if hits else ""
     return f"Gymnasium knows no environment {env_id}", remedy or (

@@ -41,7 +41,7 @@ def intended_path(config: Config, spec: EnvironmentSpec) -> PathAndReason:
         return PathAndReason(EAGER, "learner.compile off")
     if learner.device != "cpu" and learner.num_gpus != 0:
         return PathAndReason(GRAPH, "a GPU")
-    if network.is_convolutional:
+    if not network.is_compiled_on_cpu:
         return PathAndReason(EAGER, "convolutions are not compiled on a CPU")
     if learner.compile == "required":
         return PathAndReason(COMPILED, "learner.compile required")

@@ -77,27 +77,30 @@ def _check_network(config: Config) -> Iterator[Problem]:
         )
 
 
+_OBSERVATION_OF_KIND = {
+    "mlp": "state",
+    "small": "pixels",
+    "nature": "pixels",
+    "convnet": "pixels",
+    "minatar": "planes",
+}
+
+
 def _check_observation(config: Config) -> Iterator[Problem]:
-    """Networks of convolutions take frames, the others states."""
+    """Each network takes one kind of observation."""
     env, network = config.env, config.network
     if network.factory is not None:
         return
-    pixels = env.observation == "pixels"
-    if pixels and not network.is_convolutional:
+    takes = _OBSERVATION_OF_KIND[network.kind]
+    if takes != env.observation:
+        kinds = [kind for kind, its in _OBSERVATION_OF_KIND.items() if its == env.observation]
         yield Problem(
             "network.kind",
             network.kind,
-            "takes states, and env.observation is pixels",
-            "set it to small, nature or convnet, or set network.factory",
+            f"takes {takes} (env.observation), which is {env.observation}",
+            f"set it to {' or '.join(kinds)}, set network.factory, or env.observation {takes}",
         )
-    elif network.is_convolutional and not pixels:
-        yield Problem(
-            "network.kind",
-            network.kind,
-            "takes frames, and env.observation is state",
-            "set env.observation pixels, or network.kind mlp",
-        )
-    elif pixels and env.frame_size < smallest_frame_px(network.kind):
+    elif takes == "pixels" and env.frame_size < smallest_frame_px(network.kind):
         yield Problem(
             "env.frame_size",
             env.frame_size,

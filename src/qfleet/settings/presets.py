@@ -10,11 +10,15 @@ from typing import Any
 
 from qfleet.command_line.foreign_names import did_you_mean
 from qfleet.common.errors import ConfigError
+from qfleet.common.optional_games import bare_id, namespace
 from qfleet.settings.yaml_settings import parse_value
 
 DEFAULT = "cartpole"
 GENERIC = "generic"
 GENERIC_PIXELS = "generic-pixels"
+OF_NAMESPACE = {"MinAtar": "minatar"}
+"""For the ids of a namespace that have no preset of their own; it names no environment."""
+WITHOUT_ENVIRONMENT = (GENERIC, GENERIC_PIXELS, *OF_NAMESPACE.values())
 
 _FOLDER = Path(__file__).parent / "preset_files"
 
@@ -44,8 +48,8 @@ def load(name: str) -> dict[str, Any]:
 
 
 def preset_for_env(env_id: str) -> str | None:
-    """Return the preset made for this environment (the default first, then by name), or None."""
+    """The preset made for this environment (the default first, then by name) or its namespace."""
     for name in names():
-        if load(name).get("env", {}).get("id") == env_id:
+        if load(name).get("env", {}).get("id") == bare_id(env_id):
             return name
-    return None
+    return OF_NAMESPACE.get(namespace(env_id) or "")
