@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -111,6 +113,28 @@ def test_ray_that_does_not_start_is_a_matter_of_resources_and_puts_all_back(fake
         ray_cluster.connect(plan_of(), print)
     assert raised.value.exit_code == 2
     assert services.ConsolePopen is before
+
+
+def test_service_that_dies_while_ray_starts_ends_the_start_at_once(fake_ray, monkeypatch):
+    starts, ends = threading.Event(), threading.Event()
+
+    def init(**_):  # as Ray waits for a GCS that is gone: in a call that nothing ends
+        process = services.ConsolePopen(["gcs_server_of_a_test"], executable="/bin/false")
+        process.wait()
+        starts.set()
+        ends.wait(30.0)
+
+    from ray._private import services
+
+    monkeypatch.setattr(ray_cluster.import_ray(), "init", init)
+    began_s = time.monotonic()
+    with pytest.raises(
+        ResourcesError, match="did not start: gcs_server_of_a_test ended with code 1; `qfleet doc"
+    ):
+        ray_cluster.connect(plan_of(), print)
+    assert starts.is_set()
+    assert time.monotonic() - began_s < 10.0
+    ends.set()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from qfleet.cluster.private_ray.lean_start import lean_start
 from qfleet.cluster.private_ray.own_session import OwnSession, mark, remove_orphans
 from qfleet.common.errors import ConfigError, ResourcesError
 
+_CHECK_PERIOD_S = 0.2
 _SHUTDOWN_TIMEOUT_S = 10.0
 _TELL_PERIOD_S = 5.0
 Tell = Callable[[str], None]
@@ -119,23 +121,51 @@ def _start_own(ray: Any, plan: ClusterPlan, options: dict[str, Any]) -> OwnSessi
     lean = lean_start(ray, own.check) if plan.is_lean else nullcontext()
     try:
         with own.around_init(), lean, on_loopback():
-            ray.init(
-                address="local",
-                num_cpus=max(1, round(plan.cpus + 0.499)),
-                include_dashboard=False,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                **options,
-            )
+            options |= {
+                "address": "local",
+                "num_cpus": max(1, round(plan.cpus + 0.499)),
+                "include_dashboard": False,
+                "object_store_memory": _OBJECT_STORE_BYTES,
+            }
+            _start_beside(partial(ray.init, **options), own)
     except BaseException as error:
         own.end()
         if not isinstance(error, Exception):
             raise
+        said = "" if isinstance(error, ResourcesError) else f"{type(error).__name__}: "
         raise ResourcesError(
-            f"Ray did not start: {type(error).__name__}: {error}; `qfleet doctor` looks for the "
-            "cause, and --runtime local needs no Ray"
+            f"Ray did not start: {said}{error}; `qfleet doctor` looks for the cause, and "
+            "--runtime local needs no Ray"
         ) from error
     mark(Path(ray._private.worker._global_node.get_session_dir_path()))
     return own
+
+
+def _start_beside(call: Callable[[], object], own: OwnSession) -> None:
+    """`call` in a thread, so that no wait inside Ray, which nothing ends, is the driver's.
+
+    The thread stays until `own` ends: the system kills what Ray has started when the thread that
+    did so is gone.
+
+    Raises:
+        BaseException: what `call` or, several times a second, `own.check` raises, or a signal.
+    """
+    done = threading.Event()
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            raised.append(error)
+        done.set()
+        own.ended.wait()
+
+    threading.Thread(target=run, name="ray-init", daemon=True).start()
+    while not done.wait(_CHECK_PERIOD_S):
+        own.check()
+    if raised:
+        raise raised[0]
 
 
 def _ray_folder() -> Path:

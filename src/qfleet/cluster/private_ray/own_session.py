@@ -33,6 +33,7 @@ class OwnSession:
     def __init__(self, place: Path) -> None:
         """`place`: where Ray will make its session directory."""
         self._services: list[subprocess.Popen[bytes]] = []
+        self.ended = threading.Event()
         pid = str(os.getpid())
         before = map(str, place.glob(f"session_*_{pid}"))  # of an earlier Ray of this process
         self._guard = subprocess.Popen(
@@ -73,13 +74,12 @@ class OwnSession:
         """
         for service in self._services:
             if service.poll() is not None:
-                raise ResourcesError(
-                    f"Ray did not start: {Path(service.args[0]).name} ended with code "  # type: ignore[index,arg-type]
-                    f"{service.returncode}"
-                )
+                name = Path(service.args[0]).name  # type: ignore[index,arg-type]
+                raise ResourcesError(f"{name} ended with code {service.returncode}")
 
     def end(self) -> None:
         """After Ray's end: what is left goes; nobody waits for it."""
+        self.ended.set()
         assert self._guard.stdin is not None
         with suppress(OSError):
             self._guard.stdin.close()
