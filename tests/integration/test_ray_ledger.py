@@ -14,6 +14,7 @@ import threading
 import pytest
 import ray
 
+from qfleet import training
 from qfleet.common.capture_stream import decode_capture
 from qfleet.training import train
 
@@ -124,32 +125,68 @@ def _remembered(run):
     return rows
 
 
-@contextlib.contextmanager
-def killing(kill, roles, run):
-    """Kills one role after the other, each when the run has written another checkpoint."""
-    ended = threading.Event()
-    killed = []
+@pytest.fixture
+def session_of_run(monkeypatch):
+    """The session of the run that is going on, once it has begun."""
+    begun = []
+    begin = training.run_session
 
-    def go_on():
-        seen = set()
-        for role in roles:
-            while not ended.wait(0.1):
-                new = {path.name for path in run.glob("checkpoints/ckpt-*")} - seen
-                if not new:
-                    continue
+    def noting(session, outcome):
+        begun.append(session)
+        begin(session, outcome)
+
+    monkeypatch.setattr(training, "run_session", noting)
+    return begun
+
+
+class Killer(threading.Thread):
+    """Kills one role after the other, each so many reports after the run's newest checkpoint.
+
+    The second checkpoint after the last of them (the first may be of before) ends the run, as
+    SIGTERM to it does.
+    """
+
+    def __init__(self, kill, roles, run, session_of_run, reports):
+        super().__init__()
+        self.kill, self.roles, self.run_dir, self.reports = kill, roles, run, reports
+        self.session_of_run = session_of_run
+        self.ended = threading.Event()
+        self.killed, self.seen = [], set()
+
+    def __enter__(self):
+        self.start()
+        return self.killed
+
+    def __exit__(self, *_):
+        self.ended.set()
+        self.join()
+
+    def another_checkpoint(self):
+        while not self.ended.wait(0.1):
+            new = {path.name for path in self.run_dir.glob("checkpoints/ckpt-*")} - self.seen
+            if new:
+                self.seen |= new
+                return True
+        return False
+
+    def more_is_reported(self):
+        for _ in range(self.reports):
+            [session] = self.session_of_run
+            before = session.report.env_steps
+            while session.report.env_steps <= before and not self.ended.wait(0.02):
+                pass
+
+    def run(self):
+        for count, role in enumerate(self.roles, 1):
+            while len(self.killed) < count:
+                if not self.another_checkpoint():
+                    return
+                self.more_is_reported()
                 with contextlib.suppress(IndexError, ValueError, ray.exceptions.RayError):
-                    kill(role)  # an attempt while it is being replaced is made again
-                    killed.append(role)
-                    seen |= new
-                    break
-
-    thread = threading.Thread(target=go_on)
-    thread.start()
-    try:
-        yield killed
-    finally:
-        ended.set()
-        thread.join()
+                    self.kill(role)  # an attempt while it is being replaced is made again
+                    self.killed.append(role)
+        if self.another_checkpoint() and self.another_checkpoint():
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def check_books(summary, run, played):
@@ -180,26 +217,27 @@ def test_books_of_an_undisturbed_run_are_the_ledger(tmp_path, ledger):
 
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize(
-    ("roles", "least_lost", "ended_actors"),
-    [(["actor-0", "actor-1"] * 3, 0, 6), (["replay-0", "learner"], 1, 4)],
+    ("roles", "period_s", "reports", "least_lost", "ended_actors"),
+    # A role that all start again with is killed when something is known to be lost with it.
+    [(["actor-0", "actor-1"] * 3, 1.0, 0, 0, 6), (["replay-0", "learner"], 3.0, 2, 1, 4)],
 )
 def test_books_after_kills_are_the_ledger_but_for_what_is_said_as_at_least(
-    tmp_path, ledger, kill, roles, least_lost, ended_actors
+    tmp_path, ledger, kill, session_of_run, roles, period_s, reports, least_lost, ended_actors
 ):
     make, played = ledger
     wanted = make(
         actors__count=2,
         replay__shards=2,
         run__max_learner_steps=1_000_000,
-        run__max_wall_s=25.0,
-        run__checkpoint_period_s=1.0,
+        run__max_wall_s=120.0,
+        run__checkpoint_period_s=period_s,
     )
 
-    with killing(kill, roles, tmp_path / "run") as killed:
+    with Killer(kill, roles, tmp_path / "run", session_of_run, reports) as killed:
         summary = train(wanted, run_dir=tmp_path / "run")
 
     assert killed == roles
-    assert (summary.status, summary.exit_code) == ("finished", 0)
+    assert (summary.status, summary.exit_code) == ("stopped", 143)
     assert summary.accounting.at_least == ["produced", "lost"]
     assert summary.accounting.lost >= least_lost
     unaccounted = check_books(summary, tmp_path / "run", played())

@@ -16,40 +16,34 @@ CHI_SQUARED = {2: 10.83, 4: 16.27}
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("shards", [2, 4])
 def test_draws_follow_the_mass_of_every_shard_and_every_actor_plays_to_the_end(
-    tmp_path, config, monkeypatch, shards
+    tmp_path, config, outcomes, shards
 ):
-    sessions, seen = [], []
-    begin = training.run_session
+    run = tmp_path / "run"
 
-    def noting(session, outcome):
-        sessions.append(session)
-        begin(session, outcome)
+    def played_until(**budget):
+        summary = training.train(
+            config(
+                actors__count=4,
+                replay__shards=shards,
+                replay__samples_per_insert=None,
+                **budget,
+            ),
+            **({"resume": str(run)} if outcomes else {"run_dir": run}),
+        )
+        assert (summary.status, summary.exit_code) == ("finished", 0)
+        return summary, outcomes[-1].session.report
 
-    def note_when_full(_):
-        report = sessions[0].report
-        if all(stats.size == 2000 // shards for stats in report.shards):
-            seen.append(report)
+    # Once all are full they are of one mass for good: what is drawn after that is counted between
+    # two moments in which nothing moves.
+    begun, first = played_until(run__max_learner_steps=1_000_000, run__max_env_steps=8000)
+    assert all(stats.size == 2000 // shards for stats in first.shards)
+    _, last = played_until(run__max_learner_steps=begun.learner_steps + 3000)
 
-    monkeypatch.setattr(training, "run_session", noting)
-    summary = training.train(
-        config(
-            actors__count=4,
-            replay__shards=shards,
-            replay__samples_per_insert=None,
-            run__max_learner_steps=6000,
-        ),
-        note_when_full,
-        run_dir=tmp_path / "run",
-    )
-    assert (summary.status, summary.exit_code) == ("finished", 0)
-
-    # From when all shards were full, and so of one mass, to the end.
-    first, last = seen[0], sessions[0].report
     drawn = np.array(
         [b.sampled - a.sampled for a, b in zip(first.shards, last.shards, strict=True)]
     )
     expected = drawn.sum() / shards
-    assert drawn.sum() > 10_000
+    assert drawn.sum() > 40_000
     assert ((drawn - expected) ** 2 / expected).sum() < CHI_SQUARED[shards]
 
     played = {slot.slot: slot.env_steps for slot in first.slots}
