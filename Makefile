@@ -36,8 +36,9 @@ help:
 run: $(VENV)/.installed-run | links
 	$(BIN)/qfleet train $(ARGS)
 
+# Two workers; one of them alone has the tests that start Ray (tests/conftest.py).
 test: lint types
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup
 
 test-all: $(VENV)/.installed-dev | links
 	$(BIN)/python -m pytest

@@ -21,6 +21,13 @@ os.environ["QFLEET_CACHE"] = _CACHE.name
 ensure_token()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that start Ray run on one worker: two clusters at once are more than two cores hold."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(autouse=True)
 def search_path_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """A role's shell in this process must not decide where later tests find their modules."""

@@ -39,7 +39,7 @@ def test_sigterm_to_an_actor_is_its_death():
         assert not actor.is_running() or actor.status() == psutil.STATUS_ZOMBIE
 
 
-@pytest.mark.parametrize("service", ["raylet", "gcs_server"])
+@pytest.mark.parametrize("service", [pytest.param("raylet", marks=pytest.mark.slow), "gcs_server"])
 def test_cluster_that_is_gone_ends_the_run_with_5(service):
     with faults.Run() as run:
         run.learns()

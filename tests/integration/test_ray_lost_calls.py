@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.ray]
 
 
 @pytest.mark.timeout(170)
-@pytest.mark.parametrize("percent", [1, 5])
+@pytest.mark.parametrize("percent", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_lost_calls_restart_nothing_and_the_run_finishes(tmp_path, small_flags, percent):
     failing = {
         "CoreWorkerService.grpc_client.PushTask": {

@@ -52,7 +52,7 @@ def test_draws_follow_the_mass_of_every_shard_and_every_actor_plays_to_the_end(
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("shards", [2, 4])
+@pytest.mark.parametrize("shards", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_every_shard_keeps_the_ratio_of_its_own_limiter(tmp_path, config, outcomes, shards):
     summary = training.train(
         config(

@@ -219,8 +219,15 @@ def train_beside_eager(
     assert float(ours.optimizer.step) == N_BLOCKS * K
 
 
-@pytest.mark.parametrize("prioritized", [False, True], ids=["uniform", "prioritized"])
-@pytest.mark.parametrize("capture", [unrecorded, traced])
+@pytest.mark.parametrize(
+    ("capture", "prioritized"),
+    [
+        pytest.param(unrecorded, False, id="unrecorded-uniform"),
+        pytest.param(traced, True, id="traced-prioritized"),
+        pytest.param(unrecorded, True, id="unrecorded-prioritized", marks=pytest.mark.slow),
+        pytest.param(traced, False, id="traced-uniform", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_static_block_200_updates_float64_equal_eager(
     name: str, capture: Capture, prioritized: bool
