@@ -21,13 +21,13 @@ from qfleet import training
 from qfleet.api import load_policy, make_env, play_episodes
 from qfleet.command_line import cli
 from qfleet.common.errors import CheckpointError, ConfigError
-from qfleet.run.final_block import final_block
 from qfleet.run_files.checkpoint import list_checkpoints
 from qfleet.run_files.checkpoint_reader import read_checkpoint
 from qfleet.run_files.metrics import read_metrics, read_monitor
 from qfleet.run_files.summary import read_summary
 from qfleet.settings.config import Config, RayConfig
 from qfleet.settings.config_loading import load_config
+from qfleet.terminal.final_block import final_block
 from qfleet.training import run_train, train
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"

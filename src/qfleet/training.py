@@ -15,16 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qfleet.api import load_params
-from qfleet.command_line.console import make_console
-from qfleet.command_line.guarded_console import GuardedConsole
 from qfleet.common.errors import ConfigError, EnvironmentFailedError, QfleetError
 from qfleet.common.types import EnvironmentSpec, EvaluationReport
 from qfleet.common.vector_envs import make_vector_env
 from qfleet.pictures.artifacts import Artifacts
-from qfleet.run.final_block import final_block
 from qfleet.run.finish import finish
-from qfleet.run.frame_notices import frame_notices
-from qfleet.run.header import header_lines
 from qfleet.run.learner_path import intended_path
 from qfleet.run.outcome import Outcome
 from qfleet.run.phases import process_started_s
@@ -47,6 +42,11 @@ from qfleet.run_files.summary import RunSummary, read_summary
 from qfleet.session.session import Session
 from qfleet.settings.config import Config
 from qfleet.settings.config_loading import dump_yaml
+from qfleet.terminal.console import make_console
+from qfleet.terminal.final_block import final_block
+from qfleet.terminal.frame_notices import frame_notices
+from qfleet.terminal.guarded_console import GuardedConsole
+from qfleet.terminal.header import header_lines
 
 RunResult = RunSummary
 """What `train` returns: the fields of summary.json."""

@@ -1,1 +1,1 @@
-"""The command line: words into a configuration, and what the terminal shows."""
+"""The command line: words into a configuration."""

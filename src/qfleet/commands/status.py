@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from qfleet.command_line.console import duration
 from qfleet.run_files.checkpoint import list_checkpoints
 from qfleet.run_files.find_runs import find_run
 from qfleet.run_files.metrics import (
@@ -20,6 +19,7 @@ from qfleet.run_files.metrics import (
 )
 from qfleet.run_files.run_lock import live_owner
 from qfleet.run_files.summary import read_fleet_tables, read_summary
+from qfleet.terminal.console import duration
 
 
 def main(args: argparse.Namespace) -> int:

@@ -6,12 +6,12 @@ import argparse
 import signal
 from pathlib import Path
 
-from qfleet.command_line.console import duration
 from qfleet.studies.definition import Study, in_language, load_study
 from qfleet.studies.report import Report
 from qfleet.studies.runner import Cell, Grid, arms_of, workers
 from qfleet.studies.study_forecast import forecast_s
 from qfleet.studies.words import Words
+from qfleet.terminal.console import duration
 
 REPORT_FILE = "report.html"
 LONG_S = 180.0

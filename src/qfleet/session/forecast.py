@@ -5,7 +5,7 @@ Pure; called by the session with every status.
 
 from __future__ import annotations
 
-from qfleet.command_line.console import RunStatus, duration
+from qfleet.terminal.console import RunStatus, duration
 
 MEASURE_S = 3.0
 LONG_S = 180.0

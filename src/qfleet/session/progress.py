@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 from dataclasses import dataclass, field
 
-from qfleet.command_line.console import Console, EpisodeLine, RunStatus
 from qfleet.common.types import BlockStats, EpisodeSummary
 from qfleet.run.fleet_tables import fleet_tables
 from qfleet.run_files.metrics import MetricsWriter
@@ -16,6 +15,7 @@ from qfleet.session.forecast import Forecast
 from qfleet.session.metric_rows import block_row, metric_row
 from qfleet.session.solve_tracker import SolveTracker
 from qfleet.settings.config import Config
+from qfleet.terminal.console import Console, EpisodeLine, RunStatus
 
 RECENT_EPISODES = 100
 CONSOLE_PERIOD_S = 0.2

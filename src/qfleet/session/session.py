@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import InitVar, dataclass, field
 from typing import Any
 
-from qfleet.command_line.console import Console, RunStatus
 from qfleet.common.capture_stream import Streams
 from qfleet.common.episode_limits import cuts_episodes, episode_limit
 from qfleet.common.types import EnvironmentSpec, EvaluationReport, EvaluationRequest
@@ -29,6 +28,7 @@ from qfleet.session.counters import Counters
 from qfleet.session.evaluations import Evaluations
 from qfleet.session.progress import Progress
 from qfleet.settings.config import Config
+from qfleet.terminal.console import Console, RunStatus
 
 ON_EVALUATION = "on_evaluation"
 """Why a run stopped whose caller said False."""

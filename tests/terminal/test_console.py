@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from qfleet.command_line.console import (
+from qfleet.terminal.console import (
     EpisodeLine,
     JsonConsole,
     PlainConsole,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from qfleet.common.types import EnvironmentSpec
-from qfleet.run.frame_notices import frame_notices, measured_updates_per_s
 from qfleet.settings.config_auto import resolve_config
 from qfleet.settings.config_loading import load_config
 from qfleet.settings.plans import run_plans
+from qfleet.terminal.frame_notices import frame_notices, measured_updates_per_s
 
 STATES = EnvironmentSpec("CartPole-v1", (4,), "<f4", 2, 475.0, 500)
 

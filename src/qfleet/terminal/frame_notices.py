@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 
 import psutil
 
-from qfleet.command_line.console import duration
 from qfleet.common.types import EnvironmentSpec
 from qfleet.learner.plan import LearnerPlan
 from qfleet.session.forecast import LONG_S
 from qfleet.settings.config import Config
 from qfleet.settings.machine_checks import replay_bytes
 from qfleet.settings.plans import run_plans
+from qfleet.terminal.console import duration
 
 _TUTORIAL, _CHEAPER = "tutorial-pixels", "qfleet train cartpole-pixels"
 

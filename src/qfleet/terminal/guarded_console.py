@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from qfleet.command_line.console import Console, EpisodeLine, RunStatus
 from qfleet.run_files.durable import DiskWatch
+from qfleet.terminal.console import Console, EpisodeLine, RunStatus
 
 
 class GuardedConsole:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from qfleet.run.final_block import final_block
 from qfleet.run_files.summary import Accounting, RunSummary, write_summary
+from qfleet.terminal.final_block import final_block
 
 
 def make_summary(**changes: Any) -> RunSummary:
