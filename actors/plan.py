@@ -30,6 +30,7 @@ class ActorPlan:
     num_cpus: float
     n_step: int
     discount: float
+    max_abs_reward: float | None
     epsilon_schedule: Literal["ladder", "linear", "exponential", "constant"]
     epsilon_start: float
     epsilon_end: float

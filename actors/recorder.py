@@ -47,7 +47,7 @@ class Recorder:
 
     def __init__(self, plan: ActorPlan, spec: EnvironmentSpec, slot: int, first: Array) -> None:
         """Episodes begin everywhere with the observations `first` [E, ...]."""
-        self._spec, self._slot = spec, slot
+        self._plan, self._spec, self._slot = plan, spec, slot
         n_envs = len(first)
         self.windows = NStepAccumulator(n_envs, plan.n_step, plan.discount, spec)
         self._trail: FrameTrail | None = None
@@ -85,9 +85,21 @@ class Recorder:
     def _completed(self, observations: Array, actions: Array, result: StepResult) -> Columns | None:
         """The transitions that this step completes, frames by number."""
         if self._trail is None:
-            return self.windows.push(observations, actions, result)
+            return self.windows.push(observations, actions, self._as_learned(result))
         numbers = self._trail.numbers
-        return self.windows.push(numbers, actions, self._trail.follow(result))
+        return self.windows.push(numbers, actions, self._as_learned(self._trail.follow(result)))
+
+    def _as_learned(self, result: StepResult) -> StepResult:
+        """What the learner is told of a step; scores and episodes are the game's own.
+
+        Rewards are clipped, and a lost life may end an episode.
+        """
+        clip = self._plan.max_abs_reward
+        if clip is not None:
+            result = result._replace(rewards=np.clip(result.rewards, -clip, clip))
+        if self._plan.env.episodic_life and result.life_lost is not None:
+            result = result._replace(terminated=result.terminated | result.life_lost)
+        return result
 
     def _count(self, result: StepResult, epsilons: Array) -> None:
         self.env_steps += int(np.count_nonzero(result.is_transition))

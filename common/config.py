@@ -94,6 +94,8 @@ class EnvConfig(Section):
     """Pixels: newest frames that an observation stacks, never across an episode's start."""
     frame_size: Count = 84
     """Pixels: width and height of a frame, which is averaged over each pixel's area."""
+    episodic_life: Flag = False
+    """Atari: a lost life ends an episode for the learner; scores are of whole games."""
     renderer: Literal["fast", "gymnasium"] = "gymnasium"
     """Pixels: `gymnasium` shrinks what `render()` draws; `fast` (CartPole) draws that directly."""
 

@@ -33,6 +33,8 @@ CONVOLUTIONS: dict[str, tuple[Convolution, ...]] = {
     "minatar": (Convolution(16, 3, 1),),
 }
 """By `network.kind`."""
+OBSERVATION_OF_KIND = {"mlp": "state", **dict.fromkeys(CONVOLUTIONS, "pixels"), "minatar": "planes"}
+"""The `env.observation` that each `network.kind` takes."""
 
 
 def smallest_frame_px(kind: str) -> int:

@@ -18,6 +18,13 @@ from typing import Any
 import gymnasium
 from gymnasium import spaces
 
+from qfleet.common.atari import (
+    VECTOR_KWARGS,
+    has_vector,
+    is_atari,
+    preprocessed,
+    single_frames_kwargs,
+)
 from qfleet.common.config import EnvConfig
 from qfleet.common.environment_checks import CheckedEnvironment, probe
 from qfleet.common.episode_limits import own_limit, with_limit
@@ -67,6 +74,15 @@ def _make_checked(
 ) -> CheckedEnvironment:
     search_working_directory()
     _hide_pygame(render_mode)
+    if config.episodic_life and not has_vector(config):
+        raise ConfigError(
+            "env.episodic_life is for Atari's games observed as pixels, with no other env.kwargs "
+            f"than {', '.join(sorted(VECTOR_KWARGS))}; {_key(config)} with {config.kwargs} is "
+            "none: set it to false"
+        )
+    if is_atari(config):
+        single = config.model_copy(update={"kwargs": single_frames_kwargs(config)})
+        return _checked(preprocessed(_make(single, render_mode), config), config, place, keeps_info)
     env = _make(config, render_mode)
     if config.observation == "pixels":
         env = with_frames(env, config, render_mode, partial(_make, config))

@@ -6,7 +6,6 @@ Called before an environment is made and wherever an id is looked up. A user wri
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,8 +22,14 @@ class OptionalGames(NamedTuple):
     """Raises `ModuleNotFoundError` where it is not installed."""
 
 
+def _register_atari() -> None:
+    import ale_py
+
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner in every process
+
+
 OPTIONAL_GAMES = {
-    "ALE": OptionalGames("atari", lambda: importlib.import_module("ale_py")),
+    "ALE": OptionalGames("atari", _register_atari),
     "MinAtar": OptionalGames("minatar", minatar_games.register),
 }
 """By the namespace of their ids."""

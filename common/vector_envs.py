@@ -18,11 +18,12 @@ from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.spaces import Discrete
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
+from qfleet.common.atari import LIFE_LOST, AtariVector, has_vector
 from qfleet.common.config import EnvConfig
 from qfleet.common.envs import Environment, make_env
 from qfleet.common.errors import CheckpointError, ConfigError, InvariantError, QfleetError
-from qfleet.common.pixels.fast_renderers import StateRenderer, fast_renderer
-from qfleet.common.pixels.frame_stack import FrameStack
+from qfleet.common.optional_games import register_games
+from qfleet.common.pixels.frame_view import FrameView
 from qfleet.common.sub_env_captures import capture_sub_env, has_method, restore_sub_env
 from qfleet.common.types import Array, Capture
 
@@ -46,22 +47,8 @@ class StepResult(NamedTuple):
     """bool [E]: False for a reset step, which must be neither stored nor counted."""
     observations: Array
     """`[E, *O]` to choose the next actions from."""
-
-
-class FrameView(NamedTuple):
-    """How an adapter makes observations of frames."""
-
-    stack: FrameStack
-    renderer: StateRenderer | None
-    """Draws single frames from the vector's states; None where the environments show frames."""
-
-    @classmethod
-    def of(cls, config: EnvConfig) -> FrameView | None:
-        """None where observations are states or planes."""
-        if config.observation != "pixels":
-            return None
-        renderer = fast_renderer(config) if config.renderer == "fast" else None
-        return cls(FrameStack(config.frame_stack), renderer)
+    life_lost: Array | None = None
+    """bool [E]: Atari, where a game goes on with a life less; None where games have no lives."""
 
 
 class VectorEnvAdapter:
@@ -133,7 +120,13 @@ class VectorEnvAdapter:
             self._awaits_reset = ended
         self._observations = observations
         return StepResult(
-            next_observations, rewards, terminated, truncated, is_transition, observations
+            next_observations,
+            rewards,
+            terminated,
+            truncated,
+            is_transition,
+            observations,
+            infos.get(LIFE_LOST),
         )
 
     def _observed(self, raw: Any) -> Array:
@@ -246,7 +239,7 @@ def make_vector_env(
     place: str = "",
     max_episode_steps: int | None = None,
 ) -> VectorEnvAdapter:
-    """E sub-environments: vectorized arithmetic for CartPole, a loop of `make_env` for the rest.
+    """E sub-environments: CartPole's and Atari's own vectors, a loop of `make_env` for the rest.
 
     `asynchronous` plays each sub-environment in a process of its own; errors name `place`;
     episodes end by truncation after `max_episode_steps` at the latest.
@@ -257,6 +250,9 @@ def make_vector_env(
     frames = FrameView.of(config)
     if has_native_vector(config) and not asynchronous:
         return VectorEnvAdapter(_native_vector(config, n_envs, max_episode_steps), frames)
+    if has_vector(config) and not asynchronous:
+        register_games(config.id)
+        return VectorEnvAdapter(AtariVector(config, n_envs, max_episode_steps), frames)
     makers: list[Callable[[], Environment]] = [
         partial(
             make_env,

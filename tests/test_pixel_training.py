@@ -188,3 +188,17 @@ def test_train_on_planes_same_seed_same_parameters_and_a_policy_that_plays(tmp_p
     env = qfleet.make_env(tmp_path / "first")
     observation, _ = env.reset(seed=1)
     assert policy.q_values(observation).shape == (1, 6)
+
+
+def test_train_atari_learns_clipped_rewards_and_reports_real_scores(tmp_path):
+    small = {key: value for key, value in SMALL.items() if key != "env.frame_stack"}
+    changes = {**small, "eval.max_episode_steps": 40, "run.max_learner_steps": 40}
+    config = load_config("ALE/Pong-v5", [], {**changes, "eval.period_learner_steps": 20})
+
+    summary = train(config, run_dir=tmp_path / "run")
+
+    assert summary.learner_steps == 40
+    assert summary.accounting.is_balanced
+    assert summary.eval_return_mean is not None
+    assert summary.play == "4 frames a step, sticky actions (0.25), 0 to 30 no-ops at the start"
+    assert read_summary(tmp_path / "run") == summary

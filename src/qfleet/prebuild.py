@@ -29,7 +29,7 @@ def prebuild_preset(name: str) -> int:
         QfleetError: when there is no such preset or its environment cannot be made.
     """
     config = Config.preset(name)
-    if config.network.is_convolutional:
+    if not config.network.is_compiled_on_cpu:
         raise ConfigError(
             f"preset {name}: network.kind {config.network.kind} is not compiled on a CPU, where "
             "convolutions take the time; there is nothing to build"

@@ -17,6 +17,7 @@ def load(name):
 def test_names_default_first():
     assert presets.names() == (
         "cartpole",
+        "atari",
         "cartpole-pixels",
         "generic",
         "generic-pixels",
@@ -40,6 +41,8 @@ def test_preset_is_valid_and_starts_with_a_comment(name):
     [
         ("CartPole-v1", "cartpole"),
         ("LunarLander-v3", "lunarlander"),
+        ("ALE/Pong-v5", "atari"),
+        ("ale_py:ALE/Pong-v5", "atari"),
         ("MinAtar/Breakout-v0", "minatar-breakout"),
         ("minatar:MinAtar/SpaceInvaders-v0", "minatar-space-invaders"),
         ("MinAtar/SpaceInvaders-v1", "minatar"),
@@ -130,6 +133,17 @@ def test_minatar_presets_are_the_papers_network_and_score(name, env_id, score):
     assert (config.network.hidden_sizes, config.network.normalization) == ((128,), "none")
     assert (config.eval.solved_at_return, config.eval.epsilon) == (score, 0.1)
     assert config.run.max_env_steps == 2_000_000
+
+
+def test_atari_is_the_2015_papers_network_and_preprocessing():
+    config = load("atari")
+
+    env = config.env
+    assert (env.observation, env.frame_stack, env.frame_size) == ("pixels", 4, 84)
+    assert (config.network.kind, config.network.hidden_sizes) == ("nature", (512,))
+    assert (config.actors.max_abs_reward, env.episodic_life) == (1.0, False)
+    assert (config.replay.samples_per_insert, config.learner.batch_size) == (8, 32)
+    assert "id" not in presets.load("atari")["env"]
 
 
 def test_minatar_presets_differ_in_game_and_score_alone():

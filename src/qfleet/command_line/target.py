@@ -18,7 +18,7 @@ from qfleet.settings.config import Config
 from qfleet.settings.problems import Problem
 from qfleet.settings.yaml_settings import Setting
 
-_EXAMPLES = {"minatar": "MinAtar/Freeway-v0"}
+_EXAMPLES = {"atari": "ALE/Pong-v5", "minatar": "MinAtar/Freeway-v0"}
 """An environment for presets that name none; Acrobot for the others."""
 
 

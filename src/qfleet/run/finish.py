@@ -10,6 +10,7 @@ import sys
 from typing import Any, Literal, NamedTuple
 
 from qfleet.api import load_policy, play_episodes
+from qfleet.common.atari import play_note
 from qfleet.common.errors import QfleetError
 from qfleet.common.seeding import seed_int
 from qfleet.common.types import EvaluationReport
@@ -165,6 +166,7 @@ def _summary(
         eval_episodes=0 if score is None else score.episodes,
         eval_cut_episodes=0 if score is None else score.cut_episodes,
         max_episode_steps=session.max_episode_steps,
+        play=play_note(config.env),
         actors=int(config.actors.count),
         replay_shards=config.replay.shards,
         startup_s=outcome.startup_s,

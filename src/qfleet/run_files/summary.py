@@ -137,6 +137,9 @@ class RunSummary(BaseModel):
     eval_cut_episodes: int = 0
     """Of `eval_episodes`, how many were cut after `max_episode_steps`."""
     max_episode_steps: int | None = None
+    play: str | None = None
+    """How the environment is played where that is a convention: Atari's frame skip, sticky actions,
+    no-ops."""
 
 
 def write_summary(summary: RunSummary, run_dir: Path) -> Path:

@@ -62,6 +62,8 @@ class ActorsConfig(Section):
     """Rewards summed before bootstrapping. 1 is plain Q-learning; 3 is Rainbow's and Ape-X's."""
     discount: PositiveFraction = 0.99
     """γ."""
+    max_abs_reward: Positive | None = None
+    """Larger rewards are clipped to it, for the learner alone: Atari's 1; null: as they are."""
     epsilon_schedule: Literal["ladder", "linear", "exponential", "constant"] = "ladder"
     """`ladder`: a constant ε per sub-environment (Ape-X); others follow the fleet's env steps."""
     epsilon_start: Fraction = 1.0

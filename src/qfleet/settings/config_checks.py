@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from qfleet.common.convolutions import smallest_frame_px
+from qfleet.common.convolutions import OBSERVATION_OF_KIND, smallest_frame_px
 from qfleet.common.types import EnvironmentSpec
 from qfleet.replay_server.rate_limiter import minimum_limiter_tolerance_samples
 from qfleet.settings.config import Config
@@ -77,23 +77,14 @@ def _check_network(config: Config) -> Iterator[Problem]:
         )
 
 
-_OBSERVATION_OF_KIND = {
-    "mlp": "state",
-    "small": "pixels",
-    "nature": "pixels",
-    "convnet": "pixels",
-    "minatar": "planes",
-}
-
-
 def _check_observation(config: Config) -> Iterator[Problem]:
     """Each network takes one kind of observation."""
     env, network = config.env, config.network
     if network.factory is not None:
         return
-    takes = _OBSERVATION_OF_KIND[network.kind]
+    takes = OBSERVATION_OF_KIND[network.kind]
     if takes != env.observation:
-        kinds = [kind for kind, its in _OBSERVATION_OF_KIND.items() if its == env.observation]
+        kinds = [kind for kind, its in OBSERVATION_OF_KIND.items() if its == env.observation]
         yield Problem(
             "network.kind",
             network.kind,

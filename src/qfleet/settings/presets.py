@@ -16,8 +16,8 @@ from qfleet.settings.yaml_settings import parse_value
 DEFAULT = "cartpole"
 GENERIC = "generic"
 GENERIC_PIXELS = "generic-pixels"
-OF_NAMESPACE = {"MinAtar": "minatar"}
-"""For the ids of a namespace that have no preset of their own; it names no environment."""
+OF_NAMESPACE = {"ALE": "atari", "MinAtar": "minatar"}
+"""For the ids of a namespace that have no preset of their own; they name no environment."""
 WITHOUT_ENVIRONMENT = (GENERIC, GENERIC_PIXELS, *OF_NAMESPACE.values())
 
 _FOLDER = Path(__file__).parent / "preset_files"

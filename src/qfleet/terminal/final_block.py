@@ -41,6 +41,7 @@ def final_block(summary: RunSummary, run_dir: Path) -> str:
     rows = [
         ("time", _times(summary)),
         ("steps", _steps(summary)),
+        *([("played", summary.play)] if summary.play else []),
         ("ended by", _ended_by(summary)),
         ("limited by", summary.limited_by),
         ("learner", _learner(summary)),
