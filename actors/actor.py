@@ -15,7 +15,7 @@ import numpy as np
 from qfleet.actors.held_params import HeldParams
 from qfleet.actors.nested_captures import get_part, put_part
 from qfleet.actors.plan import ActorPlan
-from qfleet.actors.policy import Exploration, QFunction, select_actions
+from qfleet.actors.policy import Exploration, select_actions
 from qfleet.actors.recorder import Recorder
 from qfleet.common import seeding
 from qfleet.common.errors import (
@@ -23,8 +23,10 @@ from qfleet.common.errors import (
     NonFiniteError,
     QfleetError,
 )
+from qfleet.common.network_plan import n_layer_noise
+from qfleet.common.q_functions import NetworkFunction
 from qfleet.common.stage_clock import ACTING, ENCODING, ENVIRONMENT, StageClock
-from qfleet.common.td import td_errors_by_networks
+from qfleet.common.td import TdRule, td_errors_by_networks
 from qfleet.common.types import (
     ACTION,
     Array,
@@ -51,7 +53,7 @@ class Actor:
         plan: ActorPlan,
         spec: EnvironmentSpec,
         env: VectorEnvAdapter,
-        build_q_function: Callable[[ParamsSnapshot], QFunction],
+        build_q_function: Callable[[ParamsSnapshot], NetworkFunction],
         *,
         run_id: str,
         slot: int,
@@ -60,6 +62,7 @@ class Actor:
         self._run_id, self._slot, self._incarnation = run_id, slot, incarnation
         self._plan, self._spec, self._env = plan, spec, env
         self._params = HeldParams(slot, spec, build_q_function)
+        self._n_noise = n_layer_noise(plan.network, spec)
         self._rng = seeding.generator(plan.seed, "actor.policy", slot)
         self.set_n_actors(plan.count)
         self._env_steps_at_params = 0
@@ -159,7 +162,7 @@ class Actor:
         observations = self._env.observations
         fleet_env_steps = self._fleet_env_steps(online)
         epsilons = self._exploration.epsilons(fleet_env_steps, self.episodes)
-        q_values = self._params.online_function.q_values(observations)
+        q_values = self._params.online_function.q_values(observations, self._draw_noise())
         actions = select_actions(q_values, epsilons, self._rng, self._spec.n_actions)
         self.clock.lap(ACTING)
         result = self._env.step(actions)
@@ -168,6 +171,12 @@ class Actor:
         self._acted_target_version = self.target_version or 0
         self._recorder.record(observations, actions, result, epsilons)
         self.clock.lap(ENCODING)
+
+    def _draw_noise(self) -> Array | None:
+        """Of a network with noisy layers, for each sub-environment and anew in each step."""
+        if not self._n_noise:
+            return None
+        return self._rng.standard_normal((self.n_envs, self._n_noise), dtype=np.float32)
 
     def _fleet_env_steps(self, online: ParamsSnapshot) -> float:
         """The learner's count, plus what the fleet has played since if all play at our speed."""
@@ -226,9 +235,9 @@ class Actor:
         target = self._params.target_function(self._plan.has_target_syncs)
         errors = td_errors_by_networks(
             self._recorder.unfolded(columns),
-            self._params.online_function.q_values,
-            target.q_values,
-            double_q=self._plan.double_q,
+            self._params.online_function,
+            target,
+            TdRule(self._plan.network, self._plan.double_q, self._plan.munchausen),
         )
         if not np.isfinite(errors).all():
             raise NonFiniteError(

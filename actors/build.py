@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qfleet.actors.actor import Actor
 from qfleet.actors.plan import ActorPlan
-from qfleet.common.q_functions import QFunction, QFunctions
+from qfleet.common.q_functions import NetworkFunction, QFunctions
 from qfleet.common.types import EnvironmentSpec, ParamsSnapshot
 from qfleet.common.vector_envs import make_vector_env
 
@@ -15,7 +15,7 @@ def build_actor(
     """The actor of `slot`."""
     q_functions = QFunctions(plan.network, spec)
 
-    def build(snapshot: ParamsSnapshot) -> QFunction:
+    def build(snapshot: ParamsSnapshot) -> NetworkFunction:
         return q_functions.of(snapshot.arrays)
 
     return Actor(

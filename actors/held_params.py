@@ -14,7 +14,7 @@ import numpy as np
 from qfleet.actors.nested_captures import capture_snapshot, get_part, put_part, restore_snapshot
 from qfleet.common.arrays_check import check_arrays
 from qfleet.common.errors import CheckpointError, InvariantError
-from qfleet.common.q_functions import QFunction
+from qfleet.common.q_functions import NetworkFunction
 from qfleet.common.types import Capture, EnvironmentSpec, ParamsSnapshot, TargetSyncEvent
 
 
@@ -22,7 +22,7 @@ class _Held(NamedTuple):
     """A snapshot and the function built from it."""
 
     snapshot: ParamsSnapshot
-    q_function: QFunction
+    q_function: NetworkFunction
 
 
 class HeldParams:
@@ -32,7 +32,7 @@ class HeldParams:
         self,
         slot: int,
         spec: EnvironmentSpec,
-        build_q_function: Callable[[ParamsSnapshot], QFunction],
+        build_q_function: Callable[[ParamsSnapshot], NetworkFunction],
     ) -> None:
         self._slot, self._spec, self._build_q_function = slot, spec, build_q_function
         self._online: _Held | None = None
@@ -51,12 +51,12 @@ class HeldParams:
         return None if self._target is None else self._target.snapshot
 
     @property
-    def online_function(self) -> QFunction:
+    def online_function(self) -> NetworkFunction:
         """What acts; only after the first snapshot."""
         assert self._online is not None, "the actor checks"
         return self._online.q_function
 
-    def target_function(self, has_target_syncs: bool) -> QFunction:
+    def target_function(self, has_target_syncs: bool) -> NetworkFunction:
         """What values next observations: without syncs, or before the first, what acts."""
         held = self._target if has_target_syncs else None
         return self.online_function if held is None else held.q_function

@@ -43,6 +43,7 @@ class ActorPlan:
     gives_priorities: bool
     """Whether its own |TD errors| go with the chunks."""
     double_q: bool
+    munchausen: bool
     has_target_syncs: bool
     """Whether the learner announces targets; without, the online network serves as one."""
 

@@ -66,8 +66,18 @@ def parse_flag(value: object) -> object:
     raise ValueError("must be true or false")
 
 
+def parse_number(value: object) -> object:
+    """Refuse true and false where a number is wanted; pydantic would read them as 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
 Count = Annotated[int, Field(ge=1), BeforeValidator(parse_count)]
 Flag = Annotated[bool, BeforeValidator(parse_flag)]
+Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(parse_number)]
+LossName = Literal["mse", "huber"]
+"""Each is a file of `learner/losses/`."""
 Factory = Annotated[str, BeforeValidator(parse_factory)]
 
 
@@ -111,10 +121,25 @@ class NetworkConfig(Section):
     """After each hidden layer and convolution; `batch` is the course's."""
     dueling: Flag = False
     """Value and advantages in streams of their own, each with the last hidden layer (Wang 2016)."""
+    noisy: Flag = False
+    """Learned noise on the linear layers explores; ε is then 0 (Fortunato et al. 2018)."""
+    distribution: Literal["none", "c51", "qr", "iqn"] = "none"
+    """Of the return: `c51` probabilities, `qr` quantiles, `iqn` a quantile function. `none`: Q."""
+    atoms: Count | None = None
+    """Numbers per action: c51 51, qr 32 (paper: 200), iqn 8 fractions drawn (64) where null."""
+    value_min: Number | None = None
+    """Smallest discounted return of c51's atoms. The paper: −10, with rewards cut to ±1."""
+    value_max: Number | None = None
+    """Largest one. What lies outside counts as the nearest atom."""
     factory: Factory | None = None
     """`module:function`, called as `function(n_inputs, n_actions, **kwargs) -> nn.Module`."""
     kwargs: dict[str, Any] = {}
     """Keyword arguments for the factory."""
+
+    @property
+    def n_atoms(self) -> int:
+        """`atoms`, or what the distribution has without."""
+        return self.atoms or {"none": 1, "c51": 51, "qr": 32, "iqn": 8}[self.distribution]
 
     @property
     def is_convolutional(self) -> bool:

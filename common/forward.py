@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qfleet.common.convolutions import Convolution
-from qfleet.common.network_plan import NetworkPlan, Stack
+from qfleet.common.distributions import N_COSINES, N_TAUS_ACTING
+from qfleet.common.network_plan import LinearPlan, NetworkPlan, Stack
 from qfleet.common.numpy_network import NORM_EPSILON
 from qfleet.common.types import EnvironmentSpec
 
@@ -45,7 +46,8 @@ class Forward(Protocol):
             buffers: What training updates in place: BatchNorm's statistics.
             inputs: [B, …] from the network's `InputTransform`.
             training: Whether BatchNorm normalizes by the batch.
-            noise: float [N], standard normal, for a network that takes N random numbers.
+            noise: float [N], standard normal, for a network that takes N random numbers. None:
+                the mean parameters, and fractions that are the same for all rows.
 
         Raises:
             TypeError: when there is noise and the network takes none.
@@ -112,15 +114,18 @@ class _Call(NamedTuple):
     parameters: Mapping[str, Tensor]
     buffers: Mapping[str, Tensor]
     training: bool
+    noise: Tensor | None
+    """Of the noisy layers: float [n_noise] for all rows, or [B, n_noise]; None: their means."""
 
 
 _Layer = Callable[[Tensor, _Call], Tensor]
 
 
 def planned_forward(plan: NetworkPlan) -> Forward:
-    """The built-in network of `plan`."""
-    shared = [*_convolutions(plan), *_layers(plan.body, in_place=bool(plan.convolutions))]
-    streams = [_layers(stack, in_place=False) for stack in plan.streams.values()]
+    """The built-in network of `plan`; `Forward`'s N is its `noise_size`."""
+    starts = _noise_starts(plan)
+    shared = [*_convolutions(plan), *_layers(plan.body, starts, in_place=bool(plan.convolutions))]
+    streams = [_layers(stack, starts, in_place=False) for stack in plan.streams.values()]
 
     def forward(
         parameters: Mapping[str, Tensor],
@@ -129,23 +134,66 @@ def planned_forward(plan: NetworkPlan) -> Forward:
         training: bool,
         noise: Tensor | None = None,
     ) -> Tensor:
-        _refuse_noise(noise)
-
-        call = _Call(parameters, buffers, training)
-
-        def through(layers: list[_Layer], x: Tensor) -> Tensor:
-            for layer in layers:
-                x = layer(x, call)
-            return x
-
-        features = through(shared, inputs)
-        outputs = [through(layers, features) for layers in streams]
-        if len(outputs) == 1:
-            return outputs[0]
-        values, advantages = outputs
-        return dueling_outputs(values, advantages, plan.n_actions)
+        if not plan.n_noise and not plan.n_taus:
+            _refuse_noise(noise)
+        for_layers = noise[..., : plan.n_noise] if noise is not None and plan.n_noise else None
+        call = _Call(parameters, buffers, training, for_layers)
+        x = _through(shared, inputs, call)
+        if plan.embedding is None:
+            return _head(plan, streams, x, call)
+        taus = _taus(plan, noise, x)  # [B, T]
+        n_rows, n_taus = taus.shape
+        embedded = _embedded(plan.embedding.name, taus, call)  # [B, T, d]
+        x = (x.unsqueeze(1) * embedded).flatten(0, 1)  # [B, d] -> [B·T, d]
+        if for_layers is not None and for_layers.ndim == 2:
+            call = call._replace(noise=for_layers.repeat_interleave(n_taus, dim=0))
+        values = _head(plan, streams, x, call).reshape(n_rows, n_taus, -1)
+        return torch.cat([values, taus.unsqueeze(-1)], dim=-1).flatten(1)  # [B, T·(A + 1)]
 
     return forward
+
+
+def _through(layers: list[_Layer], x: Tensor, call: _Call) -> Tensor:
+    for layer in layers:
+        x = layer(x, call)
+    return x
+
+
+def _head(plan: NetworkPlan, streams: list[list[_Layer]], x: Tensor, call: _Call) -> Tensor:
+    outputs = [_through(layers, x, call) for layers in streams]
+    if len(outputs) == 1:
+        return outputs[0]
+    values, advantages = outputs
+    return dueling_outputs(values, advantages, plan.n_actions)
+
+
+def _taus(plan: NetworkPlan, noise: Tensor | None, like: Tensor) -> Tensor:
+    """Quantile fractions `[B, T]`: uniform where there is noise for them, else the middles."""
+    if noise is None or noise.shape[-1] == plan.n_noise:
+        middles = torch.arange(N_TAUS_ACTING, dtype=like.dtype, device=like.device) + 0.5
+        return (middles / N_TAUS_ACTING).expand(len(like), -1)
+    normal = noise[plan.n_noise :].reshape(len(like), plan.n_taus)
+    return 0.5 * (1.0 + torch.erf(normal * 0.5**0.5))  # Φ of a normal number is uniform
+
+
+def _embedded(name: str, taus: Tensor, call: _Call) -> Tensor:
+    """φ(τ) = ReLU(W·cos(π i τ) + b), i = 0…n − 1: `[B, T] -> [B, T, d]`.
+
+    Source: Dabney et al. 2018b, eq. 4.
+    """
+    i = torch.arange(N_COSINES, dtype=taus.dtype, device=taus.device)
+    cosines = torch.cos(taus.unsqueeze(-1) * (torch.pi * i))
+    weight, bias = call.parameters[f"{name}.weight"], call.parameters[f"{name}.bias"]
+    return functional.relu(functional.linear(cosines, weight, bias))
+
+
+def _noise_starts(plan: NetworkPlan) -> dict[str, int]:
+    """Where each layer's numbers begin in the noise."""
+    starts, n = {}, 0
+    for layer in plan.linear_layers():
+        starts[layer.name] = n
+        n += layer.n_noise
+    return starts
 
 
 def dueling_outputs(values: Tensor, advantages: Tensor, n_actions: int) -> Tensor:
@@ -178,10 +226,12 @@ def _convolutions(plan: NetworkPlan) -> list[_Layer]:
     return [*layers, _flatten] if layers else []
 
 
-def _layers(stack: Stack, *, in_place: bool) -> list[_Layer]:
+def _layers(stack: Stack, noise_starts: Mapping[str, int], *, in_place: bool) -> list[_Layer]:
     layers: list[_Layer] = []
     for linear in stack:
-        layers.append(_linear(linear.name))
+        plain = _linear(linear.name)
+        start = noise_starts[linear.name]
+        layers.append(_noisy_linear(linear, plain, start) if linear.is_noisy else plain)
         if not linear.is_hidden:
             continue
         if linear.normalization == "batch":
@@ -210,6 +260,30 @@ def _linear(name: str) -> _Layer:
 
     def run(x: Tensor, call: _Call) -> Tensor:
         return functional.linear(x, call.parameters[weight], call.parameters.get(bias))
+
+    return run
+
+
+def _noisy_linear(plan: LinearPlan, mean: _Layer, start: int) -> _Layer:
+    """Y = (μ + σ ⊙ f(ε_out) f(ε_in)ᵀ) x + μ_b + σ_b ⊙ f(ε_out), f(ε) = sgn(ε)√|ε|.
+
+    As two products, (σ(x ⊙ f(ε_in)) + σ_b) ⊙ f(ε_out) beside the mean, so that each row may have
+    noise of its own.
+
+    Source: Fortunato et al. 2018, sec. 3, eq. 9–11 (factorised noise).
+    """
+    weight, bias = f"{plan.name}.weight_sigma", f"{plan.name}.bias_sigma"
+    n_in, end = plan.n_inputs, start + plan.n_noise
+
+    def run(x: Tensor, call: _Call) -> Tensor:
+        y = mean(x, call)
+        if call.noise is None:
+            return y
+        noise = call.noise[..., start:end]
+        factors = noise.sign() * noise.abs().sqrt()
+        into, out = factors[..., :n_in], factors[..., n_in:]
+        spread = functional.linear(x * into, call.parameters[weight], call.parameters.get(bias))
+        return y + spread * out
 
     return run
 

@@ -6,8 +6,10 @@ Read by everything that makes or runs one: `networks.py` (modules), `forward.py`
 A network without switches is one stack of layers, numbered as `nn.Sequential` numbers them. With
 `dueling` the last hidden layer stands twice, once before the value and once before the advantages,
 and all layers before it are shared, as in the paper, whose streams fork behind the convolutions.
+IQN multiplies what goes into the last hidden layer by an embedding of the quantile fraction.
 
-Source: Wang et al. 2016 (Dueling Network Architectures), sec. 3 and 4.2.
+Source: Wang et al. 2016 (Dueling Network Architectures), sec. 3 and 4.2; Dabney et al. 2018b (IQN),
+sec. 3.1 and eq. 4; Fortunato et al. 2018 (Noisy Networks), sec. 3.
 """
 
 from __future__ import annotations
@@ -16,6 +18,11 @@ from typing import NamedTuple
 
 from qfleet.common.config import NetworkConfig
 from qfleet.common.convolutions import CONVOLUTIONS, Convolution
+from qfleet.common.distributions import N_COSINES, outputs_per_action
+from qfleet.common.types import EnvironmentSpec
+
+NOISY_SIGMA = 0.5
+"""σ₀ of factorised noise."""
 
 
 class LinearPlan(NamedTuple):
@@ -28,12 +35,19 @@ class LinearPlan(NamedTuple):
     is_hidden: bool
     normalization: str = "none"
     has_bias: bool = True
+    is_noisy: bool = False
+    """Whether it has σ beside each μ, under `weight_sigma` and `bias_sigma`."""
 
     @property
     def norm_name(self) -> str:
         """Prefix of its normalization's parameters: the layer behind it."""
         stack, _, index = self.name.rpartition(".")
         return f"{stack}.{int(index) + 1}" if stack else f"{int(index) + 1}"
+
+    @property
+    def n_noise(self) -> int:
+        """Random numbers of its factorised noise: one per input and one per output."""
+        return self.n_inputs + self.n_outputs if self.is_noisy else 0
 
 
 Stack = tuple[LinearPlan, ...]
@@ -51,50 +65,79 @@ class NetworkPlan(NamedTuple):
     convolutions: tuple[Convolution, ...]
     normalization: str
     body: Stack
+    embedding: LinearPlan | None
+    """IQN's, of the cosines of a quantile fraction; a ReLU follows."""
     streams: dict[str, Stack]
-    """By name: `value` and `advantage`, or one without a name."""
+    """By name: `value` and `advantage`, or one, with a name where there is a body."""
+    n_taus: int
+    """Quantile fractions for which IQN is drawn while it trains; 0 elsewhere."""
 
     @property
     def is_forked(self) -> bool:
-        """Whether several streams follow a shared body; their layers then have its name before."""
-        return len(self.streams) > 1
+        """Whether a body with a name stands before the streams."""
+        return "" not in self.streams
+
+    @property
+    def n_noise(self) -> int:
+        """Random numbers of its noisy layers together, in the order of `linear_layers`."""
+        return sum(layer.n_noise for layer in self.linear_layers())
+
+    def noise_size(self, batch_size: int) -> int:
+        """Random numbers of one forward of a batch: its noisy layers', then fractions' of IQN.
+
+        Without the latter, IQN takes the middles of K equal parts of [0, 1].
+        """
+        return self.n_noise + batch_size * self.n_taus
 
     def linear_layers(self) -> list[LinearPlan]:
         """All of them, in the order in which parameters are drawn."""
-        return [layer for stack in (self.body, *self.streams.values()) for layer in stack]
+        embedding = () if self.embedding is None else (self.embedding,)
+        stacks = (self.body, embedding, *self.streams.values())
+        return [layer for stack in stacks for layer in stack]
 
 
 def network_plan(
-    config: NetworkConfig, observation_shape: tuple[int, ...], n_outputs: int, n_actions: int
+    config: NetworkConfig, observation_shape: tuple[int, ...], n_actions: int
 ) -> NetworkPlan:
-    """The plan of `config`, which has no factory.
-
-    Args:
-        config: Of the network.
-        observation_shape: O.
-        n_outputs: All outputs together: a multiple of the actions, as the loss wants.
-        n_actions: A.
-    """
+    """The plan of `config`, which has no factory, for observations O and A actions."""
     convolutions = CONVOLUTIONS[config.kind] if config.is_convolutional else ()
     width = _n_features(convolutions, observation_shape)
-    n_before = _n_modules(convolutions, config.normalization)
+    index = _n_modules(convolutions, config.normalization)
+    hidden, is_implicit = config.hidden_sizes, config.distribution == "iqn"
+    per_action = outputs_per_action(config)
+    all_outputs = n_actions * per_action
+    body: Stack = ()
+    embedding = None
+    if not config.dueling and not is_implicit:
+        streams = {"": _stack(config, "", index, width, hidden, all_outputs)}
+    else:
+        shared, own = hidden[:-1], hidden[-1:]
+        body = _stack(config, "body", index, width, shared, None)
+        width = shared[-1] if shared else width
+        widths = {"value": per_action} if config.dueling else {}
+        widths |= {"advantage" if config.dueling else "head": all_outputs}
+        if is_implicit:
+            embedding = LinearPlan("embedding", N_COSINES, width, is_hidden=False)
+        streams = {
+            name: _stack(config, name, 0, width, own, outputs) for name, outputs in widths.items()
+        }
+    return NetworkPlan(
+        n_actions,
+        observation_shape[0] if convolutions else 0,
+        convolutions,
+        config.normalization,
+        body,
+        embedding,
+        streams,
+        config.n_atoms if is_implicit else 0,
+    )
 
-    def stack(name: str, index: int, width: int, sizes: tuple[int, ...], last: int | None) -> Stack:
-        return _stack(config, name, index, width, sizes, last)
 
-    hidden = config.hidden_sizes
-    start = (n_actions, observation_shape[0] if convolutions else 0, convolutions)
-    if not config.dueling:
-        streams = {"": stack("", n_before, width, hidden, n_outputs)}
-        return NetworkPlan(*start, config.normalization, (), streams)
-    shared, own = hidden[:-1], hidden[-1:]
-    body = stack("body", n_before, width, shared, None)
-    width = shared[-1] if shared else width
-    streams = {
-        "value": stack("value", 0, width, own, n_outputs // n_actions),
-        "advantage": stack("advantage", 0, width, own, n_outputs),
-    }
-    return NetworkPlan(*start, config.normalization, body, streams)
+def n_layer_noise(config: NetworkConfig, spec: EnvironmentSpec) -> int:
+    """Random numbers per row that a network acts with; 0 without noisy layers."""
+    if not config.noisy:
+        return 0
+    return network_plan(config, spec.observation_shape, spec.n_actions).n_noise
 
 
 def _n_features(convolutions: tuple[Convolution, ...], shape: tuple[int, ...]) -> int:
@@ -123,15 +166,15 @@ def _stack(
 ) -> Stack:
     """Hidden layers of `sizes` and, with `last`, one layer more for the outputs."""
     prefix = f"{name}." if name else ""
-    is_normalized = config.normalization != "none"
+    normalization, is_noisy = config.normalization, config.noisy
     # Behind convolutions the course's linear layers keep their bias before a normalization.
-    has_bias = not is_normalized or config.is_convolutional
+    has_bias = normalization == "none" or config.is_convolutional
     layers = []
     for units in sizes:
         layers.append(
-            LinearPlan(f"{prefix}{index}", width, units, True, config.normalization, has_bias)
+            LinearPlan(f"{prefix}{index}", width, units, True, normalization, has_bias, is_noisy)
         )
-        index, width = index + (3 if is_normalized else 2), units
+        index, width = index + (2 if normalization == "none" else 3), units
     if last is not None:
-        layers.append(LinearPlan(f"{prefix}{index}", width, last, False))
+        layers.append(LinearPlan(f"{prefix}{index}", width, last, False, is_noisy=is_noisy))
     return tuple(layers)

@@ -27,7 +27,9 @@ def try_factory(config: NetworkConfig, spec: EnvironmentSpec) -> None:
         with torch.random.fork_rng(devices=[]):
             network = build_network(config, spec, seed=0)
             tried = input_transform(spec)(torch.zeros(2, *spec.observation_shape))
+            tried[1] = 1.0
             answers = [network.train(mode)(tried.clone()) for mode in (True, False)]
+            alone = network(tried[:1].clone())
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:
@@ -47,6 +49,17 @@ def try_factory(config: NetworkConfig, spec: EnvironmentSpec) -> None:
                 f"{key} must map observations {_batch(spec)} to Q-values "
                 f"[2, {spec.n_actions}], one for each action of {spec.env_id}; {fault}"
             )
+    if _depends_on_other_rows(answers[-1], alone):
+        raise ConfigError(
+            f"{key} must answer an observation in eval mode whatever others are in its batch: one "
+            "alone got other Q-values than beside another; normalize by running statistics"
+        )
+
+
+def _depends_on_other_rows(in_batch: object, alone: object) -> bool:
+    if not isinstance(in_batch, Tensor) or not isinstance(alone, Tensor):
+        return False
+    return not torch.allclose(in_batch[:1], alone, rtol=1e-4, atol=1e-5)
 
 
 def _batch(spec: EnvironmentSpec) -> list[int]:

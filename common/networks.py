@@ -8,6 +8,7 @@ and never imports torch.
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Mapping
 from typing import cast
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from qfleet.common.config import NetworkConfig
 from qfleet.common.errors import CheckpointError, ConfigError
 from qfleet.common.forward import planned_forward
-from qfleet.common.network_plan import NetworkPlan, Stack, network_plan
+from qfleet.common.network_plan import NOISY_SIGMA, NetworkPlan, Stack, network_plan
 from qfleet.common.types import Array, EnvironmentSpec
 from qfleet.common.user_code import search_working_directory
 from qfleet.common.user_errors import is_from_signal, user_error
@@ -43,6 +44,8 @@ class ForkedNetwork(nn.Module):
     def __init__(self, plan: NetworkPlan) -> None:
         super().__init__()
         self.body = nn.Sequential(*_convolutions(plan), *_layers(plan.body))
+        if plan.embedding is not None:
+            self.embedding = nn.Linear(plan.embedding.n_inputs, plan.embedding.n_outputs)
         for name, stack in plan.streams.items():
             self.add_module(name, nn.Sequential(*_layers(stack)))
         self.plan = plan
@@ -52,6 +55,20 @@ class ForkedNetwork(nn.Module):
         """`float [B, n_outputs]`."""
         parameters, buffers = dict(self.named_parameters()), dict(self.named_buffers())
         return self._forward(parameters, buffers, inputs, self.training)
+
+
+class NoisyLinear(nn.Linear):
+    """A linear layer with a σ for each of its parameters μ; as a module it computes with μ.
+
+    Source: Fortunato et al. 2018, sec. 3.2: μ uniform within ±1/√p, σ = 0.5/√p, p inputs.
+    """
+
+    def __init__(self, n_inputs: int, n_outputs: int, bias: bool) -> None:
+        super().__init__(n_inputs, n_outputs, bias=bias)
+        sigma = NOISY_SIGMA / math.sqrt(n_inputs)
+        self.weight_sigma = nn.Parameter(torch.full_like(self.weight, sigma))
+        if bias:
+            self.bias_sigma = nn.Parameter(torch.full_like(self.bias, sigma))
 
 
 def _convolutions(plan: NetworkPlan) -> list[nn.Module]:
@@ -77,7 +94,8 @@ def _convolutions(plan: NetworkPlan) -> list[nn.Module]:
 def _layers(stack: Stack) -> list[nn.Module]:
     modules: list[nn.Module] = []
     for linear in stack:
-        modules.append(nn.Linear(linear.n_inputs, linear.n_outputs, bias=linear.has_bias))
+        kind = NoisyLinear if linear.is_noisy else nn.Linear
+        modules.append(kind(linear.n_inputs, linear.n_outputs, bias=linear.has_bias))
         if not linear.is_hidden:
             continue
         if linear.normalization == "batch":
@@ -88,26 +106,21 @@ def _layers(stack: Stack) -> list[nn.Module]:
     return modules
 
 
-def build_network(
-    config: NetworkConfig, spec: EnvironmentSpec, seed: int, n_outputs: int | None = None
-) -> nn.Module:
+def build_network(config: NetworkConfig, spec: EnvironmentSpec, seed: int) -> nn.Module:
     """The configured network with PyTorch's default initialization drawn from `seed`.
 
-    It has one output per action unless `n_outputs` says otherwise. Torch's global generator is left
-    as it was found.
+    Torch's global generator is left as it was found.
 
     Raises:
         ConfigError: when a factory cannot be imported or does not return an `nn.Module`.
     """
-    n_outputs = spec.n_actions if n_outputs is None else n_outputs
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.factory is None:
-            shape = spec.observation_shape if config.is_convolutional else (spec.n_inputs,)
-            plan = network_plan(config, shape, n_outputs, spec.n_actions)
+            plan = network_plan(config, spec.observation_shape, spec.n_actions)
             return ForkedNetwork(plan) if plan.is_forked else StackedNetwork(plan)
         network = load_factory(config.factory, "network.factory")(
-            spec.n_inputs, n_outputs, **config.kwargs
+            spec.n_inputs, spec.n_actions, **config.kwargs
         )
     if not isinstance(network, nn.Module):
         raise ConfigError(

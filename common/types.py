@@ -232,6 +232,8 @@ class ReplaySample:
     item_keys: Array
     shards: Array
     is_weights: Array
+    noise: Array | None = None
+    """float32 [K, 3, N], added by the learner for a network that takes random numbers."""
 
     @property
     def n_batches(self) -> int:

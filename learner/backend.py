@@ -55,6 +55,7 @@ def batch_columns(sample: ReplaySample) -> list[tuple[Array, np.dtype]]:
     columns = sample.columns
     observation, next_observation = columns[OBSERVATION], columns[NEXT_OBSERVATION]
     single = np.dtype(np.float32)
+    noise = [] if sample.noise is None else [(sample.noise, single)]
     return [
         (observation, observation.dtype),
         (columns[ACTION], np.dtype(np.int64)),
@@ -62,6 +63,7 @@ def batch_columns(sample: ReplaySample) -> list[tuple[Array, np.dtype]]:
         (columns[BOOTSTRAP_DISCOUNT], single),
         (next_observation, next_observation.dtype),
         (sample.is_weights, single),
+        *noise,
     ]
 
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from qfleet.common.forward import Tensors, forward_function, input_transform
+from qfleet.common.network_plan import n_layer_noise
 from qfleet.common.networks import build_network, to_arrays
 from qfleet.common.seeding import seed_int
 from qfleet.common.types import Array, EnvironmentSpec
-from qfleet.learner.losses import LOSSES
+from qfleet.learner.losses import loss_of
 from qfleet.learner.optimizers import Hyperparameters, initial_state
 from qfleet.learner.plan import LearnerPlan
 from qfleet.learner.update import LearnerState, UpdateRule, copy_tensors
@@ -36,13 +37,7 @@ def initial_block_inputs(
 
     With `dtype` the network is cast to it; without, it stays as built and the rates are float32.
     """
-    loss = LOSSES[plan.loss]
-    network = build_network(
-        plan.network,
-        spec,
-        seed_int(plan.seed, "learner.network"),
-        loss.n_outputs(spec.n_actions),
-    )
+    network = build_network(plan.network, spec, seed_int(plan.seed, "learner.network"))
     network.to(device=device, dtype=dtype)
     trained = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
     frozen = [(n, p) for n, p in network.named_parameters() if not p.requires_grad]
@@ -50,12 +45,13 @@ def initial_block_inputs(
     rule = UpdateRule(
         forward=forward_function(network),
         inputs=input_transform(spec, dtype or torch.float32),
-        loss=loss,
+        loss=loss_of(plan, spec.n_actions),
         optimizer=plan.optimizer,
         double_q=plan.double_q,
         target_network=plan.target_network,
         polyak=plan.target_tau is not None,
         clip=plan.max_grad_norm is not None,
+        n_layer_noise=n_layer_noise(plan.network, spec),
         max_target_rows=TARGET_FORWARD_INPUTS // math.prod(spec.observation_shape),
     )
     state = LearnerState(

@@ -6,7 +6,6 @@ threads, no clock; what computes is a `LearnerBackend`. Source: Mnih et al. 2013
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Mapping
 
 import numpy as np
@@ -22,11 +21,11 @@ from qfleet.common.types import (
     ReplaySample,
     TargetSyncEvent,
 )
-from qfleet.learner.backend import GROUPS, Groups, LearnerPath, Measured
+from qfleet.learner.backend import GROUPS, Groups, LearnerPath
+from qfleet.learner.block_statistics import BlockStatistics
 from qfleet.learner.fast.backends import cached_backend, starting_backend
+from qfleet.learner.noise import NoiseSource
 from qfleet.learner.plan import LearnerPlan
-
-_STATS = ("loss", "q_mean", "td_error_abs_mean", "grad_norm")
 
 
 class Learner:
@@ -40,6 +39,7 @@ class Learner:
     def __init__(self, plan: LearnerPlan, spec: EnvironmentSpec, device: str = "cpu") -> None:
         self._plan, self._spec = plan, spec
         self._backend = starting_backend(plan, spec, device)
+        self._noise = NoiseSource(plan, spec)
         self.learner_steps = 0
         self.target_syncs: list[TargetSyncEvent] = []
         """Every hard sync of this run so far."""
@@ -48,11 +48,7 @@ class Learner:
         self._version = 0
         self._published_at_learner_step = -1
         self._outbox: list[ParamsSnapshot] = []
-        self._sums = dict.fromkeys(_STATS, 0.0)
-        self._updates_in_sums = 0
-        self._last_stats = dict.fromkeys(_STATS, 0.0)
-        self._last_blocks: collections.deque[tuple[float, ...]] = collections.deque(maxlen=200)
-        """Learner steps and means; told when the learner has diverged."""
+        self._statistics = BlockStatistics()
         self._has_diverged = False
         if self._plan.has_hard_syncs:
             self._sync_target()
@@ -86,14 +82,14 @@ class Learner:
                 is then as before the block.
         """
         first_step = self.learner_steps + 1
-        measured = self._backend.run(sample)
+        measured = self._backend.run(self._noise.add_to(sample))
         if not all(
             np.isfinite(values).all()
             for values in (measured.td_errors_abs, measured.losses, measured.grad_norms)
         ):
             self._has_diverged = True
             with np.errstate(over="ignore", invalid="ignore"):
-                self._remember(first_step + sample.n_batches - 1, _block_means(measured))
+                self._statistics.remember(first_step + sample.n_batches - 1, measured)
             raise NonFiniteError(
                 f"training diverged: a TD error, loss or gradient is not finite in updates "
                 f"{first_step}…{first_step + sample.n_batches - 1}; try "
@@ -102,20 +98,9 @@ class Learner:
             )
         self._backend.accept()
         self.learner_steps += sample.n_batches
-        self._add_stats(measured)
+        self._statistics.add(self.learner_steps, measured)
         self._sync_if_due()
         return measured.td_errors_abs
-
-    def _add_stats(self, measured: Measured) -> None:
-        n_batches = len(measured.losses)
-        means = _block_means(measured)
-        for name, mean in zip(_STATS, means, strict=True):
-            self._sums[name] += mean * n_batches
-        self._updates_in_sums += n_batches
-        self._remember(self.learner_steps, means)
-
-    def _remember(self, learner_steps: int, means: tuple[float, ...]) -> None:
-        self._last_blocks.append((learner_steps, *means))
 
     def _sync_if_due(self) -> None:
         period = self._plan.target_update_period_learner_steps
@@ -173,16 +158,11 @@ class Learner:
 
     def stats(self) -> LearnerStats:
         """Counters, and means since the previous call (the last ones when nothing was learned)."""
-        if self._updates_in_sums:
-            self._last_stats = {n: self._sums[n] / self._updates_in_sums for n in _STATS}
-            self._sums = dict.fromkeys(_STATS, 0.0)
-            self._updates_in_sums = 0
-        return LearnerStats(
+        return self._statistics.report(
             self.learner_steps,
             self._version,
             len(self.target_syncs),
-            **self._last_stats,
-            last_blocks=tuple(self._last_blocks) if self._has_diverged else (),
+            has_diverged=self._has_diverged,
         )
 
     def capture(self) -> Capture:
@@ -195,9 +175,8 @@ class Learner:
             "fleet_env_steps": self.fleet_env_steps,
             "target_syncs": [list(event) for event in self.target_syncs],
             "published_at_learner_step": self._published_at_learner_step,
-            "last_stats": dict(self._last_stats),
-            "sums": dict(self._sums),
-            "updates_in_sums": self._updates_in_sums,
+            "noise": self._noise.capture(),
+            **self._statistics.capture(),
         }
         return Capture(meta, arrays)
 
@@ -224,9 +203,9 @@ class Learner:
         self.fleet_env_steps = capture.meta["fleet_env_steps"]
         self.target_syncs = [TargetSyncEvent(*event) for event in capture.meta["target_syncs"]]
         self._published_at_learner_step = capture.meta["published_at_learner_step"]
-        self._last_stats = dict(capture.meta["last_stats"])
-        self._sums = dict(capture.meta["sums"])
-        self._updates_in_sums = capture.meta["updates_in_sums"]
+        self._statistics.restore(capture.meta)
+        if "noise" in capture.meta:  # a checkpoint of an earlier release has none, nor needs it
+            self._noise.restore(capture.meta["noise"])
         self._outbox = self.current_snapshots()
 
     def keep_versions_above(self, version: int) -> None:
@@ -308,13 +287,3 @@ def _grouped(arrays: Mapping[str, Array]) -> Groups:
         group, _, name = key.partition("/")
         groups[group][name] = array
     return groups
-
-
-def _block_means(measured: Measured) -> tuple[float, ...]:
-    """In the order of `_STATS`."""
-    return (
-        float(measured.losses.mean()),
-        float(measured.q_means.mean()),
-        float(measured.td_errors_abs.mean()),
-        float(measured.grad_norms.mean()),
-    )

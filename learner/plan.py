@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from qfleet.common.config import NetworkConfig
+from qfleet.common.config import LossName, NetworkConfig
 from qfleet.common.plan_json import PLAN_CONFIG
 
 REQUESTS_IN_FLIGHT = 2
@@ -25,9 +25,10 @@ class LearnerPlan:
     # The update
     batch_size: int
     updates_per_call: int
-    loss: Literal["mse", "huber"]
+    loss: LossName
     huber_delta: float
     double_q: bool
+    munchausen: bool
     target_network: bool
     target_tau: float | None
     max_grad_norm: float | None

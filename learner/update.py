@@ -6,7 +6,7 @@ the very same functions run eagerly, are traced into a package and recorded as a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qfleet.common.forward import Forward, InputTransform, Tensors
-from qfleet.learner.losses import Loss
+from qfleet.learner.losses.base import Experience, Loss
 from qfleet.learner.optimizers import (
     OPTIMIZERS,
     Hyperparameters,
@@ -52,7 +52,7 @@ class Batches(NamedTuple):
     is_weights: Tensor
     noise: Tensor | None = None
     """float [K, 3, N], standard normal, for a network that takes noise: N numbers for each forward
-    of each update. No network of ours takes any."""
+    of each update."""
 
     def tensors(self) -> list[Tensor]:
         """Those that there are, in order."""
@@ -87,6 +87,8 @@ class UpdateRule:
     target_network: bool
     polyak: bool
     clip: bool
+    n_layer_noise: int
+    """How many of the noise's N numbers are for noisy layers; the rest are for fractions (IQN)."""
     max_target_rows: int
     """Most next observations in one forward of a target that is constant within a block, in whole
     batches and one batch at least: what bounds the memory of K·B images."""
@@ -100,10 +102,9 @@ def run_block(
     BatchNorm's buffers in `state` are updated in place; `eager_block` leaves them alone.
     """
     errors, losses, q_means, norms = [], [], [], []
-    next_outputs = _target_outputs_of_block(rule, state, batches)
-    for k, batch in enumerate(batches.updates()):
-        constant = None if next_outputs is None else next_outputs[k]
-        state, error_abs, loss, q_mean, norm = update_once(rule, state, batch, hyper, constant)
+    values = _values_of_block(rule, state, batches)
+    for batch, known in zip(batches.updates(), values, strict=True):
+        state, error_abs, loss, q_mean, norm = update_once(rule, state, batch, hyper, known)
         errors.append(error_abs)
         losses.append(loss)
         q_means.append(q_mean)
@@ -112,21 +113,40 @@ def run_block(
     return BlockResult(state, stack(errors), stack(losses), stack(q_means), stack(norms))
 
 
-def _target_outputs_of_block(
+class Values(NamedTuple):
+    """Outputs of the network that values, for one update, `[B, n_outputs]`."""
+
+    next_outputs: Tensor
+    """At s′."""
+    outputs: Tensor | None
+    """At s, where the loss asks for them."""
+
+
+def _values_of_block(
     rule: UpdateRule, state: LearnerState, batches: Batches
-) -> Tensor | None:
-    """The target network at s′, `[K, B, n_outputs]`, in few forwards; None where it may change.
+) -> Sequence[Values | None]:
+    """The target network's for all updates, in few forwards; None where they may change.
 
     A hard-synced target is constant within a block, unless each update has noise of its own.
     """
+    n_updates = len(batches.actions)
     if not rule.target_network or rule.polyak or batches.noise is not None:
-        return None
-    k, b = batches.actions.shape
+        return [None] * n_updates
+    at_next = _target_outputs(rule, state, batches.next_observations)
+    if not rule.loss.values_current:
+        return [Values(outputs, None) for outputs in at_next]
+    at_current = _target_outputs(rule, state, batches.observations)
+    return [Values(*outputs) for outputs in zip(at_next, at_current, strict=True)]
+
+
+def _target_outputs(rule: UpdateRule, state: LearnerState, observations: Tensor) -> Tensor:
+    """`[K, B, *O] -> [K, B, n_outputs]`."""
+    k, b = observations.shape[:2]
     n_updates = max(1, rule.max_target_rows // b)
     parts = []
     with torch.no_grad():
         for first in range(0, k, n_updates):
-            rows = batches.next_observations[first : first + n_updates].flatten(0, 1)
+            rows = observations[first : first + n_updates].flatten(0, 1)
             parts.append(_outputs(rule, state.target_parameters, state.target_buffers, rows))
     outputs = parts[0] if len(parts) == 1 else torch.cat(parts)
     return outputs.reshape(k, b, -1)
@@ -150,15 +170,15 @@ def update_once(
     state: LearnerState,
     batch: Batches,
     hyper: Hyperparameters,
-    next_outputs: Tensor | None = None,
+    values: Values | None = None,
 ) -> tuple[LearnerState, Tensor, Tensor, Tensor, Tensor]:
     """One update on one batch `[B, …]`: (state, |δ| [B], loss, mean Q(s, a), gradient norm).
 
-    `next_outputs` are the target network's at s′ where they are known already. The passes over s′
-    are in eval mode: they must neither use nor shift the batch's statistics.
+    `values` are the target network's where they are known already. The passes for the targets are
+    in eval mode: they must neither use nor shift the batch's statistics.
     """
     with torch.no_grad():
-        targets = _targets(rule, state, batch, next_outputs)
+        targets = _targets(rule, state, batch, values)
     leaves = {name: p.detach().requires_grad_() for name, p in state.parameters.items()}
     noise = _noise(batch, TRAINED)
     outputs = _outputs(rule, leaves, state.buffers, batch.observations, noise, training=True)
@@ -177,27 +197,35 @@ def update_once(
 
 
 def _targets(
-    rule: UpdateRule, state: LearnerState, batch: Batches, next_outputs: Tensor | None
+    rule: UpdateRule, state: LearnerState, batch: Batches, values: Values | None
 ) -> Tensor:
-    rows, q_next_online = batch.next_observations, None
-
-    def online() -> Tensor:
-        return _outputs(rule, state.parameters, state.buffers, rows, _noise(batch, CHOOSING))
-
-    if not rule.target_network:
-        next_outputs = online()
-    else:
-        if next_outputs is None:
-            target = state.target_parameters, state.target_buffers
-            next_outputs = _outputs(rule, *target, rows, _noise(batch, VALUING))
-        if rule.double_q:
-            q_next_online = rule.loss.q_values(online())
-    returns, discounts = batch.n_step_returns, batch.bootstrap_discounts
-    return rule.loss.targets(returns, discounts, next_outputs, q_next_online)
+    online = state.parameters, state.buffers
+    valuing = (state.target_parameters, state.target_buffers) if rule.target_network else online
+    if values is None:
+        rows, noise = batch.next_observations, _noise(batch, VALUING)
+        values = Values(_outputs(rule, *valuing, rows, noise), None)
+        if rule.loss.values_current:
+            outputs = _outputs(rule, *valuing, batch.observations, _layer_noise(rule, noise))
+            values = values._replace(outputs=outputs)
+    is_double = rule.double_q and rule.target_network
+    choosing = None
+    if is_double or rule.loss.chooses_apart:
+        noise = _layer_noise(rule, _noise(batch, CHOOSING))
+        network = online if is_double else valuing
+        choosing = rule.loss.q_values(_outputs(rule, *network, batch.next_observations, noise))
+    experience = Experience(
+        batch.actions, batch.n_step_returns, batch.bootstrap_discounts, values.next_outputs
+    )
+    return rule.loss.targets(experience._replace(next_q_choosing=choosing, outputs=values.outputs))
 
 
 def _noise(batch: Batches, which: int) -> Tensor | None:
     return None if batch.noise is None else batch.noise[which]
+
+
+def _layer_noise(rule: UpdateRule, noise: Tensor | None) -> Tensor | None:
+    """Without the numbers for fractions: Q-values are taken at fixed ones."""
+    return noise[: rule.n_layer_noise] if noise is not None and rule.n_layer_noise else None
 
 
 def polyak(state: LearnerState, tau: Tensor) -> LearnerState:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from qfleet.common.forward import Tensors
 from qfleet.common.types import EnvironmentSpec
+from qfleet.learner.noise import N_FORWARDS, noise_size
 from qfleet.learner.optimizers import Hyperparameters, OptimizerState
 from qfleet.learner.plan import LearnerPlan
 from qfleet.learner.update import Batches, LearnerState, UpdateRule, eager_block
@@ -94,6 +95,8 @@ def random_batches(
             return torch.randn(shape, generator=rng, dtype=stored)
         return torch.randint(0, _SMALL_INTEGERS, shape, generator=rng).to(stored)
 
+    size = noise_size(plan, environment)
+    noise = torch.randn((n_updates, N_FORWARDS, size), generator=rng, dtype=numbers)
     return Batches(
         observations(),
         torch.randint(0, environment.n_actions, extent, generator=rng),
@@ -101,4 +104,5 @@ def random_batches(
         torch.full(extent, 0.99, dtype=numbers),
         observations(),
         torch.rand(extent, generator=rng, dtype=numbers) + 0.5,
+        noise if size else None,
     )

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from qfleet.common.config import NetworkConfig
-from qfleet.common.network_plan import network_plan
+from qfleet.common.network_plan import NOISY_SIGMA, network_plan
 from qfleet.common.types import Array, EnvironmentSpec
 
 _DIGITS = 24
@@ -30,16 +30,23 @@ def initial_network(
     random = np.random.RandomState(seed & 0xFFFFFFFF)  # as torch: the low half seeds the twister
     parameters: dict[str, Array] = {}
     buffers: dict[str, Array] = {}
-    plan = network_plan(config, (spec.n_inputs,), spec.n_actions, spec.n_actions)
+    plan = network_plan(config, spec.observation_shape, spec.n_actions)
     for layer in plan.linear_layers():
-        fan_in, units, norm = layer.n_inputs, layer.n_outputs, layer.norm_name
+        fan_in, units = layer.n_inputs, layer.n_outputs
         shape = (units, fan_in)
         parameters[f"{layer.name}.weight"] = _uniform(random, shape, weight_bound(fan_in))
         if layer.has_bias:
             parameters[f"{layer.name}.bias"] = _uniform(random, (units,), bias_bound(fan_in))
-        if layer.normalization != "none":
-            parameters[f"{norm}.weight"] = np.ones(units, np.float32)
-            parameters[f"{norm}.bias"] = np.zeros(units, np.float32)
+        if layer.is_noisy:
+            sigma = NOISY_SIGMA / math.sqrt(fan_in)
+            parameters[f"{layer.name}.weight_sigma"] = np.full(shape, sigma, np.float32)
+            if layer.has_bias:
+                parameters[f"{layer.name}.bias_sigma"] = np.full(units, sigma, np.float32)
+        if layer.normalization == "none":
+            continue
+        norm = layer.norm_name
+        parameters[f"{norm}.weight"] = np.ones(units, np.float32)
+        parameters[f"{norm}.bias"] = np.zeros(units, np.float32)
         if layer.normalization == "batch":
             buffers[f"{norm}.running_mean"] = np.zeros(units, np.float32)
             buffers[f"{norm}.running_var"] = np.ones(units, np.float32)

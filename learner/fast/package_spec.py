@@ -30,12 +30,12 @@ PROOF_SUFFIX = ".proof"
 """Of the file beside a package with inputs and what the eager form makes of them."""
 
 _SOURCES = (
-    *("block_inputs.py", "update.py", "losses.py", "optimizers.py"),
+    *("block_inputs.py", "update.py", "optimizers.py"),
     *("fast/flat_block.py", "fast/traced_block.py"),
 )
 
 
-_COMMON_SOURCES = ("forward.py", "network_plan.py", "networks.py")
+_COMMON_SOURCES = ("forward.py", "network_plan.py", "networks.py", "td.py")
 
 
 class PackageError(Exception):
@@ -85,6 +85,7 @@ class PackageSpec:
             "loss": plan.loss,
             "optimizer": plan.optimizer,
             "double_q": plan.double_q,
+            "munchausen": plan.munchausen,
             "target_network": plan.target_network,
             "polyak": plan.target_tau is not None,
             "clip": plan.max_grad_norm is not None,
@@ -118,6 +119,7 @@ def _sources_sha256(plan: LearnerPlan) -> str:
     """Digest of the code that is traced: ours and, where there is one, the network's factory."""
     room = Path(__file__).parent.parent
     files = [room / name for name in _SOURCES]
+    files += sorted((room / "losses").glob("*.py"))
     common = Path(qfleet.common.__file__)
     files += [common.with_name(name) for name in _COMMON_SOURCES]
     if plan.network.factory is not None:

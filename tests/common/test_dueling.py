@@ -127,7 +127,7 @@ def arrays_as_tensors(network: nn.Module) -> tuple[dict[str, Any], dict[str, Any
 def test_numpy_twin_equals_torch(normalization: str, hidden_sizes: tuple[int, ...]) -> None:
     wanted = config(normalization=normalization, hidden_sizes=hidden_sizes)
     network = trained(build_network(wanted, STATES, seed=1))
-    twin = NumpyMlp(wanted, arrays_of(network))
+    twin = NumpyMlp(wanted, arrays_of(network), 3)
     rng = np.random.default_rng(0)
 
     for batch in (1, 16, 3):

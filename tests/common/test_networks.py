@@ -28,7 +28,7 @@ def Mlp(  # as the module that it makes
     n_inputs: int, n_outputs: int, hidden_sizes: tuple[int, ...], normalization: str
 ) -> StackedNetwork:
     config = NetworkConfig(hidden_sizes=hidden_sizes, normalization=normalization)
-    return StackedNetwork(network_plan(config, (n_inputs,), n_outputs, n_outputs))
+    return StackedNetwork(network_plan(config, (n_inputs,), n_outputs))
 
 
 def tensors(network: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -209,11 +209,10 @@ def test_flat_inputs_are_rows_of_floats(dtype, shape):
 
 
 @pytest.mark.parametrize("factory", [None, "networks_under_test:course"])
-def test_build_network_has_one_output_per_action_unless_told_otherwise(factories, factory):
+def test_build_network_has_one_output_per_action(factories, factory):
     config = NetworkConfig(factory=factory, kwargs={"width": 5} if factory else {})
     x = torch.randn(3, 4)
     assert build_network(config, SPEC, 1).eval()(x).shape == (3, SPEC.n_actions)
-    assert build_network(config, SPEC, 1, 7).eval()(x).shape == (3, 7)
 
 
 @pytest.mark.parametrize("factory", [None, "networks_under_test:course"])
@@ -362,6 +361,17 @@ def test_try_factory_says_what_is_wrong(name, kwargs, words):
     config = NetworkConfig(factory=f"{__name__}:{name}", kwargs=kwargs)
 
     with pytest.raises(ConfigError, match=rf"network.factory='{__name__}:{name}' .*{words}"):
+        try_factory(config, EnvironmentSpec("E-v0", (4,), "<f4", 3, None, None))
+
+
+def test_try_factory_refuses_a_network_that_mixes_rows_in_eval_mode(factories):
+    class MixesRows(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x - x.mean(dim=0))
+
+    sys.modules["networks_under_test"].mixes = MixesRows
+    config = NetworkConfig(factory="networks_under_test:mixes")
+    with pytest.raises(ConfigError, match="whatever others are in its batch"):
         try_factory(config, EnvironmentSpec("E-v0", (4,), "<f4", 3, None, None))
 
 

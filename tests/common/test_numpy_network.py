@@ -14,7 +14,7 @@ from qfleet.common.numpy_network import NumpyMlp
 def random_network(hidden_sizes: tuple[int, ...], normalization: str, seed: int) -> StackedNetwork:
     torch.manual_seed(seed)
     config = NetworkConfig(hidden_sizes=hidden_sizes, normalization=normalization)
-    network = StackedNetwork(network_plan(config, (4,), 3, 3))
+    network = StackedNetwork(network_plan(config, (4,), 3))
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
         if name.endswith("running_var"):
             tensor.data.uniform_(0.05, 4.0)
@@ -25,7 +25,8 @@ def random_network(hidden_sizes: tuple[int, ...], normalization: str, seed: int)
 
 def twin(network: StackedNetwork, hidden_sizes: tuple[int, ...], normalization: str) -> NumpyMlp:
     arrays = to_arrays({**dict(network.named_parameters()), **dict(network.named_buffers())})
-    return NumpyMlp(NetworkConfig(hidden_sizes=hidden_sizes, normalization=normalization), arrays)
+    config = NetworkConfig(hidden_sizes=hidden_sizes, normalization=normalization)
+    return NumpyMlp(config, arrays, 3)
 
 
 @pytest.mark.parametrize("normalization", ["none", "batch", "layer"])
@@ -76,7 +77,7 @@ def test_numpy_mlp_keeps_no_view_of_its_arrays(normalization):
     network = random_network((8,), normalization, 4)
     arrays = to_arrays({**dict(network.named_parameters()), **dict(network.named_buffers())})
     config = NetworkConfig(hidden_sizes=(8,), normalization=normalization)
-    numpy_network = NumpyMlp(config, arrays)
+    numpy_network = NumpyMlp(config, arrays, 3)
     observations = np.ones((2, 4), np.float32)
     before = numpy_network.q_values(observations)
 

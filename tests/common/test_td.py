@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from qfleet.common.td import td_errors, td_errors_by_networks
+from qfleet.common.config import NetworkConfig
+from qfleet.common.td import TdRule, td_errors, td_errors_by_networks
 
 Q = np.array([[1.0, 2.0], [3.0, 4.0], [0.5, -0.5], [0.0, 0.0]], dtype=np.float32)
 ACTIONS = np.array([0, 1, 1, 0], dtype=np.int32)
@@ -55,6 +56,10 @@ def _columns():
     }
 
 
+def rule(double_q):
+    return TdRule(NetworkConfig(), double_q, munchausen=False)
+
+
 @pytest.mark.parametrize(
     ("double_q", "expected"),
     [(True, [2.0, -2.5, -0.5, -3.0]), (False, [4.0, -1.5, -0.5, -1.0])],
@@ -63,7 +68,7 @@ def test_td_errors_by_networks_follow_double_q(double_q, expected):
     online = _CountingNetwork(Q, NEXT_ONLINE)
     target = _CountingNetwork(Q * 0, NEXT_TARGET)
 
-    errors = td_errors_by_networks(_columns(), online.q_values, target.q_values, double_q=double_q)
+    errors = td_errors_by_networks(_columns(), online, target, rule(double_q))
 
     assert errors.tolist() == expected
 
@@ -71,7 +76,7 @@ def test_td_errors_by_networks_follow_double_q(double_q, expected):
 def test_td_errors_by_networks_of_one_network_forwards_twice():
     online = _CountingNetwork(Q, NEXT_ONLINE)
 
-    errors = td_errors_by_networks(_columns(), online.q_values, online.q_values, double_q=True)
+    errors = td_errors_by_networks(_columns(), online, online, rule(True))
 
     # 1 + 0.5*9 - 1; 2 + 0.25*1 - 4; -1 + 0.5; 0 + 2 - 0
     assert errors.tolist() == [4.5, -1.75, -0.5, 2.0]

@@ -140,8 +140,38 @@ def cut(fleet, replay_contents=True):
         {"network__normalization": "batch"},
         {"learner__target_tau": 0.01, "learner__optimizer": "adam"},
         {"network__dueling": True, "replay__sampling": "rank"},
+        {
+            "network__distribution": "c51",
+            "network__value_min": 0,
+            "network__value_max": 100,
+            "replay__sampling": "prioritized",
+        },
+        {"network__distribution": "qr", "network__noisy": True, "replay__sampling": "prioritized"},
+        {
+            "network__distribution": "iqn",
+            "network__hidden_sizes": [8, 8],
+            "network__noisy": True,
+            "network__dueling": True,
+            "replay__sampling": "rank",
+        },
+        {
+            "learner__munchausen": True,
+            "learner__double_q": False,
+            "actors__n_step": 1,
+            "replay__sampling": "prioritized",
+        },
     ],
-    ids=["uniform", "prioritized", "batch-norm", "polyak-adam", "dueling-rank"],
+    ids=[
+        "uniform",
+        "prioritized",
+        "batch-norm",
+        "polyak-adam",
+        "dueling-rank",
+        "c51-prioritized",
+        "qr-noisy-prioritized",
+        "iqn-noisy-dueling-rank",
+        "munchausen-prioritized",
+    ],
 )
 def test_restore_goes_on_bit_for_bit(make_fleet, changes):
     straight, first, second = (make_fleet(**changes) for _ in range(3))

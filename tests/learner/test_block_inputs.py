@@ -10,7 +10,6 @@ from torch import nn
 
 from qfleet.common.networks import build_network
 from qfleet.common.types import EnvironmentSpec
-from qfleet.learner import losses
 from qfleet.learner.block_inputs import TARGET_FORWARD_INPUTS, first_arrays, initial_block_inputs
 from qfleet.learner.plan import LearnerPlan
 from qfleet.settings.config import Config
@@ -51,14 +50,15 @@ def test_state_is_contiguous_however_the_network_lays_it_out() -> None:
     assert buffers == {}
 
 
-def test_head_is_as_wide_as_the_loss_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    class ThreePerAction(losses.ScalarLoss):
-        def n_outputs(self, n_actions: int) -> int:
-            return 3 * n_actions
-
-    monkeypatch.setitem(losses.LOSSES, "mse", ThreePerAction(losses.mse))
-    _, state, _ = initial_block_inputs(plan_of(hidden_sizes=(8,)), SPEC, "cpu")
-    assert list(state.parameters.values())[-1].shape == (6,)
+@pytest.mark.parametrize(("distribution", "width"), [("none", 2), ("c51", 10), ("qr", 10)])
+def test_head_is_as_wide_as_the_distribution_says(distribution: str, width: int) -> None:
+    network = {"distribution": distribution, "value_min": 0, "value_max": 1, "hidden_sizes": (8,)}
+    if distribution != "none":
+        network["atoms"] = 5
+    config = Config(network=network, learner={"device": "cpu"})
+    plan = run_plans(resolve_config(config, None, cpus=2, gpus=0)).learner
+    _, state, _ = initial_block_inputs(plan, SPEC, "cpu")
+    assert list(state.parameters.values())[-1].shape == (width,)
 
 
 def test_rule_flattens_and_bounds_the_rows_of_a_target_forward() -> None:

@@ -7,7 +7,10 @@ from qfleet.common.config import NetworkConfig
 from qfleet.common.forward import flat_inputs, forward_function
 from qfleet.common.network_plan import network_plan
 from qfleet.common.networks import StackedNetwork
-from qfleet.learner.losses import LOSSES, ItemLosses, td_errors, td_targets
+from qfleet.learner.losses.base import ItemLosses
+from qfleet.learner.losses.huber import huber
+from qfleet.learner.losses.mse import mse
+from qfleet.learner.losses.scalar import ScalarLoss, td_errors, td_targets
 from qfleet.learner.optimizers import Hyperparameters, initial_state
 from qfleet.learner.update import (
     Batches,
@@ -30,15 +33,16 @@ def rule_and_state(
 ) -> tuple[UpdateRule, LearnerState]:
     torch.manual_seed(4)
     config = NetworkConfig(hidden_sizes=(16, 8), normalization=normalization)
-    network, target = (StackedNetwork(network_plan(config, (4,), 2, 2)) for _ in range(2))
+    network, target = (StackedNetwork(network_plan(config, (4,), 2)) for _ in range(2))
     fields = {
         "inputs": flat_inputs,
-        "loss": LOSSES["huber"],
+        "loss": ScalarLoss(huber),
         "optimizer": "sgd",
         "double_q": True,
         "target_network": True,
         "polyak": False,
         "clip": False,
+        "n_layer_noise": 0,
         "max_target_rows": 1_000,
         **changes,
     }
@@ -141,7 +145,7 @@ def test_run_block_noise_reaches_each_forward_of_each_update(is_polyak):
         return rule.forward(parameters, buffers, inputs, training) + noise * inputs[:, :1]
 
     target = state.target_parameters
-    rule_with_noise = dataclasses.replace(rule, forward=noisy)
+    rule_with_noise = dataclasses.replace(rule, forward=noisy, n_layer_noise=1)
     result = eager_block(rule_with_noise)(state, batches()._replace(noise=noise), HYPER)
 
     if not is_polyak:
@@ -174,18 +178,17 @@ def test_forward_that_takes_no_noise_refuses_it():
 class TwoOutputsPerAction:
     """A Q-value is the sum of two outputs, and the priority is twice the error plus one."""
 
-    def n_outputs(self, n_actions):
-        return 2 * n_actions
+    values_current = chooses_apart = False
 
     def q_values(self, outputs):
         return outputs.reshape(len(outputs), -1, 2).sum(dim=-1)
 
-    def targets(self, n_step_returns, bootstrap_discounts, next_outputs, q_next_online):
-        q_next = self.q_values(next_outputs)
-        assert q_next.shape == q_next_online.shape == (8, 2)
-        best = q_next_online.argmax(dim=-1, keepdim=True)
+    def targets(self, experience):
+        q_next = self.q_values(experience.next_outputs)
+        assert q_next.shape == experience.next_q_choosing.shape == (8, 2)
+        best = experience.next_q_choosing.argmax(dim=-1, keepdim=True)
         values = q_next.gather(-1, best).squeeze(-1)
-        return td_targets(n_step_returns, bootstrap_discounts, values)
+        return td_targets(experience.n_step_returns, experience.bootstrap_discounts, values)
 
     def items(self, outputs, actions, targets, hyper):
         error = td_errors(self.q_values(outputs), actions, targets)
@@ -194,7 +197,7 @@ class TwoOutputsPerAction:
 
 def test_run_block_head_q_values_and_priority_are_the_losses_own():
     """The last layer is one output per action, written as two halves of it."""
-    rule, state = rule_and_state(loss=LOSSES["mse"], optimizer="sgd", normalization="none")
+    rule, state = rule_and_state(loss=ScalarLoss(mse), optimizer="sgd", normalization="none")
     halves = dataclasses.replace(rule, loss=TwoOutputsPerAction())
 
     def split(tensors):

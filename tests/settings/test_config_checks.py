@@ -13,6 +13,7 @@ from qfleet.common.messages import chunk_bytes
 from qfleet.common.types import EnvironmentSpec
 from qfleet.common.wire import MAX_CHUNK_BYTES
 from qfleet.replay_server.rate_limiter import minimum_limiter_tolerance_samples
+from qfleet.settings.checks.machine_checks import check_chunk, replay_bytes
 from qfleet.settings.config import Config
 from qfleet.settings.config_auto import (
     block_periods,
@@ -21,7 +22,6 @@ from qfleet.settings.config_auto import (
     updates_per_call,
 )
 from qfleet.settings.config_checks import check_config
-from qfleet.settings.machine_checks import check_chunk, replay_bytes
 from qfleet.settings.problems import Problem, show_value
 
 SPEC = EnvironmentSpec("CartPole-v1", (4,), "<f4", 2, 475.0, 500)
@@ -61,6 +61,59 @@ BROKEN = [
         config(network={"factory": "m:f", "dueling": True}),
         "network.dueling",
         "is of the built-in networks",
+    ),
+    (
+        config(network={"factory": "m:f", "noisy": True}),
+        "network.noisy",
+        "is of the built-in networks",
+    ),
+    (
+        config(network={"atoms": 5}),
+        "network.atoms",
+        "is for a network.distribution, which is none",
+    ),
+    (
+        config(network={"distribution": "qr"}, learner={"loss": "mse"}),
+        "learner.loss",
+        "network.distribution qr has a loss of its own",
+    ),
+    (
+        config(network={"distribution": "iqn", "hidden_sizes": [8]}),
+        "network.hidden_sizes",
+        "must be at least two layers",
+    ),
+    (
+        config(network={"distribution": "c51", "value_max": 1}),
+        "network.value_min",
+        "is needed by network.distribution c51",
+    ),
+    (
+        config(network={"distribution": "c51", "value_min": 1, "value_max": 1}),
+        "network.value_min",
+        "must be below value_max (1)",
+    ),
+    (
+        config(network={"distribution": "c51", "value_min": 0, "value_max": 1, "atoms": 1}),
+        "network.atoms",
+        "must be at least 2",
+    ),
+    (
+        config(learner={"munchausen": True, "double_q": False}, actors={"n_step": 3}),
+        "actors.n_step",
+        "must be 1 with learner.munchausen: its bonus is of a single action",
+    ),
+    (
+        config(learner={"munchausen": True}),
+        "learner.double_q",
+        "must be false with learner.munchausen",
+    ),
+    (
+        config(
+            learner={"munchausen": True, "double_q": False},
+            network={"distribution": "qr"},
+        ),
+        "network.distribution",
+        "must be none with learner.munchausen",
     ),
     (
         config(runtime="local", actors={"max_memory_gb": 2.0}),

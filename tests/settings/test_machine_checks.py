@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from qfleet.settings import machine_checks
-from qfleet.settings.machine_checks import nvidia_gpus
+from qfleet.settings.checks import machine_checks
+from qfleet.settings.checks.machine_checks import nvidia_gpus
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ from qfleet.common.errors import ConfigError
 from qfleet.common.types import EnvironmentSpec
 from qfleet.learner.fast.backends import has_fast_form
 from qfleet.run.learner_path import local_device, remote_device
+from qfleet.settings.checks.machine_checks import check_chunk, nvidia_gpus
 from qfleet.settings.config import Config
 from qfleet.settings.config_auto import resolve_config
 from qfleet.settings.config_checks import check_config
 from qfleet.settings.config_loading import error_message
-from qfleet.settings.machine_checks import check_chunk, nvidia_gpus
 from qfleet.settings.plans import run_plans
 
 

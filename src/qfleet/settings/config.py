@@ -16,25 +16,19 @@ from qfleet.common.config import (
     Count,
     EnvConfig,
     Flag,
+    LossName,
     NetworkConfig,
+    Number,
     Section,
     parse_count,
     parse_list,
+    parse_number,
 )
-
-
-def parse_number(value: object) -> object:
-    """Refuse true and false where a number is wanted; pydantic would read them as 1 and 0."""
-    if isinstance(value, bool):
-        raise ValueError("must be a number, not true or false")
-    return value
-
 
 CountFromZero = Annotated[int, Field(ge=0), BeforeValidator(parse_count)]
 AutoCount = Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], BeforeValidator(parse_count)]
 AutoGpus = Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], BeforeValidator(parse_count)]
 _NUMBER = BeforeValidator(parse_number)
-Number = Annotated[float, Field(allow_inf_nan=False), _NUMBER]
 NumberFromZero = Annotated[float, Field(ge=0, allow_inf_nan=False), _NUMBER]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), _NUMBER]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), _NUMBER]
@@ -128,12 +122,14 @@ class LearnerConfig(Section):
     """Step size."""
     momentum: Annotated[float, Field(ge=0, lt=1), _NUMBER] = 0.9
     """Momentum of sgd."""
-    loss: Literal["mse", "huber"] = "huber"
+    loss: LossName = "huber"
     """`mse` has gradient 2δ, `huber` δ up to ±huber_delta: at equal rate mse steps twice as far."""
     huber_delta: Positive = 1.0
     """Where huber turns from quadratic to linear."""
     double_q: Flag = True
     """Choose the next action with the online network (van Hasselt et al. 2016)."""
+    munchausen: Flag = False
+    """The policy's own log-probability is added to the reward (Vieillard et al. 2020); n_step 1."""
     target_network: Flag = True
     """false: bootstrap from the online network itself, detached (the course's first exercise)."""
     target_update_period_learner_steps: Count = 200

@@ -67,6 +67,9 @@ def resolve_config(
         "actors": {
             "count": count,
             "envs_per_actor": _envs_per_actor(config),
+            **(
+                {"epsilon_schedule": "constant", "epsilon_end": 0.0} if config.network.noisy else {}
+            ),
             "chunk_transitions": min(chunk_transitions(config), fits("chunk_transitions")),
             "max_chunk_transitions": min(
                 max_chunk_transitions(config), fits("max_chunk_transitions")

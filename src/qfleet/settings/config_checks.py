@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from qfleet.common.convolutions import OBSERVATION_OF_KIND, smallest_frame_px
 from qfleet.common.types import EnvironmentSpec
 from qfleet.replay_server.rate_limiter import minimum_limiter_tolerance_samples
+from qfleet.settings.checks.family_checks import FAMILY_RULES
+from qfleet.settings.checks.machine_checks import Machine, check_devices, check_memory
 from qfleet.settings.config import Config
 from qfleet.settings.config_auto import (
     block_periods,
@@ -22,7 +24,6 @@ from qfleet.settings.config_auto import (
     max_chunk_transitions,
     updates_per_call,
 )
-from qfleet.settings.machine_checks import Machine, check_devices, check_memory
 from qfleet.settings.problems import Problem
 
 
@@ -60,13 +61,6 @@ def _check_network(config: Config) -> Iterator[Problem]:
             config.network.kwargs,
             "is only for network.factory, which is null",
             "set network.factory or remove it",
-        )
-    if config.network.dueling and config.network.factory is not None:
-        yield Problem(
-            "network.dueling",
-            True,
-            "is of the built-in networks; a network.factory builds its own head",
-            "remove it, or network.factory",
         )
     if config.network.normalization == "batch" and config.learner.batch_size < 2:
         yield Problem(
@@ -281,6 +275,7 @@ def _check_schedule(config: Config) -> Iterator[Problem]:
 
 _RULES: tuple[Callable[[Config], Iterator[Problem]], ...] = (
     _check_network,
+    *FAMILY_RULES,
     _check_observation,
     _check_epsilon_episodes,
     _check_actors,

@@ -23,8 +23,8 @@ from qfleet.common.config import parse_count
 from qfleet.common.errors import ConfigError
 from qfleet.settings import config as models
 from qfleet.settings import config_reference, presets
+from qfleet.settings.checks.machine_checks import nvidia_gpus
 from qfleet.settings.config_checks import check_config
-from qfleet.settings.machine_checks import nvidia_gpus
 from qfleet.settings.problems import Problem
 from qfleet.settings.trust import loaded_code
 from qfleet.settings.yaml_settings import Setting, dump, read_settings

@@ -53,6 +53,7 @@ def _actor_plan(config: Config) -> ActorPlan:
         network=config.network,
         gives_priorities=config.replay.sampling != "uniform",
         double_q=learner.double_q,
+        munchausen=learner.munchausen,
         has_target_syncs=learner.target_network and learner.target_tau is None,
         **config.eval.model_dump(include={"max_episode_steps"}),
         **actors.model_dump(exclude={"min_count"}),

@@ -15,8 +15,8 @@ import psutil
 from qfleet.common.types import EnvironmentSpec
 from qfleet.learner.plan import LearnerPlan
 from qfleet.session.forecast import LONG_S
+from qfleet.settings.checks.machine_checks import replay_bytes
 from qfleet.settings.config import Config
-from qfleet.settings.machine_checks import replay_bytes
 from qfleet.settings.plans import run_plans
 from qfleet.terminal.console import duration
 

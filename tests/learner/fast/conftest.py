@@ -29,7 +29,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "batch-radam-polyak": {"optimizer": "radam", "target_tau": 0.05},
     "batch-no-target": {"target_network": False, "double_q": False},
     "polyak-single": {"target_tau": 0.01, "double_q": False, "loss": "mse"},
-    "dueling": {"dueling": True, "hidden_sizes": (8, 4)},
+}
+
+FAMILY: dict[str, dict[str, Any]] = {
+    "c51-dueling": {
+        "distribution": "c51",
+        "atoms": 5,
+        "value_min": -2,
+        "value_max": 2,
+        "dueling": True,
+    },
+    "munchausen": {"munchausen": True, "double_q": False},
+    "iqn-noisy": {"distribution": "iqn", "atoms": 3, "noisy": True, "hidden_sizes": (8, 4)},
 }
 
 
@@ -90,6 +101,12 @@ def plan_of() -> Callable[..., LearnerPlan]:
 def sample() -> Callable[..., ReplaySample]:
     """`small_sample`."""
     return small_sample
+
+
+@pytest.fixture(params=FAMILY)
+def member(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The same of the family's other losses and heads."""
+    return FAMILY[request.param]
 
 
 @pytest.fixture(params=VARIANTS)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from qfleet.common.config import NetworkConfig
 from qfleet.common.errors import ConfigError, NonFiniteError
 from qfleet.common.types import EnvironmentSpec, ReplaySample
 from qfleet.fleets.local_fleet import LocalFleet
@@ -37,6 +38,7 @@ from qfleet.learner.fast.cuda_graph import (
 )
 from qfleet.learner.fast.flat_block import flat_block, flat_state
 from qfleet.learner.learner import Learner
+from qfleet.learner.noise import N_FORWARDS, noise_size
 from qfleet.learner.optimizers import Hyperparameters
 from qfleet.learner.plan import LearnerPlan
 from qfleet.learner.torch_backend import eager_backend
@@ -100,9 +102,10 @@ class RandomNetwork(nn.Module):
 def small_plan(**changes: Any) -> LearnerPlan:
     learner = dict(changes)
     network: dict[str, Any] = {"hidden_sizes": (16, 8)}
-    network["normalization"] = learner.pop("normalization", "batch")
-    if (factory := learner.pop("factory", None)) is not None:
-        network["factory"] = f"{SyncingNetwork.__module__}:{factory}"
+    network["normalization"] = "batch"
+    network |= {key: learner.pop(key) for key in NetworkConfig.model_fields if key in learner}
+    if "factory" in network:
+        network["factory"] = f"{SyncingNetwork.__module__}:{network['factory']}"
     config = Config(
         network=network,
         learner={
@@ -309,15 +312,26 @@ class _Operations(TorchDispatchMode):
 def operations(plan: LearnerPlan) -> _Operations:
     """Of one block whose tensors are on a device without values, so that none can be read."""
     rule, state, hyper = inputs_of(plan)
-    flat = [t.to("meta") for t in (*flat_state(state), *batches_of(0).tensors(), *hyper)]
+    batches, size = batches_of(0), noise_size(plan, SPEC)
+    if size:
+        batches = batches._replace(noise=torch.zeros(K, N_FORWARDS, size))
+    flat = [t.to("meta") for t in (*flat_state(state), *batches.tensors(), *hyper)]
     with _Operations() as found:
         flat_block(rule, state)(*flat)
     return found
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+FAMILY: dict[str, dict[str, Any]] = {
+    "c51-dueling": {"distribution": "c51", "value_min": -1, "value_max": 1, "dueling": True},
+    "qr": {"distribution": "qr"},
+    "iqn-noisy": {"distribution": "iqn", "noisy": True},
+    "munchausen": {"munchausen": True, "double_q": False},
+}
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, *FAMILY])
 def test_block_reads_no_value_and_leaves_the_device_never(name: str) -> None:
-    found = operations(small_plan(**VARIANTS[name]))
+    found = operations(small_plan(**{**VARIANTS, **FAMILY}[name]))
     assert found.off_device == set()
     assert "aten._local_scalar_dense.default" not in found.names
     assert sum("_foreach_norm" in one for one in found.names) == K

@@ -109,6 +109,22 @@ def test_package_backend_keeps_the_state_of_every_variant_as_eager_does(
     assert_same_bits(ours, eager)
 
 
+def test_package_backend_trains_each_member_as_eager_does(
+    member: dict[str, Any], plan_of: Plans, sample: Samples
+) -> None:
+    """Noise included, which both draw from the same generator; also after a restore."""
+    ours, eager = learners(PackageSpec(plan_of(**member), SPEC))
+    for seed in range(2):
+        for learner in (ours, eager):
+            learner.update_block(sample(seed))
+        assert_same_bits(ours, eager)
+    _, again = learners(PackageSpec(plan_of(**member), SPEC))
+    again.restore(eager.capture())
+    for learner in (ours, again):
+        learner.update_block(sample(7))
+    assert_same_bits(ours, again)
+
+
 def test_package_backend_takes_observations_as_they_are_stored(
     plan_of: Plans, sample: Samples
 ) -> None:

@@ -17,6 +17,7 @@ from qfleet.learner.fast.flat_block import StateTaker, flat_block, flat_state
 from qfleet.learner.fast.libtorch import BlockLibrary, libtorch
 from qfleet.learner.fast.package_spec import PackageSpec
 from qfleet.learner.fast.traced_block import trace_block
+from qfleet.learner.noise import N_FORWARDS, noise_size
 from qfleet.learner.optimizers import Hyperparameters
 from qfleet.learner.plan import LearnerPlan
 from qfleet.learner.update import (
@@ -52,6 +53,7 @@ def batches_of(seed: int, spec: PackageSpec, n_updates: int) -> Batches:
     """Targets that a network can learn, so that rounding errors do not grow without bound."""
     rng = np.random.default_rng(seed)
     extent = (n_updates, spec.plan.batch_size)
+    size = noise_size(spec.plan, spec.environment)
     numbers = rng.normal(size=(2, *extent, *spec.environment.observation_shape))
     if spec.observation_dtype == np.uint8:
         numbers = rng.integers(0, 256, numbers.shape)
@@ -68,6 +70,7 @@ def batches_of(seed: int, spec: PackageSpec, n_updates: int) -> Batches:
         tensor(np.full(extent, 0.5)),
         observations[1],
         tensor(rng.uniform(0.5, 1.0, extent)),
+        tensor(rng.normal(size=(n_updates, N_FORWARDS, size))) if size else None,
     )
 
 
@@ -89,11 +92,13 @@ def synced(state: LearnerState) -> LearnerState:
     )
 
 
-def distance_after_1000_updates(block: BlockFunction, spec: PackageSpec, inputs: Inputs) -> float:
-    """Largest relative distance of any result of blocks 1…250; hard syncs every second block."""
+def distance_of_blocks(
+    block: BlockFunction, spec: PackageSpec, inputs: Inputs, n_blocks: int = 250
+) -> float:
+    """Largest relative distance of any result of all blocks; hard syncs every second block."""
     rule, eager, hyper = inputs
     ours, worst, run = eager, 0.0, eager_block(rule)
-    for index in range(250):
+    for index in range(n_blocks):
         batches = batches_of(index, spec, 4)
         expected, got = run(eager, batches, hyper), block(ours, batches, hyper)
         pairs = zip(
@@ -120,7 +125,17 @@ def test_trace_block_1000_updates_float64_equal_eager(
     inputs = inputs_of(spec)
     graph, _ = trace_block(spec, *inputs)
     block = block_of(graph, inputs.rule)
-    assert distance_after_1000_updates(block, spec, inputs) < TOLERANCE
+    assert distance_of_blocks(block, spec, inputs) < TOLERANCE
+
+
+def test_trace_block_of_each_member_equals_eager(
+    member: dict[str, Any], plan_of: Callable[..., LearnerPlan]
+) -> None:
+    spec = PackageSpec(plan_of(**member), SPEC, "float64")
+    inputs = inputs_of(spec)
+    graph, _ = trace_block(spec, *inputs)
+    distance = distance_of_blocks(block_of(graph, inputs.rule), spec, inputs, n_blocks=5)
+    assert distance < TOLERANCE
 
 
 def test_trace_block_takes_observations_as_they_are_stored(
@@ -163,4 +178,4 @@ def test_compiled_1000_updates_float64_equal_eager(
     inputs = inputs_of(spec)
     library = BlockLibrary(prebuild(spec.plan, SPEC, "float64"))
     block = block_of(machine_code(library), inputs.rule)
-    assert distance_after_1000_updates(block, spec, inputs) < TOLERANCE
+    assert distance_of_blocks(block, spec, inputs) < TOLERANCE
