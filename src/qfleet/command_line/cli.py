@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import os
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,9 +38,8 @@ RUN is a run directory; left out, it is runs/latest. `qfleet COMMAND --help` say
 _TRAIN_HELP = """\
 qfleet train [TARGET] [flags]
 
-TARGET  a preset (cartpole, tutorial-state, lunarlander, generic; from pixels cartpole-pixels,
-        tutorial-pixels, generic-pixels) or an environment id
-        (LunarLander-v3, my_module:MyEnv-v0); left out, it is cartpole.
+TARGET  a preset or an environment id (LunarLander-v3, my_module:MyEnv-v0); left out, it is
+        cartpole. Presets: PRESETS
 
   --config FILE               YAML file, may be repeated; preset:NAME takes a preset's values
   --runtime ray|local         local: one process, reproducible, without Ray (default: ray)
@@ -64,12 +64,22 @@ Examples:
   qfleet train --config run.yaml --runtime local -n 200k
 """
 
+
 _COMMANDS = ("train", "eval", "play", "status", "study", "report", "bench", "doctor", "config")
 _SHOW_HELP = """\
 qfleet config show [TARGET] [flags of train]   print the whole configuration, each key explained
 qfleet config schema                           print the JSON schema of a configuration file
 qfleet config reference                        print docs/configuration.md
 """
+
+
+def _train_help() -> str:
+    from qfleet.settings import presets
+
+    names = textwrap.fill(
+        ", ".join(presets.names()), 100, initial_indent=" " * 27, subsequent_indent=" " * 8
+    )
+    return _TRAIN_HELP.replace("PRESETS", names.lstrip())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,7 +129,7 @@ def _usage_error(message: str) -> NoReturn:
 def _dispatch(words: list[str]) -> int:
     command, rest = (words[0], words[1:]) if words else ("--help", [])
     if command in ("--help", "-h", "help"):
-        print(_HELP + "\n" + _TRAIN_HELP, end="")
+        print(_HELP + "\n" + _train_help(), end="")
         return 0
     if command == "--help-all":
         return _print_help_all()
@@ -138,7 +148,7 @@ def _dispatch(words: list[str]) -> int:
 def _print_help_all() -> int:
     from qfleet.settings.config_reference import help_all
 
-    print(_TRAIN_HELP + "\n" + help_all(), end="")
+    print(_train_help() + "\n" + help_all(), end="")
     return 0
 
 
@@ -165,7 +175,7 @@ def _listed() -> str:
 
 def _train(words: list[str]) -> int:
     if any(word in ("--help", "-h") for word in words):
-        print(_TRAIN_HELP, end="")
+        print(_train_help(), end="")
         return 0
     if "--help-all" in words:
         return _print_help_all()
