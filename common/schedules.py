@@ -31,6 +31,15 @@ def linear(step: float, start: float, end: float, decay_steps: int) -> float:
     return start + fraction * (end - start)
 
 
+def cosine(step: float, start: float, end: float, decay_steps: int) -> float:
+    """From `start` to `end` along half a cosine over `decay_steps`, then `end`.
+
+    Source: Loshchilov & Hutter 2017 (SGDR), eq. 5, without restarts.
+    """
+    fraction = min(1.0, max(0.0, step / decay_steps))
+    return end + 0.5 * (start - end) * (1.0 + float(np.cos(np.pi * fraction)))
+
+
 def exponential(step: float, start: float, end: float, decay_steps: int) -> float:
     """`end + (start − end)·exp(−step/decay_steps)`: decay_steps is the time constant."""
     return end + (start - end) * float(np.exp(-max(0.0, step) / decay_steps))

@@ -79,6 +79,10 @@ class LearnerBackend(Protocol):
         """K updates, one after the other; in force only after `accept`."""
         ...
 
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """The step size from the next `run` on."""
+        ...
+
     def accept(self) -> None:
         """Go on from what the last `run` led to."""
         ...

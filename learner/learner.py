@@ -82,6 +82,8 @@ class Learner:
                 is then as before the block.
         """
         first_step = self.learner_steps + 1
+        if self._plan.learning_rate_schedule != "constant":
+            self._backend.set_learning_rate(self._plan.learning_rate_at(self.learner_steps))
         measured = self._backend.run(self._noise.add_to(sample))
         if not all(
             np.isfinite(values).all()

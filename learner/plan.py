@@ -8,6 +8,7 @@ from pydantic.dataclasses import dataclass
 
 from qfleet.common.config import LossName, NetworkConfig
 from qfleet.common.plan_json import PLAN_CONFIG
+from qfleet.common.schedules import cosine, linear
 
 REQUESTS_IN_FLIGHT = 2
 """Sample requests of the learner on their way: one is answered while it trains on the other."""
@@ -34,6 +35,9 @@ class LearnerPlan:
     max_grad_norm: float | None
     optimizer: Literal["sgd", "adam", "radam"]
     learning_rate: float
+    learning_rate_schedule: Literal["constant", "linear", "cosine"]
+    learning_rate_end: float
+    learning_rate_end_learner_steps: int | None
     momentum: float
     # When what happens
     target_update_period_learner_steps: int
@@ -59,6 +63,15 @@ class LearnerPlan:
     def has_hard_syncs(self) -> bool:
         """Whether the target network is copied from the online one, every so many updates."""
         return self.target_network and self.target_tau is None
+
+    def learning_rate_at(self, learner_steps: int) -> float:
+        """Step size of the block that begins after so many updates."""
+        if self.learning_rate_schedule == "constant":
+            return self.learning_rate
+        schedule = linear if self.learning_rate_schedule == "linear" else cosine
+        end, end_steps = self.learning_rate_end, self.learning_rate_end_learner_steps
+        assert end_steps is not None, "checked before"
+        return schedule(learner_steps, self.learning_rate, end, end_steps)
 
     @property
     def rates(self) -> tuple[float, ...]:

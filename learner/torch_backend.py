@@ -49,6 +49,11 @@ class TorchBackend:
             result.grad_norms.cpu().numpy(),
         )
 
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """See `LearnerBackend`."""
+        old = self._hyper.learning_rate
+        self._hyper = self._hyper._replace(learning_rate=torch.full_like(old, learning_rate))
+
     def accept(self) -> None:
         """See `LearnerBackend`."""
         self._state = self._next

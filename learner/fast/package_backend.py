@@ -118,6 +118,11 @@ class PackageBackend:
         errors, *scalars = measured
         return Measured(errors.astype(np.float64), *scalars)
 
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """See `LearnerBackend`."""
+        new = self._torch.copy(np.array(learning_rate, np.float32))
+        self._replace(self._hyper, [new, *self._torch.again(self._hyper[1:])])
+
     def _check_fits(self, sample: ReplaySample) -> None:
         extent, observations = sample.is_weights.shape, sample.columns[OBSERVATION]
         if extent[0] % self._n_updates or extent[1] != self._batch_size:

@@ -25,6 +25,14 @@ def test_epsilon_ladder_exponent_zero_is_flat():
     assert schedules.epsilon_ladder(3, 0.25, 0.0).tolist() == [0.25] * 3
 
 
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [(-5, 1.0), (0, 1.0), (25, 0.6 + 0.4 * 0.5**0.5), (50, 0.6), (100, 0.2), (10**9, 0.2)],
+)
+def test_cosine_falls_along_half_a_wave_and_stays(step, expected):
+    assert schedules.cosine(step, 1.0, 0.2, 100) == pytest.approx(expected, abs=1e-15)
+
+
 def test_epsilon_ladder_without_slots_raises():
     with pytest.raises(ValueError, match="n_slots must be at least 1, got 0"):
         schedules.epsilon_ladder(0, 0.4, 7.0)

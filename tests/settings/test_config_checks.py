@@ -98,6 +98,21 @@ BROKEN = [
         "must be at least 2",
     ),
     (
+        config(learner={"learning_rate_end": 1e-5}),
+        "learner.learning_rate_end",
+        "learner.learning_rate_schedule is constant",
+    ),
+    (
+        config(learner={"learning_rate_end_learner_steps": 9}),
+        "learner.learning_rate_end_learner_steps",
+        "learner.learning_rate_schedule is constant",
+    ),
+    (
+        config(learner={"learning_rate_schedule": "linear"}),
+        "learner.learning_rate_end_learner_steps",
+        "this run has neither",
+    ),
+    (
         config(learner={"munchausen": True, "double_q": False}, actors={"n_step": 3}),
         "actors.n_step",
         "must be 1 with learner.munchausen: its bonus is of a single action",
@@ -527,6 +542,18 @@ def test_resolve_importance_sampling_end_table(replay, run, expected):
     assert [p for p in problems(checked) if p.key.startswith("replay.importance")] == []
     resolved = resolve_config(checked, SPEC, cpus=8, gpus=0)
     assert resolved.replay.importance_sampling_end_learner_steps == expected
+
+
+def test_resolve_learning_rate_end_is_the_budget_and_null_without_a_schedule():
+    for learner, expected in (
+        ({}, None),
+        ({"learning_rate_schedule": "cosine"}, 700),
+        ({"learning_rate_schedule": "linear", "learning_rate_end_learner_steps": 9}, 9),
+    ):
+        checked = config(learner=learner, run={"max_learner_steps": 700})
+        resolved = resolve_config(checked, SPEC, cpus=8, gpus=0)
+        assert resolved.learner.learning_rate_end_learner_steps == expected
+        assert problems(resolved) == []
 
 
 @pytest.mark.parametrize(

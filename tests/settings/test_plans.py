@@ -54,10 +54,14 @@ OTHER = {
         "max_blocks_per_request": 2,
         "optimizer": "adam",
         "learning_rate": 0.02,
+        "learning_rate_schedule": "constant",
+        "learning_rate_end": 0.0,
+        "learning_rate_end_learner_steps": None,
         "momentum": 0.3,
         "loss": "mse",
         "huber_delta": 2.0,
         "double_q": False,
+        "munchausen": False,
         "target_network": True,
         "target_update_period_learner_steps": 30,
         "target_tau": 0.5,
@@ -87,9 +91,11 @@ def test_actor_plan_by_hand():
         "seed": 9,
         "gives_priorities": True,
         "double_q": False,
+        "munchausen": False,
         "has_target_syncs": False,
         "max_episode_steps": 77,
         "max_memory_gb": None,
+        "max_abs_reward": None,
     }
     assert plan == {**expected, **extra}
 

@@ -119,7 +119,13 @@ class LearnerConfig(Section):
     optimizer: Literal["sgd", "adam", "radam"] = "sgd"
     """`sgd` uses momentum."""
     learning_rate: Positive = 1e-3
-    """Step size."""
+    """Step size, at the start where there is a schedule."""
+    learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the step size moves to learning_rate_end over the updates, block by block."""
+    learning_rate_end: NumberFromZero = 0.0
+    """Step size that a schedule ends at and keeps."""
+    learning_rate_end_learner_steps: AutoCount | None = "auto"
+    """Updates until then. `auto`: the first start's budget of updates, or of what it pays for."""
     momentum: Annotated[float, Field(ge=0, lt=1), _NUMBER] = 0.9
     """Momentum of sgd."""
     loss: LossName = "huber"

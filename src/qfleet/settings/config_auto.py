@@ -85,6 +85,7 @@ def resolve_config(
         "learner": {
             "updates_per_call": updates_per_call(config),
             "max_blocks_per_request": max_blocks_per_request(config),
+            "learning_rate_end_learner_steps": learning_rate_end(config),
             "num_gpus": num_gpus,
             "compile": learner.compile if is_decided else "off",
             "device": "cpu" if learner.device == "auto" and num_gpus == 0 else learner.device,
@@ -224,15 +225,28 @@ def importance_sampling_exponent(config: Config) -> float:
 
 
 def importance_sampling_end(config: Config) -> int | None:
-    """The learner step at which β reaches 1, as set or as the budgets give it; None: never.
-
-    A budget of env steps counts as the updates that it pays for.
-    """
-    replay, run = config.replay, config.run
+    """The learner step at which β reaches 1, as set or as the budgets give it; None: never."""
+    replay = config.replay
     if replay.importance_sampling_end_learner_steps != "auto":
         return replay.importance_sampling_end_learner_steps
     if replay.sampling == "uniform" or importance_sampling_exponent(config) == 1:
         return None
+    return _budget_learner_steps(config)
+
+
+def learning_rate_end(config: Config) -> int | None:
+    """The learner step at which the step size has reached its end; None: no budget says."""
+    learner = config.learner
+    if learner.learning_rate_end_learner_steps != "auto":
+        return learner.learning_rate_end_learner_steps
+    if learner.learning_rate_schedule == "constant":
+        return None
+    return _budget_learner_steps(config)
+
+
+def _budget_learner_steps(config: Config) -> int | None:
+    """Updates of the whole run; a budget of env steps counts as the updates that it pays for."""
+    replay, run = config.replay, config.run
     if run.max_learner_steps is not None:
         return run.max_learner_steps
     if run.max_env_steps is None or replay.samples_per_insert is None:

@@ -125,6 +125,32 @@ def test_package_backend_trains_each_member_as_eager_does(
     assert_same_bits(ours, again)
 
 
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_learner_of_a_schedule_steps_as_far_as_it_says_on_either_backend(
+    schedule: str, plan_of: Plans, sample: Samples
+) -> None:
+    """From 0.01 to 0 over 12 updates in blocks of 4; a gradient of the same batch each time."""
+    plan = plan_of(
+        learning_rate_schedule=schedule,
+        learning_rate_end_learner_steps=12,
+        momentum=0.0,
+        target_update_period_learner_steps=400,
+        normalization="none",
+    )
+    constant = plan_of(momentum=0.0, target_update_period_learner_steps=400, normalization="none")
+    rates = {"linear": [0.01, 0.02 / 3, 0.01 / 3, 0.0], "cosine": [0.01, 0.0075, 0.0025, 0.0]}
+    for scheduled in learners(PackageSpec(plan, SPEC)):
+        for seed, rate in enumerate(rates[schedule]):
+            expected = Learner(replace(constant, learning_rate=max(rate, 1e-30)), SPEC)
+            expected.restore(scheduled.capture())
+            for learner in (scheduled, expected):
+                learner.update_block(sample(seed))
+            for name, array in scheduled.params().items():
+                np.testing.assert_allclose(
+                    array, expected.params()[name], rtol=1e-5, atol=1e-7, err_msg=name
+                )
+
+
 def test_package_backend_takes_observations_as_they_are_stored(
     plan_of: Plans, sample: Samples
 ) -> None:

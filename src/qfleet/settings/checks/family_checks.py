@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from qfleet.settings.config import Config
+from qfleet.settings.config_auto import learning_rate_end
 from qfleet.settings.problems import Problem
 
 
@@ -90,9 +91,35 @@ def _check_munchausen(config: Config) -> Iterator[Problem]:
             )
 
 
+def _check_learning_rate(config: Config) -> Iterator[Problem]:
+    learner = config.learner
+    if learner.learning_rate_schedule != "constant":
+        if learning_rate_end(config) is None:
+            yield Problem(
+                "learner.learning_rate_end_learner_steps",
+                learner.learning_rate_end_learner_steps,
+                "is the budget of updates, or what a budget of env steps pays for at a set "
+                "samples_per_insert, and this run has neither",
+                "set it, or run.max_learner_steps",
+            )
+        return
+    for key, unset in (
+        ("learning_rate_end", (0.0,)),
+        ("learning_rate_end_learner_steps", ("auto", None)),
+    ):
+        if getattr(learner, key) not in unset:
+            yield Problem(
+                f"learner.{key}",
+                getattr(learner, key),
+                "is of a schedule, and learner.learning_rate_schedule is constant",
+                "remove it, or set learner.learning_rate_schedule linear or cosine",
+            )
+
+
 FAMILY_RULES: tuple[Callable[[Config], Iterator[Problem]], ...] = (
     _check_own_head,
     _check_distribution,
     _check_atoms,
     _check_munchausen,
+    _check_learning_rate,
 )
