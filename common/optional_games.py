@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from qfleet.common import minatar_games
 from qfleet.common.errors import ConfigError
 
 
@@ -28,9 +27,15 @@ def _register_atari() -> None:
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner in every process
 
 
+def _register_minatar() -> None:
+    from qfleet.common import minatar_games  # loads gymnasium
+
+    minatar_games.register()
+
+
 OPTIONAL_GAMES = {
     "ALE": OptionalGames("atari", _register_atari),
-    "MinAtar": OptionalGames("minatar", minatar_games.register),
+    "MinAtar": OptionalGames("minatar", _register_minatar),
 }
 """By the namespace of their ids."""
 

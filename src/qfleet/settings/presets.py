@@ -11,7 +11,6 @@ from typing import Any
 from qfleet.command_line.foreign_names import did_you_mean
 from qfleet.common.errors import ConfigError
 from qfleet.common.optional_games import bare_id, namespace
-from qfleet.settings.yaml_settings import parse_value
 
 DEFAULT = "cartpole"
 GENERIC = "generic"
@@ -41,6 +40,8 @@ def read(name: str) -> str:
 
 def load(name: str) -> dict[str, Any]:
     """Return a preset as the nested mapping it is; `ConfigError` when there is none."""
+    from qfleet.settings.yaml_settings import parse_value  # loads yaml
+
     content = parse_value(read(name))
     if not isinstance(content, dict):
         raise TypeError(f"preset_files/{name}.yaml must hold a mapping")
