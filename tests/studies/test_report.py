@@ -33,7 +33,7 @@ def test_page_is_whole_and_asks_for_nothing_from_elsewhere(report) -> None:
 
     assert page.startswith("<!doctype html>")
     assert "CartPole-v1 &amp; &lt;more&gt;" in page
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 5  # curves, three traces, lengths
     for picture in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
         ElementTree.fromstring(picture)
     assert "data:image/webp;base64,ZmlsbQ==" in page

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from qfleet.run_files.metrics import LEARNER_GRAD_NORM, LEARNER_LOSS, LEARNER_Q_MEAN
 from qfleet.studies.comparison import Arm, Figures
 from qfleet.studies.readings import TRACES
 from qfleet.studies.words import Words
@@ -22,9 +21,11 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 DASHES = ("-", "--", "-.", ":")
 _LOG_FROM = 1_000.0
 """A trace that grows by more than this factor is drawn on a logarithmic axis."""
+WIDE, NARROW = (6.0, 3.7), (4.2, 3.2)
+"""Inches of 72 units, and text of 10 of them: a phone shows 370 pixels in a row."""
 
 
-def _svg(draw: Callable[[Any], None], size: tuple[float, float], panels: int = 1) -> str:
+def _svg(draw: Callable[[Any], None], size: tuple[float, float]) -> str:
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -35,8 +36,7 @@ def _svg(draw: Callable[[Any], None], size: tuple[float, float], panels: int = 1
     ):
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)
-        axes = figure.subplots(1, panels, squeeze=False)[0]
-        draw(axes if panels > 1 else axes[0])
+        draw(figure.subplots())
         buffer = io.StringIO()
         with warnings.catch_warnings():
             # The browser has the glyphs that Matplotlib's own font lacks.
@@ -69,34 +69,31 @@ def learning_curves(found: Sequence[Figures], threshold: float | None, words: Wo
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="best", framealpha=0.9)
 
-    return _svg(draw, (8.0, 4.2))
+    return _svg(draw, WIDE)
 
 
-def traces(arms: Sequence[Arm], words: Words) -> str:
+def traces(arms: Sequence[Arm], words: Words) -> list[str]:
     """Q-values, loss and gradient norm of every run: why the curves look as they do."""
-    titles = {
-        LEARNER_Q_MEAN: words("q_mean"),
-        LEARNER_LOSS: words("loss"),
-        LEARNER_GRAD_NORM: words("grad_norm"),
-    }
+    titles = (words("q_mean"), words("loss"), words("grad_norm"))
+    return [_trace(arms, name, title, words) for name, title in zip(TRACES, titles, strict=True)]
 
-    def draw(panels: Any) -> None:
-        for axes, name in zip(panels, TRACES, strict=True):
-            largest = 0.0
-            for index, arm in enumerate(arms):
-                for number, run in enumerate(arm.runs):
-                    steps, values = run.traces[name]
-                    label = arm.name if number == 0 else None
-                    axes.plot(steps, values, label=label, alpha=0.8, **_style(index))
-                    largest = max(largest, float(np.abs(values).max(initial=0.0)))
-            if largest > _LOG_FROM:
-                axes.set_yscale("symlog", linthresh=1.0)
-            _label(axes, words("updates"), titles[name])
-        handles, _ = panels[0].get_legend_handles_labels()
-        if handles:
-            panels[0].legend(loc="best", framealpha=0.9, fontsize=8)
 
-    return _svg(draw, (11.0, 3.4), panels=len(TRACES))
+def _trace(arms: Sequence[Arm], name: str, title: str, words: Words) -> str:
+    def draw(axes: Any) -> None:
+        largest = 0.0
+        for index, arm in enumerate(arms):
+            for number, run in enumerate(arm.runs):
+                steps, values = run.traces[name]
+                label = arm.name if number == 0 else None
+                axes.plot(steps, values, label=label, alpha=0.8, **_style(index))
+                largest = max(largest, float(np.abs(values).max(initial=0.0)))
+        if largest > _LOG_FROM:
+            axes.set_yscale("symlog", linthresh=1.0)
+        _label(axes, words("updates"), title)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="best", framealpha=0.9, fontsize=9)
+
+    return _svg(draw, NARROW)
 
 
 def episode_lengths(arms: Sequence[Arm], words: Words) -> str:
@@ -113,7 +110,7 @@ def episode_lengths(arms: Sequence[Arm], words: Words) -> str:
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="best", framealpha=0.9)
 
-    return _svg(draw, (8.0, 3.4))
+    return _svg(draw, WIDE)
 
 
 def _label(axes: Any, x: str, y: str) -> None:

@@ -39,7 +39,10 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "Lengths of the training episodes, ε-greedy; below, one episode of the best parameters.",
         "訓練エピソードの長さ(ε-greedy法)。下は最も良いパラメータでの1エピソード。",
     ),
-    "no_video": ("no video: nothing was evaluated", "動画なし:評価の前に終了"),
+    "no_video": (
+        "no film: no run of this arm came to the end of its training",
+        "動画なし:学習を最後まで終えた実行がない",
+    ),
     "table": ("Figures", "数値"),
     "arm": ("arm", "条件"),
     "seeds": ("seeds", "シード"),
