@@ -1,10 +1,14 @@
-"""How fast one replay shard samples in its own process, CartPole rows; prints one JSON object.
+"""How fast one replay shard samples in its own process, states and frames; prints one JSON object.
 
     PYTHONPATH=src python benchmarks/replay_in_process.py [--peer-python PATH]
 
-One call asks for 8 batches. `uniform`: sample. `prioritized`: sample, importance-sampling weights
-and priority update. With `--peer-python`, an interpreter that has cpprb (and NumPy) runs the same
-measurement on cpprb: once with a call per batch and once with one call for all 8.
+Seconds are those of the CPU: it is one thread, and a busy machine then changes little. One call asks
+for 8 batches. `uniform`: sample. `prioritized`: sample, importance-sampling weights and priority
+update. `frames`: uniform, stacks of 4 × 84 × 84 bytes, each frame held once, as many batches a call
+as the learner asks for (32 MB at most); with the resident bytes of a transition.
+With `--peer-python`, an interpreter that has cpprb (and NumPy) runs the same measurement on cpprb:
+once with a call per batch and once with one call for all; for frames with its `next_of` and
+`stack_compress`.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -19,8 +24,15 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:  # neither interpreter has both
+    import cpprb
+
+    from qfleet.common.types import EnvironmentSpec
+    from qfleet.replay_server.replay_shard import ReplayShard
 
 BATCHES_PER_CALL = 8
 MEASUREMENTS = (
@@ -29,7 +41,12 @@ MEASUREMENTS = (
     ("prioritized", 32),
     ("prioritized", 512),
     ("prioritized", 4096),
+    ("frames", 32),
+    ("frames", 512),
 )
+STACK, FRAME_PX = 4, 84
+FRAME_BATCHES_PER_CALL = {32: 8, 512: 1}
+FRAME_CHUNK = 500
 FILL_CHUNK = 10_000
 PRIORITY_EXPONENT, IMPORTANCE_EXPONENT, SEED = 0.6, 0.4, 0
 
@@ -39,8 +56,8 @@ def samples_per_s(call: Callable[[], None], samples: int, repeats: int, repeat_s
     call()
     rates = []
     for _ in range(repeats):
-        calls, start_s = 0, time.perf_counter()
-        while (elapsed_s := time.perf_counter() - start_s) < repeat_s:
+        calls, start_s = 0, time.process_time()
+        while (elapsed_s := time.process_time() - start_s) < repeat_s:
             call()
             calls += 1
         rates.append(calls * samples / elapsed_s)
@@ -58,13 +75,22 @@ def random_columns(rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
     }
 
 
-def make_qfleet_call(sampling: str, batch: int, rows: int) -> Callable[[], None]:
-    from qfleet.common.prioritization import importance_weights
-    from qfleet.common.types import ChunkId, EnvironmentSpec, PriorityUpdate, TransitionChunk
+def resident_bytes() -> int:
+    """Of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def frame_columns(n: int) -> dict[str, np.ndarray]:
+    """The columns of `random_columns` that are not observations."""
+    columns = random_columns(np.random.default_rng(SEED), n)
+    return {name: column for name, column in columns.items() if "observation" not in name}
+
+
+def make_shard(sampling: str, rows: int, samples: int, spec: EnvironmentSpec) -> ReplayShard:
     from qfleet.replay_server.build import build_shard
     from qfleet.replay_server.plan import ReplayPlan
 
-    rng = np.random.default_rng(SEED)
     plan = ReplayPlan(
         seed=SEED,
         num_cpus=1.0,
@@ -76,15 +102,48 @@ def make_qfleet_call(sampling: str, batch: int, rows: int) -> Callable[[], None]
         samples_per_insert=None,
         limiter_tolerance_samples=1,
         largest_chunk_transitions=FILL_CHUNK,
-        largest_request_samples=BATCHES_PER_CALL * batch,
+        largest_request_samples=samples,
     )
-    spec = EnvironmentSpec("CartPole-v1", (4,), "<f4", 2, 475.0, 500)
-    shard = build_shard(plan, spec, run_id="bench", shard=0)
-    for seq, start in enumerate(range(0, rows, FILL_CHUNK)):
-        n = min(FILL_CHUNK, rows - start)
+    return build_shard(plan, spec, run_id="bench", shard=0)
+
+
+def make_qfleet_frames_call(samples: int, rows: int) -> Callable[[], None]:
+    from qfleet.common.pixels.frame_run import FrameRun
+    from qfleet.common.types import ChunkId, EnvironmentSpec, TransitionChunk
+
+    spec = EnvironmentSpec("E", (STACK, FRAME_PX, FRAME_PX), "|u1", 2, None, None, STACK)
+    shard = make_shard("uniform", rows, samples, spec)
+    shape = (FRAME_CHUNK, FRAME_PX, FRAME_PX)
+    pictures = np.random.default_rng(SEED).integers(0, 256, shape, np.uint8)
+    for seq, first in enumerate(range(0, rows, FRAME_CHUNK)):
+        newest = np.arange(first, first + FRAME_CHUNK)[:, None] - np.arange(STACK)[::-1]
+        columns = {
+            "observation": np.maximum(newest - 1, 0),
+            **frame_columns(FRAME_CHUNK),
+            "next_observation": np.maximum(newest, 0),
+        }
+        run = FrameRun(first, max(0, first + FRAME_CHUNK - STACK - 1), pictures)
         chunk_id = ChunkId("bench", 0, 0, seq)
-        shard.insert(TransitionChunk(chunk_id, random_columns(rng, n), rng.random(n), 0, n), 0.0)
+        shard.insert(TransitionChunk(chunk_id, columns, None, 0, FRAME_CHUNK, (), run), 0.0)
+
+    def call() -> None:
+        shard.sample(samples, 1.0)
+
+    return call
+
+
+def make_qfleet_call(sampling: str, batch: int, rows: int) -> Callable[[], None]:
+    from qfleet.common.prioritization import importance_weights
+    from qfleet.common.types import ChunkId, EnvironmentSpec, PriorityUpdate, TransitionChunk
+
+    rng = np.random.default_rng(SEED)
     n = BATCHES_PER_CALL * batch
+    spec = EnvironmentSpec("CartPole-v1", (4,), "<f4", 2, 475.0, 500)
+    shard = make_shard(sampling, rows, n, spec)
+    for seq, start in enumerate(range(0, rows, FILL_CHUNK)):
+        m = min(FILL_CHUNK, rows - start)
+        chunk_id = ChunkId("bench", 0, 0, seq)
+        shard.insert(TransitionChunk(chunk_id, random_columns(rng, m), rng.random(m), 0, m), 0.0)
     errors = rng.random(n)
 
     def uniform() -> None:
@@ -134,9 +193,50 @@ def make_cpprb_call(sampling: str, batch: int, rows: int, calls: int) -> Callabl
     return uniform if uniform_buffer else prioritized
 
 
-def measure(side: str, rows: int, repeats: int, repeat_s: float) -> list[dict[str, object]]:
+def make_cpprb_frames_buffer(rows: int) -> cpprb.ReplayBuffer:
+    import cpprb
+
+    others = frame_columns(FRAME_CHUNK)
+    layout = {name: {"dtype": column.dtype} for name, column in others.items()}
+    layout["observation"] = {"dtype": np.uint8, "shape": (FRAME_PX, FRAME_PX, STACK)}
+    buffer = cpprb.ReplayBuffer(rows, layout, next_of="observation", stack_compress="observation")
+    shape = (FRAME_CHUNK + STACK, FRAME_PX, FRAME_PX)
+    pictures = np.random.default_rng(SEED).integers(0, 256, shape, np.uint8)
+    windows = np.lib.stride_tricks.sliding_window_view(pictures, STACK, axis=0)
+    for _ in range(rows // FRAME_CHUNK):
+        buffer.add(observation=windows[:-1], next_observation=windows[1:], **others)
+    return buffer
+
+
+def measure_frames(
+    side: str, batch: int, rows: int, repeats: int, repeat_s: float
+) -> dict[str, object]:
+    """One row of the results, with what a transition takes of this process's memory."""
+    samples = FRAME_BATCHES_PER_CALL[batch] * batch
+    row: dict[str, object] = {"sampling": "frames", "batch": batch}
+    before = resident_bytes()
+    if side == "qfleet":
+        calls = {"samples_per_s": (make_qfleet_frames_call(samples, rows), samples)}
+    else:
+        buffer = make_cpprb_frames_buffer(rows)
+        calls = {
+            "samples_per_s_batch_per_call": (lambda: buffer.sample(batch), batch),
+            "samples_per_s_all_in_one_call": (lambda: buffer.sample(samples), samples),
+        }
+    held = resident_bytes() - before
+    for key, (call, n) in calls.items():
+        row[key] = round(samples_per_s(call, n, repeats, repeat_s))
+    return {**row, "bytes_per_transition": round(held / rows)}
+
+
+def measure(
+    side: str, rows: int, frame_rows: int, repeats: int, repeat_s: float
+) -> list[dict[str, object]]:
     results: list[dict[str, object]] = []
     for sampling, batch in MEASUREMENTS:
+        if sampling == "frames":
+            results.append(measure_frames(side, batch, frame_rows, repeats, repeat_s))
+            continue
         samples = BATCHES_PER_CALL * batch
         row: dict[str, object] = {"sampling": sampling, "batch": batch}
         if side == "qfleet":
@@ -162,8 +262,9 @@ def cpu_model() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000, help="transitions held")
+    parser.add_argument("--frame-rows", type=int, default=200_000, help="those of frames")
     parser.add_argument("--repeats", type=int, default=5, help="runs whose median counts")
-    parser.add_argument("--repeat-s", type=float, default=0.5, help="seconds of one run")
+    parser.add_argument("--repeat-s", type=float, default=0.5, help="CPU seconds of one run")
     parser.add_argument("--peer-python", help="an interpreter with cpprb, measured side by side")
     parser.add_argument("--side", choices=("qfleet", "cpprb"), default="qfleet")
     args = parser.parse_args()
@@ -177,12 +278,14 @@ def main() -> None:
         "machine": {"cpu": cpu_model(), "system": platform.platform()},
         "versions": packages,
         "rows": args.rows,
+        "frame_rows": args.frame_rows,
         "batches_per_call": BATCHES_PER_CALL,
         "repeats": args.repeats,
-        "results": measure(args.side, args.rows, args.repeats, args.repeat_s),
+        "results": measure(args.side, args.rows, args.frame_rows, args.repeats, args.repeat_s),
     }
     if args.peer_python:
         command = [args.peer_python, __file__, "--side", "cpprb", "--rows", str(args.rows)]
+        command += ["--frame-rows", str(args.frame_rows)]
         command += ["--repeats", str(args.repeats), "--repeat-s", str(args.repeat_s)]
         answer = subprocess.run(command, check=True, capture_output=True, text=True, timeout=1800)
         report["peer"] = json.loads(answer.stdout)

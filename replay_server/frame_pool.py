@@ -14,6 +14,7 @@ import numpy as np
 
 from qfleet.common.errors import InvariantError
 from qfleet.common.pixels.frame_run import FrameRun
+from qfleet.common.pixels.stored_columns import PLACE_DTYPE
 from qfleet.common.types import Array
 
 UNKNOWN = -1
@@ -49,7 +50,7 @@ class FramePool:
         self._shape = shape
         self._frames = np.empty((capacity_frames + _SPARE_FRAMES, *shape), dtype=np.uint8)
         self._uses = np.zeros(len(self._frames), dtype=np.int32)
-        self._free = np.arange(len(self._frames) - 1, -1, -1)
+        self._free = np.arange(len(self._frames) - 1, -1, -1, dtype=PLACE_DTYPE)
         """Free places as a stack whose top is its end, below `_n_free`."""
         self._n_free = len(self._free)
         self._touched = 0
@@ -151,7 +152,7 @@ class FramePool:
         if n > self._n_free:
             self._grow(n)
         self._n_free -= n
-        places = self._free[self._n_free : self._n_free + n][::-1].copy()
+        places = self._free[self._n_free : self._n_free + n][::-1].astype(np.int64)
         self._touched = max(self._touched, int(places.max(initial=-1)) + 1)
         return places
 
@@ -179,11 +180,12 @@ class FramePool:
         frames[: self._touched] = self._frames[: self._touched]
         self._frames = frames
         self._uses = np.concatenate([self._uses, np.zeros(new - old, dtype=np.int32)])
-        free = np.concatenate([np.arange(new - 1, old - 1, -1), self._free[: self._n_free]])
+        free = np.arange(new - 1, old - 1, -1, dtype=PLACE_DTYPE)
+        free = np.concatenate([free, self._free[: self._n_free]])
         self._free, self._n_free = np.resize(free, new), len(free)
 
     def _collect_free(self) -> None:
-        free = np.flatnonzero(self._uses == 0)[::-1]
+        free = np.flatnonzero(self._uses == 0)[::-1].astype(PLACE_DTYPE)
         self._free, self._n_free = np.resize(free, len(self._frames)), len(free)
 
     # Cuts

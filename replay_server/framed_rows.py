@@ -12,7 +12,7 @@ import numpy as np
 
 from qfleet.common.capture_stream import Shapes
 from qfleet.common.errors import InvariantError
-from qfleet.common.pixels.stored_columns import frame_shape
+from qfleet.common.pixels.stored_columns import PLACE_DTYPE, frame_shape
 from qfleet.common.types import (
     ACTION,
     NEXT_OBSERVATION,
@@ -57,6 +57,7 @@ class FramedRows:
         self.pool.admit(run, slot, chunk.chunk_id.incarnation)
         placed = {name: self.pool.places(slot, chunk.columns[name]) for name in STACKS}
         is_kept = np.logical_and.reduce([(places != UNKNOWN).all(1) for places in placed.values()])
+        placed = {name: places.astype(PLACE_DTYPE) for name, places in placed.items()}
         columns = {n: array[is_kept] for n, array in {**chunk.columns, **placed}.items()}
         overwritten = self._storage.slots_overwritten_by(len(columns[ACTION]))
         for name in STACKS:
@@ -67,10 +68,12 @@ class FramedRows:
 
     def unfold(self, columns: Mapping[str, Array]) -> Columns:
         """Rows as the learner wants them, uint8 [n, K, H, W] in place of places."""
-        return {
-            name: self.pool.stacks(column) if name in STACKS else column
-            for name, column in columns.items()
-        }
+        # Two arrays would do, but the C library keeps memory of one size between calls only up to
+        # twice the largest: it gave two stacks back and filled them anew, at nine times the cost.
+        both = self.pool.stacks(np.concatenate([columns[name] for name in STACKS]))
+        n = len(both) // len(STACKS)
+        stacks = {name: both[i * n : (i + 1) * n] for i, name in enumerate(STACKS)}
+        return {name: stacks.get(name, column) for name, column in columns.items()}
 
     def places_named(self) -> list[Array]:
         """The places that rows name, each column as held."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from qfleet.common.errors import ConfigError, InvariantError, ReplayNotReadyError
-from qfleet.common.pixels.stored_columns import stored_columns
+from qfleet.common.pixels.stored_columns import held_columns, stored_columns
 from qfleet.common.seeding import generator
 from qfleet.common.types import (
     ACTION,
@@ -71,7 +71,8 @@ class ReplayShard:
                 f"got {limiter.min_size} (replay.min_size_to_sample, replay.capacity)"
             )
         self._limiter = limiter
-        self._storage = RingStorage(stored_columns(spec), self.capacity)
+        self._chunk_columns = stored_columns(spec)
+        self._storage = RingStorage(held_columns(spec), self.capacity)
         self._framed = None if spec.frame_stack is None else FramedRows(spec, self._storage)
         self._sampler = make_sampler(plan, generator(plan.seed, "replay.sample", shard))
         self._ledger = ChunkLedger(run_id)
@@ -120,7 +121,7 @@ class ReplayShard:
         return InsertAck(status, hwm, self._limiter.credits(*self._limiter_counts()))
 
     def _check_chunk(self, chunk: TransitionChunk) -> None:
-        check_columns(chunk.columns, self._storage.specs, len(chunk))
+        check_columns(chunk.columns, self._chunk_columns, len(chunk))
         if self._framed is not None:
             self._framed.check(chunk)
         if chunk.priorities is not None:

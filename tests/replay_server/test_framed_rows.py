@@ -19,7 +19,7 @@ from qfleet.common.capture_stream import ArrayFiller
 from qfleet.common.errors import InvariantError
 from qfleet.common.messages import decode_chunk, encode_chunk
 from qfleet.common.pixels.frame_stack import FrameStack
-from qfleet.common.pixels.stored_columns import stored_columns
+from qfleet.common.pixels.stored_columns import held_columns, stored_columns
 from qfleet.common.types import (
     ACTION,
     NEXT_OBSERVATION,
@@ -126,7 +126,7 @@ class Memory:
     """Ring and pool as a shard holds them, beside a list of whole rows."""
 
     def __init__(self, spec: EnvironmentSpec, capacity: int) -> None:
-        self.storage = RingStorage(stored_columns(spec), capacity)
+        self.storage = RingStorage(held_columns(spec), capacity)
         self.framed = FramedRows(spec, self.storage)
         self.naive: list[dict[str, Array]] = []
         self.left_out = 0
@@ -420,6 +420,8 @@ def test_restore_without_frames_is_empty_and_takes_chunks() -> None:
 def test_columns_hold_numbers_of_frames() -> None:
     named = {column.name: column for column in stored_columns(framed_spec(3))}
 
+    held = {column.name: column for column in held_columns(framed_spec(3))}
     assert named[OBSERVATION] == (OBSERVATION, "<i8", (3,))
     assert named[NEXT_OBSERVATION] == (NEXT_OBSERVATION, "<i8", (3,))
-    assert named[ACTION].shape == ()
+    assert held[NEXT_OBSERVATION] == (NEXT_OBSERVATION, "<i4", (3,))
+    assert named[ACTION] == held[ACTION] == (ACTION, "<i4", ())

@@ -633,7 +633,7 @@ def test_replay_bytes_of_frames_count_each_frame_once():
     spec = EnvironmentSpec("E", (4, 84, 84), "|u1", 2, None, None, frame_stack=4)
     million = config(replay={"capacity": 1_000_000})
 
-    assert replay_bytes(million, spec) == 1_000_000 * (84 * 84 + 2 * 4 * 8 + 4 + 4 + 4)
+    assert replay_bytes(million, spec) == 1_000_000 * (84 * 84 + 2 * 4 * 4 + 4 + 4 + 4)
     assert replay_bytes(million, spec) <= 7.2e9
 
 

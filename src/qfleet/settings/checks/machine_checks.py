@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from qfleet.common.messages import chunk_bytes
-from qfleet.common.pixels.stored_columns import frame_shape, stored_columns
+from qfleet.common.pixels.stored_columns import frame_shape, held_columns
 from qfleet.common.types import EnvironmentSpec
 from qfleet.common.wire import MAX_CHUNK_BYTES
 from qfleet.settings.config import Config
@@ -56,7 +56,7 @@ def nvidia_gpus() -> int:
 def replay_bytes(config: Config, spec: EnvironmentSpec) -> int:
     """Bytes that all shards together hold when full."""
     row = sum(
-        np.dtype(column.dtype).itemsize * math.prod(column.shape) for column in stored_columns(spec)
+        np.dtype(column.dtype).itemsize * math.prod(column.shape) for column in held_columns(spec)
     )
     if spec.frame_stack is not None:
         row += math.prod(frame_shape(spec))  # each frame once, and one per step
