@@ -31,6 +31,7 @@ class ActorPlan:
     n_step: int
     discount: float
     max_abs_reward: float | None
+    reward_scale: float
     epsilon_schedule: Literal["ladder", "linear", "exponential", "constant"]
     epsilon_start: float
     epsilon_end: float

@@ -49,7 +49,7 @@ class Recorder:
         """Episodes begin everywhere with the observations `first` [E, ...]."""
         self._plan, self._spec, self._slot = plan, spec, slot
         n_envs = len(first)
-        self.windows = NStepAccumulator(n_envs, plan.n_step, plan.discount, spec)
+        self.windows = NStepAccumulator(n_envs, plan.n_step, plan.discount, spec, plan.reward_scale)
         self._trail: FrameTrail | None = None
         if spec.frame_stack is not None:
             self._trail = FrameTrail(n_envs, spec.frame_stack, plan.n_step)
@@ -92,11 +92,13 @@ class Recorder:
     def _as_learned(self, result: StepResult) -> StepResult:
         """What the learner is told of a step; scores and episodes are the game's own.
 
-        Rewards are clipped, and a lost life may end an episode.
+        Rewards are clipped, then scaled, and a lost life may end an episode.
         """
-        clip = self._plan.max_abs_reward
+        clip, scale = self._plan.max_abs_reward, self._plan.reward_scale
         if clip is not None:
             result = result._replace(rewards=np.clip(result.rewards, -clip, clip))
+        if scale != 1.0:
+            result = result._replace(rewards=result.rewards * scale)
         if self._plan.env.episodic_life and result.life_lost is not None:
             result = result._replace(terminated=result.terminated | result.life_lost)
         return result

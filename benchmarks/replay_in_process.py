@@ -2,10 +2,10 @@
 
     PYTHONPATH=src python benchmarks/replay_in_process.py [--peer-python PATH]
 
-Seconds are those of the CPU: it is one thread, and a busy machine then changes little. One call asks
-for 8 batches. `uniform`: sample. `prioritized`: sample, importance-sampling weights and priority
-update. `frames`: uniform, stacks of 4 × 84 × 84 bytes, each frame held once, as many batches a call
-as the learner asks for (32 MB at most); with the resident bytes of a transition.
+Seconds are those of the CPU: it is one thread, and a busy machine then changes little. One call
+asks for 8 batches. `uniform`: sample. `prioritized`: sample, importance-sampling weights and
+priority update. `frames`: uniform, stacks of 4 × 84 × 84 bytes, each frame held once, as many
+batches a call as the learner asks for (32 MB at most); with the resident bytes of a transition.
 With `--peer-python`, an interpreter that has cpprb (and NumPy) runs the same measurement on cpprb:
 once with a call per batch and once with one call for all; for frames with its `next_of` and
 `stack_compress`.

@@ -11,15 +11,17 @@ Source: Mnih et al. 2015 (preprocessing); Machado et al. 2018 (sticky actions).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode
-from gymnasium.wrappers import AtariPreprocessing
+from gymnasium.wrappers import AtariPreprocessing, TransformObservation
 
 from qfleet.common.config import EnvConfig
 from qfleet.common.optional_games import bare_id, namespace
+from qfleet.common.pixels.observed_part import observed_part
 from qfleet.common.types import Array
 
 FRAME_SKIP = 4
@@ -49,11 +51,13 @@ def single_frames_kwargs(config: EnvConfig) -> dict[str, Any]:
 
 
 def preprocessed(env: gymnasium.Env[Any, Any], config: EnvConfig) -> gymnasium.Env[Any, Any]:
-    """`env`, made with `single_frames_kwargs`, observing frames uint8 [S, S]."""
+    """`env`, made with `single_frames_kwargs`, observing frames uint8 [H, S]."""
     skip = frame_skip(config)
-    wrapped = AtariPreprocessing(
+    whole = AtariPreprocessing(
         env, noop_max=MAX_NOOPS, frame_skip=skip, screen_size=config.frame_size
     )
+    space = gymnasium.spaces.Box(0, 255, config.frame_shape, dtype=np.uint8)
+    wrapped = TransformObservation(whole, partial(observed_part, config), space)
     fps = env.metadata.get("render_fps") or 60
     wrapped.metadata = {**env.metadata, "render_fps": fps / skip}
     return wrapped
@@ -84,7 +88,7 @@ def play_note(config: EnvConfig) -> str | None:
 
 
 class AtariVector(gymnasium.vector.VectorWrapper):
-    """ale-py's vector environment with single frames uint8 [E, S, S], resetting in SAME_STEP."""
+    """ale-py's vector environment with single frames uint8 [E, H, S], resetting in SAME_STEP."""
 
     def __init__(self, config: EnvConfig, n_envs: int, max_episode_steps: int | None) -> None:
         from ale_py import AtariVectorEnv
@@ -111,6 +115,7 @@ class AtariVector(gymnasium.vector.VectorWrapper):
             use_fire_reset=False,
         )
         super().__init__(env)
+        self._config = config
         self._lives = np.zeros(n_envs, dtype=np.int64)
 
     def reset(
@@ -120,7 +125,7 @@ class AtariVector(gymnasium.vector.VectorWrapper):
         small = None if seed is None else int(seed) % (_MOST_SEED - self.num_envs)
         frames, infos = self.env.reset(seed=small, options=options)
         self._lives = np.array(infos["lives"])
-        return frames[:, 0], infos
+        return observed_part(self._config, frames[:, 0]), infos
 
     def step(self, actions: Any) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
         """Play; `infos` has final frames where games ended, as Gymnasium's own vectors have."""
@@ -130,5 +135,7 @@ class AtariVector(gymnasium.vector.VectorWrapper):
         told: dict[str, Any] = {LIFE_LOST: (lives < self._lives) & ~ended}
         self._lives = lives
         if ended.any():
-            told.update(final_obs=infos["final_obs"][:, 0], _final_obs=ended)
-        return frames[:, 0], rewards, terminated, truncated, told
+            final = observed_part(self._config, infos["final_obs"][:, 0])
+            told.update(final_obs=final, _final_obs=ended)
+        observed = observed_part(self._config, frames[:, 0])
+        return observed, rewards, terminated, truncated, told

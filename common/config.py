@@ -74,10 +74,15 @@ def parse_number(value: object) -> object:
 
 
 Count = Annotated[int, Field(ge=1), BeforeValidator(parse_count)]
+CountFromZero = Annotated[int, Field(ge=0), BeforeValidator(parse_count)]
 Flag = Annotated[bool, BeforeValidator(parse_flag)]
 Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(parse_number)]
 LossName = Literal["mse", "huber"]
 """Each is a file of `learner/losses/`."""
+FrameRows = Annotated[
+    Annotated[tuple[CountFromZero, ...], Field(min_length=2, max_length=2)] | None,
+    BeforeValidator(parse_list),
+]
 Factory = Annotated[str, BeforeValidator(parse_factory)]
 
 
@@ -106,15 +111,29 @@ class EnvConfig(Section):
     """Pixels: width and height of a frame, which is averaged over each pixel's area."""
     episodic_life: Flag = False
     """Atari: a lost life ends an episode for the learner; scores are of whole games."""
+    frame_rows: FrameRows = None
+    """Pixels: `first,end`: only these rows of a frame (without `end`); null: all of them."""
+    frame_inverted: Flag = False
+    """Pixels: 255 minus each pixel, so that a white background becomes 0; networks learn sooner."""
     renderer: Literal["fast", "gymnasium"] = "gymnasium"
     """Pixels: `gymnasium` shrinks what `render()` draws; `fast` (CartPole) draws that directly."""
+
+    @property
+    def kept_rows(self) -> slice:
+        """The rows of a frame that are observed."""
+        return slice(*(self.frame_rows or (0, self.frame_size)))
+
+    @property
+    def frame_shape(self) -> tuple[int, int]:
+        """Height and width of an observed frame."""
+        return self.kept_rows.stop - self.kept_rows.start, self.frame_size
 
 
 class NetworkConfig(Section):
     """The Q-network."""
 
-    kind: Literal["mlp", "convnet", "nature", "small", "minatar"] = "mlp"
-    """`mlp` for states; pixels: the course's `convnet`, `nature`, `small`; planes: `minatar`."""
+    kind: Literal["mlp", "convnet", "nature", "small", "tiny", "minatar"] = "mlp"
+    """`mlp` takes states, `minatar` planes, the others pixels; the course's is `convnet`."""
     hidden_sizes: Annotated[tuple[Count, ...], BeforeValidator(parse_list)] = (128, 64)
     """Units of each hidden linear layer; after the convolutions, where there are some."""
     normalization: Literal["batch", "layer", "none"] = "none"

@@ -1,7 +1,7 @@
 """The convolutions of each `network.kind`, without PyTorch: checks before a start read them too.
 
 Source: Mnih et al. 2013 (two convolutions, 256 units) and 2015 (three, 512 units); Young and Tian
-2019 (MinAtar: one, 128 units).
+2019 (MinAtar: one, 128 units). `tiny` is ours, for frames of half that size.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ CONVOLUTIONS: dict[str, tuple[Convolution, ...]] = {
     ),
     "nature": (Convolution(32, 8, 4), Convolution(64, 4, 2), Convolution(64, 3, 1)),
     "small": (Convolution(16, 8, 4), Convolution(32, 4, 2)),
+    "tiny": (Convolution(32, 6, 3), Convolution(32, 3, 2)),
     "minatar": (Convolution(16, 3, 1),),
 }
 """By `network.kind`."""

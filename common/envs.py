@@ -53,8 +53,8 @@ def make_env(
 ) -> Environment:
     """The environment with our preprocessing: `Discrete(A)` actions, `float32 [O]` observations.
 
-    With `env.observation` pixels they are stacks of frames uint8 [K, S, S], or single frames
-    uint8 [S, S] where `stacked` is false.
+    With `env.observation` pixels they are stacks of frames uint8 [K, H, S], or single frames
+    uint8 [H, S] where `stacked` is false.
 
     Each observation is a fresh array, so an environment that reuses its buffer is safe to store.
     The working directory is importable, for `module:Id` and for factories. What the environment

@@ -25,13 +25,13 @@ _LARGEST_SQUARED = 1e18
 
 
 class FrameForm:
-    """Frames uint8 `[S, S]` as they are."""
+    """Frames uint8 `[H, S]` as they are."""
 
     def __init__(self, space: spaces.Box) -> None:
         self.space = space
 
     def flatten(self, observation: Any) -> Array:
-        """uint8 [S, S]; the pixel environment made it, so nothing is left to check."""
+        """uint8 [H, S]; the pixel environment made it, so nothing is left to check."""
         return np.asarray(observation)
 
     def __str__(self) -> str:

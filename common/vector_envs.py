@@ -130,7 +130,7 @@ class VectorEnvAdapter:
         )
 
     def _observed(self, raw: Any) -> Array:
-        """A copy of what it shows: float32 [E, O], planes, or single frames uint8 [E, S, S]."""
+        """A copy of what it shows: float32 [E, O], planes, or single frames uint8 [E, H, S]."""
         if self._frames is None:
             return np.array(raw, dtype=self._env.single_observation_space.dtype, order="C")
         if self._frames.renderer is None:

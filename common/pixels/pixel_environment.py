@@ -19,6 +19,7 @@ from qfleet.common.errors import ConfigError
 from qfleet.common.pixels.fast_renderers import fast_renderer, single_frame
 from qfleet.common.pixels.frame_stack import FrameStack
 from qfleet.common.pixels.gray_frames import gray, shrunk
+from qfleet.common.pixels.observed_part import observed_part
 from qfleet.common.types import Array
 
 Environment = gymnasium.Env[Any, Any]
@@ -42,7 +43,7 @@ def with_frames(
     render_mode: str | None,
     make_again: Callable[[str], Environment],
 ) -> Environment:
-    """`env`, observing single gray frames uint8 [S, S].
+    """`env`, observing single gray frames uint8 [H, S]: of S × S pixels what is observed.
 
     Args:
         env: As made for `render_mode`.
@@ -53,18 +54,19 @@ def with_frames(
     Raises:
         ConfigError: when there is nothing to make frames of, saying what to choose instead.
     """
-    size = config.frame_size
+    shape, size = config.frame_shape, config.frame_size
+    observed = partial(observed_part, config)
     if config.renderer == "fast":
         renderer = fast_renderer(config)
-        return _Frames(env, size, lambda _: single_frame(renderer, env))
+        return _Frames(env, shape, lambda _: single_frame(renderer, env))
     if is_image(env.observation_space):
         to_gray = _to_gray(env.observation_space, config)
-        return _Frames(env, size, lambda image: shrunk(to_gray(image), size))
+        return _Frames(env, shape, lambda image: observed(shrunk(to_gray(image), size)))
     if env.render_mode != RGB_ARRAY:
         _check_can_render(env, config, render_mode)
         env.close()
         env = make_again(RGB_ARRAY)
-    return _Frames(env, size, lambda _: shrunk(gray(_picture(env)), size))
+    return _Frames(env, shape, lambda _: observed(shrunk(gray(_picture(env)), size)))
 
 
 def _to_gray(space: spaces.Space[Any], config: EnvConfig) -> Callable[[Array], Array]:
@@ -125,12 +127,14 @@ def _name(config: EnvConfig) -> str:
 
 
 class _Frames(gymnasium.Wrapper[Array, Any, Any, Any]):
-    """Replaces each observation by `frame(observation)`, uint8 [S, S]."""
+    """Replaces each observation by `frame(observation)`, uint8 of that shape."""
 
-    def __init__(self, env: Environment, size_px: int, frame: Callable[[Any], Array]) -> None:
+    def __init__(
+        self, env: Environment, shape: tuple[int, int], frame: Callable[[Any], Array]
+    ) -> None:
         super().__init__(env)
         self._frame = frame
-        self.observation_space = spaces.Box(0, 255, (size_px, size_px), dtype=np.uint8)
+        self.observation_space = spaces.Box(0, 255, shape, dtype=np.uint8)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -340,6 +340,23 @@ def test_priorities_that_are_not_finite_stop_the_run():
         actor.take_chunk()
 
 
+def test_reward_scale_changes_what_is_learned_from_and_not_the_scores():
+    plain, scaled = (
+        _actor(Config(env=CORRIDOR, actors={"reward_scale": scale})) for scale in (1.0, 0.25)
+    )
+    for actor in (plain, scaled):
+        actor.set_params(_snapshot(1, n_inputs=1))
+        actor.act_steps(200)
+    theirs, ours = plain.take_chunk(), scaled.take_chunk()
+
+    assert theirs.columns["n_step_return"].any()
+    np.testing.assert_array_equal(
+        ours.columns["n_step_return"], 0.25 * theirs.columns["n_step_return"]
+    )
+    assert ours.episodes == theirs.episodes
+    assert theirs.episodes
+
+
 @pytest.mark.parametrize("kept", [1, 8])
 def test_return_beyond_float32_never_enters_a_chunk(kept):
     """Three rewards of 2e38 are finite each, and their sum is not."""

@@ -54,6 +54,20 @@ def test_vector_shows_the_stacks_of_a_single_game_pixel_for_pixel(name, size):
 
 
 @pytest.mark.usefixtures("without_noops")
+def test_games_show_the_rows_that_are_asked_for_inverted():
+    part = {"frame_rows": (30, 70), "frame_inverted": True}
+    whole = make_env(game("Pong")).reset(seed=3)[0]
+
+    assert whole.min() < whole.max()
+    np.testing.assert_array_equal(
+        make_env(game("Pong", **part)).reset(seed=3)[0], 255 - whole[:, 30:70]
+    )
+    vector = make_vector_env(game("Pong", **part), 2)
+    np.testing.assert_array_equal(vector.reset(seed=3)[0], 255 - whole[:, 30:70])
+    assert vector.step(np.zeros(2, dtype=np.int32)).observations.shape == (2, 3, 40, 84)
+
+
+@pytest.mark.usefixtures("without_noops")
 def test_vector_tells_of_lives_lost_and_not_of_a_games_last():
     vector = make_vector_env(game("Breakout"), 1)
     vector.reset(seed=5)

@@ -97,6 +97,19 @@ def test_published_networks_have_the_published_size(
     assert sum(p.numel() for p in network.parameters()) == n_parameters
 
 
+def test_tiny_takes_wide_frames() -> None:
+    spec = EnvironmentSpec("E", (8, 18, 42), "|u1", 2, None, None, frame_stack=8)
+    config = NetworkConfig(kind="tiny", hidden_sizes=(128,))
+
+    network = build_network(config, spec, seed=1)
+
+    # 18 × 42 pixels become 5 × 13, and those 2 × 6.
+    convolutions = 32 * (8 * 36 + 1) + 32 * (32 * 9 + 1)
+    linear = 128 * (32 * 2 * 6 + 1) + 2 * (128 + 1)
+    assert sum(p.numel() for p in network.parameters()) == convolutions + linear
+    assert network(torch.rand(3, 8, 18, 42)).shape == (3, 2)
+
+
 @pytest.mark.parametrize("kind", list(CONVOLUTIONS))
 @pytest.mark.parametrize("normalization", ["none", "batch", "layer"])
 def test_networks_take_the_smallest_frames_and_no_smaller(kind: str, normalization: str) -> None:

@@ -157,6 +157,21 @@ BROKEN = [
         "network.kind nature takes frames of at least 36 pixels",
     ),
     (
+        config(env={**PIXELS, "frame_rows": [20, 55]}, network={"kind": "nature"}),
+        "env.frame_rows",
+        "network.kind nature takes frames of at least 36 pixels",
+    ),
+    (
+        config(env={**PIXELS, "frame_rows": [50, 50]}, network={"kind": "small"}),
+        "env.frame_rows",
+        "must be first,end with 0 ≤ first < end ≤ 84 (env.frame_size)",
+    ),
+    (
+        config(env={**PIXELS, "frame_rows": [50, 85]}, network={"kind": "small"}),
+        "env.frame_rows",
+        "must be first,end with 0 ≤ first < end ≤ 84 (env.frame_size)",
+    ),
+    (
         config(actors={"epsilon_decay_episodes": 9, "epsilon_schedule": "linear"}),
         "actors.epsilon_decay_episodes",
         "learner.updates_per_episode: only then one actor counts all episodes",
@@ -625,6 +640,8 @@ def test_networks_of_frames_are_accepted_with_frames():
     assert problems(config(env=PIXELS, network={"factory": "a:b"})) == []
     smallest = config(env={**PIXELS, "frame_size": 36}, network=network)
     assert problems(smallest) == []
+    rows = {**PIXELS, "frame_size": 42, "frame_rows": [30, 42]}
+    assert problems(config(env=rows, network={"kind": "tiny"})) == []
     by_episode = {"epsilon_decay_episodes": 9, "epsilon_schedule": "linear"}
     assert problems(episode_mode(actors=by_episode)) == []
 

@@ -26,6 +26,7 @@ OTHER = {
         "num_cpus": 0.25,
         "n_step": 2,
         "discount": 0.9,
+        "reward_scale": 0.5,
         "epsilon_schedule": "linear",
         "epsilon_start": 0.8,
         "epsilon_end": 0.1,

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field
 
 from qfleet.common.config import (
     Count,
+    CountFromZero,
     EnvConfig,
     Flag,
     LossName,
@@ -25,7 +26,6 @@ from qfleet.common.config import (
     parse_number,
 )
 
-CountFromZero = Annotated[int, Field(ge=0), BeforeValidator(parse_count)]
 AutoCount = Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], BeforeValidator(parse_count)]
 AutoGpus = Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], BeforeValidator(parse_count)]
 _NUMBER = BeforeValidator(parse_number)
@@ -58,6 +58,8 @@ class ActorsConfig(Section):
     """γ."""
     max_abs_reward: Positive | None = None
     """Larger rewards are clipped to it, for the learner alone: Atari's 1; null: as they are."""
+    reward_scale: Positive = 1.0
+    """Rewards are multiplied by this before they are learned from; scores stay as they are."""
     epsilon_schedule: Literal["ladder", "linear", "exponential", "constant"] = "ladder"
     """`ladder`: a constant ε per sub-environment (Ape-X); others follow the fleet's env steps."""
     epsilon_start: Fraction = 1.0

@@ -188,7 +188,7 @@ def updates_per_call(config: Config) -> int:
 def _batch_bytes(config: Config) -> int:
     """Bytes of a batch's two stacks of frames; states are small."""
     env = config.env
-    frames = env.frame_stack * env.frame_size**2 if env.observation == "pixels" else 0
+    frames = env.frame_stack * math.prod(env.frame_shape) if env.observation == "pixels" else 0
     return max(1, 2 * frames * config.learner.batch_size)
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from qfleet.common.convolutions import OBSERVATION_OF_KIND, smallest_frame_px
 from qfleet.common.types import EnvironmentSpec
 from qfleet.replay_server.rate_limiter import minimum_limiter_tolerance_samples
 from qfleet.settings.checks.family_checks import FAMILY_RULES
+from qfleet.settings.checks.frame_checks import FRAME_RULES
 from qfleet.settings.checks.machine_checks import Machine, check_devices, check_memory
 from qfleet.settings.config import Config
 from qfleet.settings.config_auto import (
@@ -68,30 +68,6 @@ def _check_network(config: Config) -> Iterator[Problem]:
             config.learner.batch_size,
             "must be at least 2 with network.normalization batch",
             "raise it, or set network.normalization layer",
-        )
-
-
-def _check_observation(config: Config) -> Iterator[Problem]:
-    """Each network takes one kind of observation."""
-    env, network = config.env, config.network
-    if network.factory is not None:
-        return
-    takes = OBSERVATION_OF_KIND[network.kind]
-    if takes != env.observation:
-        kinds = [kind for kind, its in OBSERVATION_OF_KIND.items() if its == env.observation]
-        yield Problem(
-            "network.kind",
-            network.kind,
-            f"takes {takes} (env.observation), which is {env.observation}",
-            f"set it to {' or '.join(kinds)}, set network.factory, or env.observation {takes}",
-        )
-    elif takes == "pixels" and env.frame_size < smallest_frame_px(network.kind):
-        yield Problem(
-            "env.frame_size",
-            env.frame_size,
-            f"network.kind {network.kind} takes frames of at least "
-            f"{smallest_frame_px(network.kind)} pixels",
-            "raise it, or set network.factory",
         )
 
 
@@ -276,7 +252,7 @@ def _check_schedule(config: Config) -> Iterator[Problem]:
 _RULES: tuple[Callable[[Config], Iterator[Problem]], ...] = (
     _check_network,
     *FAMILY_RULES,
-    _check_observation,
+    *FRAME_RULES,
     _check_epsilon_episodes,
     _check_actors,
     _check_replay_sizes,

@@ -118,6 +118,34 @@ def test_make_env_fast_frames_are_gymnasiums() -> None:
         theirs, ours = slow.step(action)[0], fast.step(action)[0]
 
 
+@pytest.mark.parametrize("renderer", ["gymnasium", "fast"])
+def test_make_env_shows_the_rows_that_are_asked_for_inverted(renderer: str) -> None:
+    whole = EnvConfig.model_validate(
+        {"observation": "pixels", "frame_stack": 2, "frame_size": 42, "renderer": renderer}
+    )
+    some = whole.model_copy(update={"frame_rows": (16, 34), "frame_inverted": True})
+    full, cut = make_env(whole), make_env(some)
+    full.reset(seed=3)
+    cut.reset(seed=3)
+
+    for action in (0, 1, 1):
+        frames, rows = full.step(action)[0], cut.step(action)[0]
+        np.testing.assert_array_equal(rows, 255 - frames[:, 16:34])
+    assert cut.observation_space.contains(rows)
+    assert describe_environment(some).observation_shape == (2, 18, 42)
+    many, all_rows = make_vector_env(some, 3), make_vector_env(whole, 3)
+    np.testing.assert_array_equal(many.reset(1), 255 - all_rows.reset(1)[:, :, 16:34])
+
+
+def test_make_env_keeps_rows_of_an_environments_own_images() -> None:
+    whole = own("pictures", shape=[24, 30, 3])
+    full, cut = make_env(whole), make_env(whole.model_copy(update={"frame_rows": (3, 9)}))
+
+    rows = cut.reset(seed=1)[0]
+    np.testing.assert_array_equal(rows, full.reset(seed=1)[0][:, 3:9])
+    assert rows.shape[1] == 6
+
+
 def test_make_env_can_be_filmed_while_it_observes_its_rendering() -> None:
     env = make_env(GYMNASIUM, render_mode="rgb_array")
     env.reset(seed=1)
