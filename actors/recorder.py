@@ -49,7 +49,7 @@ class Recorder:
         """Episodes begin everywhere with the observations `first` [E, ...]."""
         self._plan, self._spec, self._slot = plan, spec, slot
         n_envs = len(first)
-        self.windows = NStepAccumulator(n_envs, plan.n_step, plan.discount, spec, plan.reward_scale)
+        self.windows = NStepAccumulator(n_envs, plan.n_step, plan.discount, spec)
         self._trail: FrameTrail | None = None
         if spec.frame_stack is not None:
             self._trail = FrameTrail(n_envs, spec.frame_stack, plan.n_step)

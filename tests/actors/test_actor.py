@@ -41,7 +41,8 @@ class LinearQ:
     def __init__(self, snapshot):
         self.w = snapshot.arrays["w"]
 
-    def q_values(self, observations):
+    def q_values(self, observations, noise=None):
+        assert noise is None
         return (observations @ self.w).astype(np.float32)
 
 
