@@ -17,7 +17,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constrain
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-all lint format types audit prebuild faults bench bench-venvs dist links clean-links clean \
-	check-venv say-download
+	token wheels compose-test hosts-test check-venv say-download
 
 help:
 	@echo "make run          install if needed, train CartPole through Ray, leave a video and a curve"
@@ -29,6 +29,9 @@ help:
 	@echo "make prebuild     compile the presets' learner blocks ahead (a minute; later runs learn faster)"
 	@echo "make bench        time to solved beside other libraries, each in its own environment"
 	@echo "make faults       inject faults into real runs and write docs/reliability.md (ten minutes)"
+	@echo "make token        the secret that the hosts of a cluster share, in .secrets/ray_token"
+	@echo "make compose-test docker-compose.yml tried for real (needs a container engine)"
+	@echo "make hosts-test   several hosts as network namespaces of this one (needs root)"
 	@echo "make links        restore the four links in src/qfleet (clean-links removes them)"
 	@echo "make clean        remove caches and builds; .venv and runs stay"
 	@echo "Variables: PYTHON=python3.12  TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu  ARGS=..."
@@ -70,6 +73,23 @@ bench: $(VENV)/.installed-run bench-venvs | links
 
 bench-venvs:
 	PYTHON="$(PYTHON)" TORCH_INDEX_URL="$(TORCH_INDEX_URL)" sh benchmarks/peers/make_venvs.sh
+
+# ---- clusters (docs/cluster.md) ------------------------------------------------------------------
+
+token:
+	@sh deploy/token.sh
+
+# For an image that is built where the package index is out of reach: the image's Python is 3.11.
+wheels: $(VENV)/.installed-run
+	$(BIN)/python deploy/requirements.py | $(BIN)/python -m pip download \
+	  --disable-pip-version-check --python-version 3.11 --only-binary :all: -c constraints.txt \
+	  $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) --dest wheels -r /dev/stdin
+
+compose-test: $(VENV)/.installed-run
+	$(BIN)/python tests/deploy/compose_trial.py
+
+hosts-test: $(VENV)/.installed-dev | links
+	$(BIN)/python -m pytest tests/deploy/test_hosts.py
 
 # ---- installation -------------------------------------------------------------------------------
 
