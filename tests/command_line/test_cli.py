@@ -302,13 +302,13 @@ def test_small_commands_have_help(commands, capsys, name):
 
 
 def test_config_show_prints_yaml_that_loads_again(capsys, tmp_path):
-    assert main(["config", "show", "Acrobot-v1", "--actors.count", "3"]) == 0
+    assert main(["config", "show", "FrozenLake-v1", "--actors.count", "3"]) == 0
 
     text = capsys.readouterr().out
-    assert text.startswith("# Acrobot-v1: no preset of its own, took 'generic'\n")
+    assert text.startswith("# FrozenLake-v1: no preset of its own, took 'generic'\n")
     path = tmp_path / "run.yaml"
     path.write_text(text)
-    assert load_config(files=[path]) == load_config("Acrobot-v1", overrides={"actors.count": 3})
+    assert load_config(files=[path]) == load_config("FrozenLake-v1", overrides={"actors.count": 3})
 
 
 def test_config_show_reports_errors(capsys):
@@ -338,4 +338,4 @@ def test_wrong_configuration_is_answered_without_torch_or_ray():
     result = run("-c", script)
 
     assert result.returncode == 2, result.stderr
-    assert "did you mean the environment Acrobot-v1?" in result.stderr
+    assert "did you mean the preset acrobot, or the environment Acrobot-v1?" in result.stderr

@@ -87,9 +87,10 @@ def test_a_bad_value_that_a_later_source_replaces_is_no_error(write):
         (["lunarlander"], "lunarlander", "LunarLander-v3"),
         (["LunarLander-v3"], "lunarlander", "LunarLander-v3"),
         (["CartPole-v1"], "cartpole", "CartPole-v1"),
-        (["Acrobot-v1"], "generic", "Acrobot-v1"),
+        (["Acrobot-v1"], "acrobot", "Acrobot-v1"),
+        (["FrozenLake-v1"], "generic", "FrozenLake-v1"),
         (["my_env:Mine-v0"], "generic", "my_env:Mine-v0"),
-        (["--env", "Acrobot-v1"], "generic", "Acrobot-v1"),
+        (["--env", "FrozenLake-v1"], "generic", "FrozenLake-v1"),
         (["--env-id", "LunarLander-v3"], "lunarlander", "LunarLander-v3"),
         (["cartpole", "--env", "Acrobot-v1"], "cartpole", "Acrobot-v1"),
         (["Acrobot-v1", "--preset", "cartpole"], "cartpole", "Acrobot-v1"),
@@ -127,7 +128,7 @@ def test_an_environment_that_observes_images_takes_generic_pixels(monkeypatch):
 
 
 def test_an_environment_in_a_file_inherits_no_budget_of_another(write):
-    config = load("--config", write("env: {id: Acrobot-v1}\n"))
+    config = load("--config", write("env: {id: FrozenLake-v1}\n"))
 
     assert config.preset_name == "generic"
     assert config.run.max_learner_steps is None
@@ -324,7 +325,7 @@ def test_foreign_periods_are_converted_with_the_values_of_this_run():
         (
             "Acrobat-v1",
             "TARGET = Acrobat-v1: is no preset, and Gymnasium knows no environment Acrobat-v1; "
-            "did you mean the environment Acrobot-v1?",
+            "did you mean the preset acrobot, or the environment Acrobot-v1?",
         ),
         (
             "tutorial_stat",
@@ -515,7 +516,7 @@ def test_config_preset_is_the_public_way():
     assert isinstance(config, BaseConfig)
     assert type(config) is Config
     assert config == load("cartpole", "--actors.count", "4")
-    assert Config.preset("Acrobot-v1").preset_name == "generic"
+    assert Config.preset("FrozenLake-v1").preset_name == "generic"
 
 
 def test_config_preset_takes_a_factory_that_can_be_imported():
@@ -530,7 +531,7 @@ def test_config_preset_takes_a_factory_that_can_be_imported():
     ("words", "expected"),
     [
         ([], "CartPole-v1: preset 'cartpole'"),
-        (["Acrobot-v1"], "Acrobot-v1: no preset of its own, took 'generic'"),
+        (["FrozenLake-v1"], "FrozenLake-v1: no preset of its own, took 'generic'"),
         (
             ["cartpole", "--env", "Acrobot-v1"],
             "Acrobot-v1: settings and budget of preset 'cartpole', which was made for CartPole-v1",

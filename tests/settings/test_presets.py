@@ -17,6 +17,7 @@ def load(name):
 def test_names_default_first():
     assert presets.names() == (
         "cartpole",
+        "acrobot",
         "atari",
         "cartpole-pixels",
         "generic",
@@ -47,7 +48,8 @@ def test_preset_is_valid_and_starts_with_a_comment(name):
         ("minatar:MinAtar/SpaceInvaders-v0", "minatar-space-invaders"),
         ("MinAtar/SpaceInvaders-v1", "minatar"),
         ("MinAtar/Seaquest-v0", "minatar"),
-        ("Acrobot-v1", None),
+        ("Acrobot-v1", "acrobot"),
+        ("FrozenLake-v1", None),
         ("cartpole", None),
     ],
 )

@@ -77,7 +77,11 @@ def _train_help() -> str:
     from qfleet.settings import presets
 
     names = textwrap.fill(
-        ", ".join(presets.names()), 100, initial_indent=" " * 27, subsequent_indent=" " * 8
+        ", ".join(presets.names()),
+        100,
+        initial_indent=" " * 27,
+        subsequent_indent=" " * 8,
+        break_on_hyphens=False,
     )
     return _TRAIN_HELP.replace("PRESETS", names.lstrip())
 
