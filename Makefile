@@ -28,7 +28,7 @@ help:
 	@echo "make audit        known vulnerabilities in the pinned packages"
 	@echo "make prebuild     compile the presets' learner blocks ahead (a minute; later runs learn faster)"
 	@echo "make bench        time to solved beside other libraries, each in its own environment"
-	@echo "make faults       inject faults into real runs and write docs/reliability.md (ten minutes)"
+	@echo "make faults       inject faults into real runs and write docs/reliability.md (fifteen minutes)"
 	@echo "make token        the secret that the hosts of a cluster share, in .secrets/ray_token"
 	@echo "make compose-test docker-compose.yml tried for real (needs a container engine)"
 	@echo "make hosts-test   several hosts as network namespaces of this one (needs root)"
@@ -70,6 +70,9 @@ prebuild: $(VENV)/.installed-run | links
 
 bench: $(VENV)/.installed-run bench-venvs | links
 	$(BIN)/python benchmarks/solve_time.py $(ARGS)
+
+faults: $(VENV)/.installed-dev | links
+	$(BIN)/python benchmarks/faults.py $(ARGS)
 
 bench-venvs:
 	PYTHON="$(PYTHON)" TORCH_INDEX_URL="$(TORCH_INDEX_URL)" sh benchmarks/peers/make_venvs.sh

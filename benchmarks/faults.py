@@ -1,63 +1,33 @@
-"""Injects faults into real runs and measures how long each takes to be answered.
+"""Injects faults into real runs: how long each takes to be answered, and what a run loses by it.
 
-    python benchmarks/faults.py [NAME ...]     (`make faults`: all of them, ten minutes)
+    python benchmarks/faults.py [NAME ...]     (`make faults`: all of them, fifteen minutes)
+    python benchmarks/faults.py page           (only writes the page anew)
 
-Every fault is a run of its own, started by the command line as a user would start it. The results
-are kept in benchmarks/results/faults.json; docs/reliability.md is written from that file.
+Every fault is a run of its own, started by the command line as a user would start it. What each
+part found is kept in benchmarks/results/faults; docs/reliability.md is written from those files by
+reliability_page.py. The exit status is 1 when a bound was missed.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import psutil
-from fault_runs import ANSWER_TIMEOUT_S, ROOT, Run
+from fault_losses import LOSSES
+from fault_runs import ANSWER_TIMEOUT_S, Run
+from reliability_page import PAGE, RESULTS, misses, page, read_results
 
 Answers = Iterator[tuple[str, float, float, str]]
 """Runtime, bound in seconds, seconds taken, and the answer in words."""
-RESULTS = ROOT / "benchmarks" / "results" / "faults.json"
-PAGE = ROOT / "docs" / "reliability.md"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """How a fault was answered."""
-
-    name: str
-    runtime: str
-    within_s: float
-    seconds: float
-    answer: str
-
-
-def says(run: Run, pattern: str) -> float:
-    """Seconds until the console shows that text."""
-    took_s = run.wait_for(lambda e: bool(re.search(pattern, str(e))), ANSWER_TIMEOUT_S)
-    return took_s if run.process.poll() is None else float("inf")
-
-
-def summary_of(run: Run) -> dict[str, Any]:
-    """What the run left as its summary; empty without one."""
-    path = run.folder / "run" / "summary.json"
-    return dict(json.loads(path.read_text())) if path.exists() else {}
-
-
-def exits(run: Run, *codes: int) -> tuple[float, str]:
-    """Seconds until the run has ended with one of these codes and a summary."""
-    took_s = run.ends()
-    code = run.process.returncode
-    has_summary = summary_of(run).get("exit_code") == code
-    is_right = code in codes and (has_summary or code == 2)
-    return (took_s if is_right else float("inf")), f"exit {code}" + ", summary" * has_summary
 
 
 def stopped_role(role: str, text: str) -> Answers:
@@ -65,7 +35,7 @@ def stopped_role(role: str, text: str) -> Answers:
     with Run() as run:
         run.learns()
         run.role(role).suspend()
-        yield "ray", 60.0, says(run, text), "replaced"
+        yield "ray", 60.0, run.says(text), "replaced"
 
 
 def stopped_learner() -> Answers:
@@ -90,7 +60,7 @@ def hung_environment() -> Answers:
         with Run(**changes) as run:
             run.learns()
             (run.folder / "hang").write_text(str(run.role("ActorShell").pid))
-            yield f"ray, {schedule}", 60.0, says(run, text), "replaced"
+            yield f"ray, {schedule}", 60.0, run.says(text), "replaced"
 
 
 def sigterm_beside_a_hung_role() -> Answers:
@@ -100,13 +70,13 @@ def sigterm_beside_a_hung_role() -> Answers:
         run.role("LearnerShell").suspend()
         time.sleep(3.0)
         run.process.terminate()
-        yield "ray", 15.0, *exits(run, 143)
+        yield "ray", 15.0, *run.exits(143)
     with Run(env__factory="fault_env:make", runtime="local") as run:
         run.learns()
         (run.folder / "hang").write_text("any")
         time.sleep(3.0)
         run.process.terminate()
-        yield "local", 15.0, *exits(run, 143)
+        yield "local", 15.0, *run.exits(143)
 
 
 def group_signals() -> Answers:
@@ -116,8 +86,7 @@ def group_signals() -> Answers:
             with Run(runtime=runtime) as run:
                 run.learns()
                 os.killpg(run.process.pid, number)
-                took_s, answer = exits(run, 128 + number)
-                yield f"{runtime}, {number.name}", 15.0, took_s, answer
+                yield f"{runtime}, {number.name}", 15.0, *run.exits(128 + number)
 
 
 def sigterm_to_a_role() -> Answers:
@@ -125,7 +94,7 @@ def sigterm_to_a_role() -> Answers:
     with Run() as run:
         run.learns()
         run.role("ActorShell").terminate()
-        yield "ray", 15.0, says(run, "plays again"), "replaced"
+        yield "ray", 15.0, run.says("plays again"), "replaced"
 
 
 def lost_cluster() -> Answers:
@@ -134,14 +103,12 @@ def lost_cluster() -> Answers:
         with Run() as run:
             run.learns()
             run.role(service).kill()
-            took_s, answer = exits(run, 5)
-            yield f"ray, {service}, training", 60.0, took_s, answer
+            yield f"ray, {service}, training", 60.0, *run.exits(5)
         with Run() as run:
             run.role("raylet")
             time.sleep(2.0)
             run.role(service).kill()
-            took_s, answer = exits(run, 5, 2)
-            yield f"ray, {service}, before training", 60.0, took_s, answer
+            yield f"ray, {service}, before training", 60.0, *run.exits(5, 2)
 
 
 def silent_address() -> Answers:
@@ -150,10 +117,10 @@ def silent_address() -> Answers:
         listening.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{listening.getsockname()[1]}"
         with Run("--ray.address", address) as run:
-            yield "ray, dead", 60.0, *exits(run, 2)
+            yield "ray, dead", 60.0, *run.exits(2)
         listening.listen()
         with Run("--ray.address", address) as run:
-            yield "ray, silent", 60.0, *exits(run, 2)
+            yield "ray, silent", 60.0, *run.exits(2)
 
 
 def same_death_again() -> Answers:
@@ -162,8 +129,7 @@ def same_death_again() -> Answers:
         with Run(env__factory="fault_env:make", runtime=runtime) as run:
             run.learns()
             (run.folder / "nan").write_text("any")
-            took_s, answer = exits(run, 5)
-            yield runtime, 60.0, took_s, answer
+            yield runtime, 60.0, *run.exits(5)
 
 
 def killed_driver(
@@ -184,7 +150,7 @@ def killed_driver(
             yield f"ray, {moment}", 15.0, time.monotonic() - began_s, "nothing left"
 
 
-FAULTS = (
+WAITS = (
     stopped_learner,
     stopped_shard,
     stopped_evaluator,
@@ -199,43 +165,44 @@ FAULTS = (
 )
 
 
-def main(names: list[str]) -> int:
-    """Inject the named faults, or all; 1 when one was not answered within its bound."""
-    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    missed = 0
-    for fault in FAULTS:
-        if names and fault.__name__ not in names:
-            continue
-        answers = []
-        for runtime, within_s, seconds, text in fault():
-            answers.append(Answer(str(fault.__doc__).rstrip("."), runtime, within_s, seconds, text))
-            print(f"{fault.__name__:28} {runtime:32} {seconds:6.1f} s of {within_s:g}: {text}")
-            missed += seconds > within_s
-        kept[fault.__name__] = [asdict(answer) for answer in answers]
-        RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
-    ordered = [kept[fault.__name__] for fault in FAULTS if fault.__name__ in kept]
-    PAGE.write_text(page([row for rows in ordered for row in rows]))
-    return int(missed > 0)
+AT_ONCE = 3
+"""Most of these runs wait most of the time."""
+Part = Callable[[], list[dict[str, Any]]]
 
 
-def page(rows: list[dict[str, object]]) -> str:
-    """docs/reliability.md from the results."""
-    lines = [
-        "# Reliability",
-        "",
-        "Generated by `make faults` (benchmarks/faults.py); do not edit. Each fault is injected "
-        "into a real run; the seconds are from the fault to its answer, on two loaded cores.",
-        "",
-        "| fault | runtime | seconds | at most | answer |",
-        "|---|---|---|---|---|",
-    ]
+def answered(fault: Callable[[], Answers]) -> list[dict[str, Any]]:
+    """One row per runtime."""
+    keys = ("runtime", "within_s", "seconds", "answer")
+    name = str(fault.__doc__).rstrip(".")
+    return [{"name": name, **dict(zip(keys, answer, strict=True))} for answer in fault()]
+
+
+def main(names: Sequence[str]) -> int:
+    """Inject the named faults, or all; 1 when a bound was missed."""
+    beside: dict[str, Part] = {fault.__name__: partial(answered, fault) for fault in WAITS}
+    alone: dict[str, Part] = {part.__name__: part for part in LOSSES}
+    if unknown := set(names) - set(beside) - set(alone) - {"page"}:
+        sys.exit(f"no fault {', '.join(unknown)}: there are {', '.join([*beside, *alone])}")
+    RESULTS.mkdir(exist_ok=True)
+    n_missed = 0
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        chosen = {name: part for name, part in beside.items() if name in names or not names}
+        for name, found in {name: pool.submit(part) for name, part in chosen.items()}.items():
+            n_missed += keep(name, found.result())
+    for name, part in alone.items():
+        if name in names or not names:
+            n_missed += keep(name, part())
+    PAGE.write_text(page(read_results(), list(beside)))
+    return int(n_missed > 0)
+
+
+def keep(name: str, rows: list[dict[str, Any]]) -> int:
+    """Write down and show what a part found; how many of its bounds were missed."""
+    (RESULTS / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
     for row in rows:
-        seconds = float(str(row["seconds"]))
-        shown = f"{seconds:.1f}" if seconds < float("inf") else "never"
-        lines.append(
-            f"| {row['name']} | {row['runtime']} | {shown} | {row['within_s']} | {row['answer']} |"
-        )
-    return "\n".join(lines) + "\n"
+        found = ", ".join(f"{key} {value}" for key, value in row.items())
+        print(f"{'MISSED' if misses(row) else 'ok':6} {name}: {found}", flush=True)
+    return sum(map(misses, rows))
 
 
 if __name__ == "__main__":

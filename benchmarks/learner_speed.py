@@ -1,213 +1,158 @@
-"""Updates per second of the learner's block, eager beside compiled.
+"""Updates per second of the learner's block: eager PyTorch beside the device's fast form.
 
-    PYTHONPATH=src python benchmarks/learner_speed.py [--repeats 15] [--json FILE]
+    python benchmarks/learner_speed.py [--json FILE]
+    python benchmarks/learner_speed.py --device cuda [--json FILE]      # without Ray, a few minutes
 
-Each workload is a preset. Both forms take the same batches of noise, in blocks of the preset's K,
-on one thread; they take turns within each repeat, so that a busy machine slows both. `block` is the
-block with copying in; `update_block` is the whole `Learner`: statistics, target syncs, publishing.
-Packages that are missing are compiled first (about half a minute each). The learning twin: the
-largest relative distance of parameters from eager after 1,000 updates. `matrix products alone` is
-what no compilation around them can be faster than: every product of the traced block, one after the
-other, into memory that is there.
+On a CPU the fast form is the compiled package (built first where it is missing, half a minute), on
+a GPU the CUDA graph. Each workload is a preset or, on a GPU, a network of convolutions on frames;
+batches of noise lie in host memory, in blocks of the workload's K, and the TD errors come back
+there. The forms take turns within each repeat, so that a busy machine slows both. `block` is the
+block alone, `update_block` the whole `Learner`: statistics, target syncs, publishing. The learning
+twin: the largest relative distance of parameters from eager after 1,000 updates.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from learner_workloads import FRAMES_BATCHES, PRESETS, Workload, accelerator, workload
 from machine import finish, make_parser
 
 from qfleet.bench.bench_record import Measurement
-from qfleet.common.envs import describe_environment
-from qfleet.common.types import EnvironmentSpec, ReplaySample
+from qfleet.common.types import ReplaySample
 from qfleet.learner.backend import LearnerBackend
-from qfleet.learner.block_inputs import initial_block_inputs
-from qfleet.learner.fast.backends import cached_backend, eager_backend
-from qfleet.learner.fast.build_block import prebuild
-from qfleet.learner.fast.flat_block import random_batches
-from qfleet.learner.fast.package_spec import PackageSpec, cpu_identity
-from qfleet.learner.fast.traced_block import trace_block
+from qfleet.learner.fast.backends import eager_backend, starting_backend
+from qfleet.learner.fast.package_spec import cpu_identity
 from qfleet.learner.learner import Learner
-from qfleet.learner.optimizers import Hyperparameters
-from qfleet.learner.plan import LearnerPlan
-from qfleet.learner.update import Batches, LearnerState, UpdateRule
-from qfleet.settings.config_auto import resolve_config
-from qfleet.settings.config_loading import Config
-from qfleet.settings.plans import run_plans
 
-WORKLOADS = {
-    "tutorial-state": "the course's MLP with BatchNorm, batch 32, MSE, no double Q",
-    "cartpole": "the default preset: no normalization, batch 64, double Q, Huber, clipping",
-}
-TWIN_UPDATES = 1_000
+Calls = dict[str, Callable[[], object]]
 
 
 def updates_per_s(call: Callable[[], object], updates: int, repeat_s: float) -> float:
     calls, start_s = 0, time.perf_counter()
-    while (elapsed_s := time.perf_counter() - start_s) < repeat_s:
+    while (elapsed_s := time.perf_counter() - start_s) < repeat_s or not calls:
         call()
         calls += 1
     return calls * updates / elapsed_s
 
 
-def side_by_side(
-    calls: dict[str, Callable[[], object]], updates: int, repeats: int, repeat_s: float
-) -> dict[str, list[float]]:
-    rates: dict[str, list[float]] = {name: [] for name in calls}
+def side_by_side(name: str, calls: Calls, updates: int, arguments: Any) -> list[Measurement]:
+    """Updates per second of every form, in turns, and the ratios of neighbours."""
+    rates: dict[str, list[float]] = {form: [] for form in calls}
     for call in calls.values():
         call()
-    for _ in range(repeats):
-        for name, call in calls.items():
-            rates[name].append(updates_per_s(call, updates, repeat_s))
-    return rates
-
-
-def sample_of(batches: Batches) -> ReplaySample:
-    columns = {
-        "observation": batches.observations.numpy(),
-        "action": batches.actions.numpy().astype(np.int32),
-        "n_step_return": batches.n_step_returns.numpy(),
-        "bootstrap_discount": batches.bootstrap_discounts.numpy(),
-        "next_observation": batches.next_observations.numpy(),
-    }
-    keys = np.zeros(batches.actions.shape, np.int64)
-    return ReplaySample(columns, keys, keys.astype(np.int32), batches.is_weights.numpy())
-
-
-def measure(preset: str, repeats: int, repeat_s: float) -> dict[str, Any]:
-    config = Config.preset(preset, {"runtime": "local", "learner.device": "cpu"})
-    environment = describe_environment(config.env)
-    config = resolve_config(config, environment, cpus=os.cpu_count() or 1, gpus=0)
-    plan = run_plans(config).learner
-    spec = PackageSpec(plan, environment)
-    prebuild(plan, environment)
-    started_s = time.perf_counter()
-    compiled = compiled_backend(plan, environment)
-    load_s = time.perf_counter() - started_s
-    rule, state, hyper = initial_block_inputs(plan, environment, "cpu")
-    k = plan.updates_per_call
-    sample = sample_of(random_batches(plan, environment, k))
-    forms = {"eager": eager_backend(plan, environment, "cpu"), "compiled": compiled}
-
-    def advance(backend: LearnerBackend) -> Callable[[], object]:
-        def call() -> None:
-            backend.run(sample)
-            backend.accept()
-
-        return call
-
-    blocks = side_by_side({n: advance(one) for n, one in forms.items()}, k, repeats, repeat_s)
-    products = matrix_products(spec, rule, state, hyper)
-    alone = side_by_side({"products": products}, spec.n_updates, repeats, repeat_s)["products"]
-    learners = {
-        "eager": Learner(replace(plan, compile="off"), environment),
-        "compiled": Learner(replace(plan, compile="required"), environment),
-    }
-    assert learners["compiled"].path == "compiled"
-
-    def learn(learner: Learner) -> Callable[[], object]:
-        def call() -> None:
-            learner.update_block(sample)
-            if learner.publish_due:
-                learner.publish()
-            learner.take_snapshots()
-
-        return call
-
-    whole = side_by_side({n: learn(one) for n, one in learners.items()}, k, repeats, repeat_s)
-    return {
-        "about": {
-            "batch_size": config.learner.batch_size,
-            "updates_per_block": k,
-            "updates_per_package_call": spec.n_updates,
-            "load_s": round(load_s, 4),
-            "distance_after_1000_updates": f"{distance(plan, environment, sample):.1e}",
-        },
-        "block": blocks,
-        "update_block": whole,
-        "products": alone,
-    }
-
-
-def matrix_products(
-    spec: PackageSpec, rule: UpdateRule, state: LearnerState, hyper: Hyperparameters
-) -> Callable[[], object]:
-    """A call that makes every matrix product of one package call and nothing else."""
-    graph, flat = trace_block(spec, rule, state, hyper)
-    aten = torch.ops.aten
-    wanted = {aten.mm.default: 0, aten.addmm.default: 1}
-    operands: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-
-    class Noting(torch.fx.Interpreter):
-        def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-            if target in wanted:
-                a, b = args[wanted[target] : wanted[target] + 2]
-                operands.append((a, b, torch.empty(a.shape[0], b.shape[1])))
-            return super().call_function(target, args, kwargs)
-
-    Noting(graph).run(*flat)
-
-    def call() -> None:
-        for a, b, out in operands:
-            torch.mm(a, b, out=out)
-
-    return call
-
-
-def measurements(preset: str, result: dict[str, Any]) -> list[Measurement]:
-    """Both forms of a workload, alone and within `Learner.update_block`, and their ratios."""
-    found = []
-    for part in ("block", "update_block"):
-        rates = result[part]
-        for form, values in rates.items():
-            about = result["about"] if (part, form) == ("block", "compiled") else {}
-            found.append(
-                Measurement(f"{preset}, {part}, {form}", "updates/s", tuple(values), about)
-            )
-        ratios = [c / e for c, e in zip(rates["compiled"], rates["eager"], strict=True)]
-        found.append(Measurement(f"{preset}, {part}, compiled over eager", "×", tuple(ratios)))
-    alone, eager = result["products"], result["block"]["eager"]
-    found.append(Measurement(f"{preset}, matrix products alone", "updates/s", tuple(alone)))
-    ratios = [a / e for a, e in zip(alone, eager, strict=True)]
-    found.append(Measurement(f"{preset}, matrix products alone over eager", "×", tuple(ratios)))
+    for _ in range(arguments.repeats):
+        for form, call in calls.items():
+            rates[form].append(updates_per_s(call, updates, arguments.repeat_s))
+    found = [Measurement(f"{name}, {form}", "updates/s", tuple(v)) for form, v in rates.items()]
+    for form in rates.keys() - {"eager"}:
+        ratios = tuple(f / e for f, e in zip(rates[form], rates["eager"], strict=True))
+        found.append(Measurement(f"{name}, {form} over eager", "×", ratios))
     return found
 
 
-def compiled_backend(plan: LearnerPlan, environment: EnvironmentSpec) -> LearnerBackend:
-    backend = cached_backend(plan, environment)
-    assert backend is not None
-    return backend
+def backends(load: Workload, device: str) -> dict[str, LearnerBackend]:
+    """Eager, and the fast form under its name where the device has one for this network."""
+    found = {"eager": eager_backend(load.plan, load.environment, device)}
+    if device != "cpu" or not load.plan.network.is_convolutional:
+        required = replace(load.plan, compile="required")
+        fast = starting_backend(required, load.environment, device)
+        found[fast.path] = fast
+    return found
 
 
-def distance(plan: LearnerPlan, environment: EnvironmentSpec, sample: ReplaySample) -> float:
-    """Largest difference of a parameter over the largest magnitude of its array."""
-    eager, ours = eager_backend(plan, environment, "cpu"), compiled_backend(plan, environment)
-    for _ in range(TWIN_UPDATES // sample.n_batches):
-        for backend in (eager, ours):
-            backend.run(sample)
-            backend.accept()
+def advance(backend: LearnerBackend, sample: ReplaySample) -> None:
+    backend.run(sample)
+    backend.accept()
+
+
+def learn(learner: Learner, sample: ReplaySample) -> None:
+    learner.update_block(sample)
+    if learner.publish_due:
+        learner.publish()
+    learner.take_snapshots()
+
+
+def measure(load: Workload, arguments: Any) -> list[Measurement]:
+    device, sample, k = arguments.device, load.sample(), load.plan.updates_per_call
+    started_s = time.perf_counter()
+    forms = backends(load, device)
+    ready_s = time.perf_counter() - started_s
+    blocks: Calls = {form: partial(advance, backend, sample) for form, backend in forms.items()}
+    modes = {form: "off" if form == "eager" else "required" for form in forms}
+    learners: Calls = {
+        form: partial(
+            learn, Learner(replace(load.plan, compile=mode), load.environment, device), sample
+        )
+        for form, mode in modes.items()
+    }
+    about = {
+        "batch_size": load.plan.batch_size,
+        "updates_per_block": k,
+        "ready_s": round(ready_s, 3),
+        **distances(load, sample, arguments),
+    }
+    found = side_by_side(f"{load.name}, block", blocks, k, arguments)
+    found[len(forms) - 1] = replace(found[len(forms) - 1], detail=about)
+    return found + side_by_side(f"{load.name}, update_block", learners, k, arguments)
+
+
+def distances(load: Workload, sample: ReplaySample, arguments: Any) -> dict[str, str]:
+    """Largest difference of a parameter from eager over the largest magnitude of its array.
+
+    `eager again` is how far two eager runs are apart, which on a GPU is not nothing.
+    """
+    updates, device = arguments.twin_updates, arguments.device
+    forms = {
+        **backends(load, device),
+        "eager again": eager_backend(load.plan, load.environment, device),
+    }
+    for _ in range(updates // sample.n_batches):
+        for backend in forms.values():
+            advance(backend, sample)
             backend.sync_target()
-    pairs = zip(eager.online().values(), ours.online().values(), strict=True)
-    return max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in pairs)
+    eager = forms.pop("eager").online()
+    return {
+        f"{form} from eager after {updates}": f"{apart(eager, backend.online()):.1e}"
+        for form, backend in forms.items()
+    }
+
+
+def apart(a: dict[str, Any], b: dict[str, Any]) -> float:
+    pairs = zip(a.values(), b.values(), strict=True)
+    return max(float(np.abs(x - y).max() / max(np.abs(x).max(), 1e-30)) for x, y in pairs)
 
 
 def main() -> int:
     parser = make_parser(__doc__)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--workloads", nargs="+", choices=[*PRESETS, *FRAMES_BATCHES])
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--repeat-s", type=float, default=0.4)
+    parser.add_argument("--twin-updates", type=int, default=1_000)
     arguments = parser.parse_args()
+    if arguments.device != "cpu" and not torch.cuda.is_available():
+        raise SystemExit(
+            f"learner_speed: torch {torch.__version__} sees no usable GPU; run this on a machine "
+            "with an NVIDIA GPU and a CUDA build of torch (`qfleet doctor` says what is missing), "
+            "or with --device cpu"
+        )
     torch.set_num_threads(1)
-    found: list[Measurement] = []
-    for name in WORKLOADS:
-        found += measurements(name, measure(name, arguments.repeats, arguments.repeat_s))
-    notes = [f"{name}: {what}" for name, what in WORKLOADS.items()]
+    names = arguments.workloads or [
+        *PRESETS,
+        *(FRAMES_BATCHES if arguments.device != "cpu" else ()),
+    ]
+    loads = [workload(name) for name in names]
+    found = [one for load in loads for one in measure(load, arguments)]
+    arguments.accelerator = accelerator(arguments.device)
+    notes = [f"{load.name}: {load.about}" for load in loads]
     finish("learner_speed", arguments, found, [*notes, f"CPU: {cpu_identity()}, one thread"])
     return 0
 

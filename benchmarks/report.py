@@ -126,7 +126,7 @@ def figures(record: Mapping[str, Any]) -> list[str]:
     rows = record.get("results")
     if isinstance(rows, list) and rows and all("median" in row for row in rows):
         return _measurements(rows)
-    tables = _flat_rows(rows) if isinstance(rows, list) else _scalars(record)
+    tables = flat_rows(rows) if isinstance(rows, list) else _scalars(record)
     peer = record.get("peer")
     if isinstance(peer, dict):
         tables += ["", f"Beside it, {peer.get('side', 'a peer')}:", "", *figures(peer)]
@@ -152,7 +152,7 @@ def _contestants(summary: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return markdown_table(["", "solved", "median, s", "min, s", "max, s"], body)
 
 
-def _flat_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def flat_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Any list of records: one column per key, in the order of the first row that has it."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
     body = [[_text(row.get(key, "")) for key in keys] for row in rows]

@@ -12,55 +12,37 @@ local and lockstep end with the same parameters, bit for bit, and the same numbe
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from machine import finish, make_parser
+from whole_runs import NEVER, run
 
 from qfleet.bench.bench_record import Measurement
 
 RUNTIMES = {
-    "local": ["--runtime", "local"],
-    "lockstep": ["--runtime", "ray", "--run.schedule", "lockstep"],
-    "async": ["--runtime", "ray", "--run.schedule", "async"],
+    "local": {"runtime": "local"},
+    "lockstep": {"runtime": "ray", "run.schedule": "lockstep"},
+    "async": {"runtime": "ray", "run.schedule": "async"},
 }
-RUN_TIMEOUT_S = 300.0
-NEVER = "1_000_000_000"
+Runs = dict[str, list[dict[str, Any]]]
 
 
-def run(runtime: str, seed: int, updates: int) -> dict[str, Any]:
-    """One run's summary."""
-    with tempfile.TemporaryDirectory(prefix="qfleet-bench-") as folder:
-        command = [sys.executable, "-m", "qfleet", "train", "cartpole", *RUNTIMES[runtime]]
-        command += ["--seed", str(seed), "--run.max_learner_steps", str(updates)]
-        command += ["--actors.count", "1", "--eval.period_learner_steps", NEVER]
-        command += ["--run-dir", f"{folder}/run", "--run.checkpoint_period_s", NEVER]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_TIMEOUT_S)
-        if done.returncode:
-            raise SystemExit(f"{runtime}, seed {seed} failed:\n{done.stderr[-2000:]}")
-        summary: dict[str, Any] = json.loads(Path(folder, "run", "summary.json").read_text())
-    if summary["incidents"]:
-        raise SystemExit(f"{runtime}, seed {seed}: {summary['incidents']}")
-    return summary
-
-
-def check_equal_work(runs: dict[str, list[dict[str, Any]]], updates: int) -> None:
-    """Every run made all updates; local and lockstep did the very same thing."""
-    for runtime, rows in runs.items():
-        if any(row["learner_steps"] != updates for row in rows):
-            steps = [row["learner_steps"] for row in rows]
-            raise SystemExit(f"{runtime} did not make exactly {updates} updates: {steps}")
+def runs_of(updates: int, seeds: int) -> Runs:
+    """Summaries by runtime."""
+    runs: Runs = {runtime: [] for runtime in RUNTIMES}
+    for seed in range(1, seeds + 1):
+        for runtime in list(RUNTIMES)[:: 1 if seed % 2 else -1]:
+            flags = {"seed": seed, "run.max_learner_steps": updates, "actors.count": 1}
+            flags |= {"run.checkpoint_period_s": NEVER, **RUNTIMES[runtime]}
+            runs[runtime].append(run(flags)[1])
     for local, lockstep in zip(runs["local"], runs["lockstep"], strict=True):
         for key in ("env_steps", "params_sha256"):
             if local[key] != lockstep[key]:
                 raise SystemExit(f"{key} of local and lockstep: {local[key]}, {lockstep[key]}")
+    return runs
 
 
-def summarize(runs: dict[str, list[dict[str, Any]]], updates: int) -> list[Measurement]:
+def summarize(runs: Runs, updates: int) -> list[Measurement]:
     """Training times, and each run's time over the local run's of the same seed."""
     of = f"{updates:,} updates"
     found = []
@@ -84,12 +66,7 @@ def main() -> None:
     arguments = parser.parse_args()
     found: list[Measurement] = []
     for updates in arguments.updates:
-        runs: dict[str, list[dict[str, Any]]] = {runtime: [] for runtime in RUNTIMES}
-        for seed in range(1, arguments.seeds + 1):
-            for runtime in list(RUNTIMES)[:: 1 if seed % 2 else -1]:
-                runs[runtime].append(run(runtime, seed, updates))
-        check_equal_work(runs, updates)
-        found += summarize(runs, updates)
+        found += summarize(runs_of(updates, arguments.seeds), updates)
     finish("runtime_overhead", arguments, found, ["local = lockstep, bit for bit: yes"])
 
 

@@ -32,7 +32,9 @@ from qfleet.bench.part_benchmarks import resolved_preset
 from qfleet.common.types import EnvironmentSpec, transition_columns
 
 NETWORK = "128-64"
-"""The default preset's, as `call_cost.py` names it."""
+"""About the default preset's, as `call_cost.py` and `publishing_cost.py` name it."""
+PULLING_ACTORS = 16
+"""Beside which publishing was measured; their number makes no difference."""
 FEWEST_STEPS = 3
 
 
@@ -44,24 +46,11 @@ class Assumed(NamedTuple):
     slow_env_steps_per_s: float = 1_000.0
     """Of one actor with a slow environment, and a core of its own."""
     slow_samples_per_insert: float = 1.0
-    frames_env_steps_per_s: float = 1_000.0
-    """Of one actor; EnvPool's published 79 to 139 µs a frame, four frames a step, without a
-    network, would be 1,800 to 3,200."""
-    frame_bytes: int = 84 * 84
-    stack: int = 4
-    frames_batch: int = 512
-    frames_updates_per_call: int = 10
-    frames_updates_per_s: float = 200.0
-    frames_publish_period: int = 400
-    frames_samples_per_insert: float = 0.8
-    """Ape-X: 19 updates/s of 512 for 12,500 transitions/s (Horgan et al. 2018)."""
-    bytes_per_core_s: float = 1e9
-    """What a core checks and copies of large messages, each side."""
 
 
 ASSUMED = Assumed()
-SCALAR_BYTES, KEY_BYTES = 12, 16
-"""Action, return and discount; key and probability of a draw."""
+KEY_BYTES = 16
+"""Key and probability of a draw."""
 
 
 def light_steps(figures: Figures, cell: str) -> list[Mapping[str, Any]]:
@@ -114,6 +103,7 @@ def measured_costs(figures: Figures, sub_envs: int) -> Costs:
         return figures.median("call_cost", name) / 1000
 
     actor = f"actor, CartPole, {sub_envs} sub-environments"
+    published = f"MLP {NETWORK}, {PULLING_ACTORS} actors, process"
     return Costs(
         env_steps_per_s=figures.median("actor_speed", actor),
         updates_per_s=figures.median("learner_speed", "cartpole, update_block, compiled"),
@@ -121,7 +111,7 @@ def measured_costs(figures: Figures, sub_envs: int) -> Costs:
         insert_shard=call_line(figures, "shards", pushes),
         sample_learner=call_line(figures, "clients", samples),
         sample_shard=call_line(figures, "shards", samples),
-        publish_learner=call_s(f"snapshot, MLP {NETWORK}, thread"),
+        publish_learner=figures.median("publishing_cost", published) / 1000,
         snapshot_shard=call_s(f"snapshot, MLP {NETWORK}, thread"),
         snapshot_actor=call_s(f"snapshot, MLP {NETWORK}, receiver"),
         ping_driver=call_s("ping, thread"),
@@ -136,7 +126,7 @@ def row_bytes(spec: EnvironmentSpec) -> int:
 
 
 def workloads(figures: Figures) -> list[Workload]:
-    """The preset as it comes, without its limiter, with a slow environment; and frames."""
+    """The preset as it comes, without its limiter, and with a slow environment."""
     config, spec = resolved_preset("cartpole", {"actors.count": 1})
     assert isinstance(config.actors.chunk_transitions, int), "resolved"
     assert isinstance(config.learner.updates_per_call, int), "resolved"
@@ -158,42 +148,7 @@ def workloads(figures: Figures) -> list[Workload]:
         Workload("preset", preset, costs),
         Workload("free", replace(preset, samples_per_insert=None), costs),
         Workload("slow", slow, replace(costs, env_steps_per_s=ASSUMED.slow_env_steps_per_s)),
-        frames(costs, chunk),
     ]
-
-
-def frames(costs: Costs, chunk_rows: int) -> Workload:
-    """84×84 frames, each stored and sent once: measured cost per call, assumed cost per byte."""
-    draw_bytes = (ASSUMED.stack + 1) * ASSUMED.frame_bytes + SCALAR_BYTES + KEY_BYTES
-    row = ASSUMED.frame_bytes + SCALAR_BYTES
-    fleet = Fleet(
-        n_actors=1,
-        n_shards=1,
-        chunk_rows=chunk_rows,
-        row_bytes=row,
-        draw_bytes=draw_bytes,
-        batch_size=ASSUMED.frames_batch,
-        updates_per_call=ASSUMED.frames_updates_per_call,
-        publish_period=ASSUMED.frames_publish_period,
-        samples_per_insert=ASSUMED.frames_samples_per_insert,
-    )
-
-    def per_byte(line: Line, n_bytes: int) -> Line:
-        return Line(line.fixed, n_bytes / ASSUMED.bytes_per_core_s)
-
-    return Workload(
-        "frames",
-        fleet,
-        replace(
-            costs,
-            env_steps_per_s=ASSUMED.frames_env_steps_per_s,
-            updates_per_s=ASSUMED.frames_updates_per_s,
-            insert_actor=per_byte(costs.insert_actor, row),
-            insert_shard=per_byte(costs.insert_shard, row),
-            sample_learner=per_byte(costs.sample_learner, draw_bytes),
-            sample_shard=per_byte(costs.sample_shard, draw_bytes),
-        ),
-    )
 
 
 def predictions(figures: Figures) -> list[Prediction]:

@@ -83,7 +83,8 @@ class Costs:
     sample_shard: Line
     """The same, the shard's side."""
     publish_learner: float
-    """One version to one shard: what the training thread becomes longer by."""
+    """One version to one shard: the learner's process, its publishing thread included. To each
+    further shard it is one more small call."""
     snapshot_shard: float
     """Handing one actor one snapshot with an acknowledgement."""
     snapshot_actor: float
@@ -123,7 +124,8 @@ def block_parts_s(fleet: Fleet, costs: Costs) -> dict[str, float]:
     return {
         "updates": fleet.updates_per_call / costs.updates_per_s,
         "taking samples": fleet.n_shards * costs.sample_learner.at(fleet.draws / fleet.n_shards),
-        "publishing": publishes * fleet.n_shards * costs.publish_learner,
+        "publishing": publishes
+        * (costs.publish_learner + (fleet.n_shards - 1) * costs.ping_driver),
     }
 
 

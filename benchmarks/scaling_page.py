@@ -36,7 +36,7 @@ A role is a process with one core. Each part of a fleet could carry so many env 
 - **network**: bandwidth of the host with learner and shards ÷ bytes of a transition.
 - **learner**, where `replay.samples_per_insert` holds: updates per second × batch ÷ samples per
   insert. A block takes its updates, one sample from each shard, and announcing its parameters to
-  each shard; the number of actors does not enter.
+  each shard (measured with one, all its threads counted); the number of actors does not enter.
 
 The least of them is the first limit and the pace of the fleet. "Driver" is the load of the driver's
 thread, which asks every role four times a second; beyond 100 % its polls come late. Shards are as
@@ -71,13 +71,6 @@ the shards with.
 Assumed: {slow_env_steps_per_s:,.0f} env steps/s per actor, observations like CartPole's, and
 `replay.samples_per_insert {slow_samples_per_insert:g}`. This is what many actors are for.
 """,
-    "frames": """
-## Frames of 84×84
-
-On paper alone, with the assumptions below: one GPU that makes {frames_updates_per_s:g} updates/s of
-{frames_batch}, {frames_samples_per_insert:g} draws per transition, each frame sent and stored once.
-The cost of a call is measured with states, the cost of its bytes is assumed.
-""",
 }
 
 ASSUMPTIONS = """
@@ -92,11 +85,6 @@ others.
   up to some milliseconds. A cost per call does not depend on how many call.
 - **Encoding a chunk** is counted twice, in an actor's pace and in its push. **The learner's
   updates** are those in process, with taking samples added.
-- **Frames**: {frames_env_steps_per_s:,.0f} env steps/s per actor with its network (EnvPool's
-  published 79 to 139 µs per frame are 1,800 to 3,200 at four frames a step, without a network);
-  {stack} frames of {frame_bytes:,} bytes in a stack; parameters every {frames_publish_period}
-  updates; draws per transition as in Ape-X (Horgan et al. 2018); {bytes_per_core_s:,.0f} bytes/s
-  that a core checks and copies.
 - **Left out**: evaluation, checkpoints, metrics, priority updates (replay is uniform here), start.
 """
 

@@ -16,6 +16,7 @@ NOT_SPEEDS = {
     "resume_points",
     "memory",
     "call_cost",
+    "publishing_cost",
     "checkpoint_cost",
     "replay_saturation",
 }

@@ -43,7 +43,7 @@ def make_costs(model: ModuleType) -> Any:
         insert_shard=model.Line(1e-3, 1e-6),
         sample_learner=model.Line(1e-3, 1e-6),
         sample_shard=model.Line(2e-3, 1e-6),
-        publish_learner=5e-4,
+        publish_learner=9e-4,
         snapshot_shard=1e-3,
         snapshot_actor=1e-3,
         ping_driver=1e-4,
@@ -102,7 +102,7 @@ def test_saturating_calls_by_what_is_used_up(model: ModuleType) -> None:
 def test_block_is_updates_samples_and_publishing_whatever_the_number_of_actors(
     model: ModuleType,
 ) -> None:
-    # 10 updates of 1 ms; 2 samples of 1 ms + 500 draws; 1 announcement to 2 shards at 0.5 ms.
+    # 10 updates of 1 ms; 2 samples of 1 ms + 500 draws; 1 version to a shard and to another one.
     expected = {"updates": 0.010, "taking samples": 0.003, "publishing": 0.001}
 
     for n_actors in (1, 10, 1_000):

@@ -146,23 +146,28 @@ def mutated_bytes(message: bytes, rng: np.random.Generator) -> bytes:
     return bytes(data)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_mutated_messages_raise_one_error_type_and_memory_stays_bounded(kind: str) -> None:
+def decode_mutated(kind: str, mutations: int) -> tuple[int, int]:
+    """(messages refused with the one error type, bytes of memory at the peak) of so many."""
     original, decode = KINDS[kind]
     decode(original)
     first = bytes(original[: wire.message_bytes(memoryview(original))])
     rng = np.random.default_rng([20_241_127, sorted(KINDS).index(kind)])
     refused = 0
     tracemalloc.start()
-
-    for index in range(MUTATIONS_PER_KIND):
+    for index in range(mutations):
         mutate = mutated_head if index % 2 else mutated_bytes
         try:
             decode(mutate(first, rng) + original[len(first) :])
         except WireFormatError:
             refused += 1
-
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
+    return refused, peak_bytes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mutated_messages_raise_one_error_type_and_memory_stays_bounded(kind: str) -> None:
+    refused, peak_bytes = decode_mutated(kind, MUTATIONS_PER_KIND)
+
     assert refused > MUTATIONS_PER_KIND // 2
     assert peak_bytes < 16 * 2**20

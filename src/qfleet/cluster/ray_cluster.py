@@ -6,6 +6,7 @@ that the roles ask for, so that four actors run on a two-core laptop.
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import tempfile
@@ -115,6 +116,8 @@ def connect(plan: ClusterPlan, tell: Tell = print) -> Cluster:
 
 
 def _start_own(ray: Any, plan: ClusterPlan, options: dict[str, Any]) -> OwnSession:
+    # It says what is done at a fork: not to be imported by another thread while Ray forks.
+    importlib.import_module("concurrent.futures.thread")
     place = _ray_folder()
     remove_orphans(place)
     own = OwnSession(place)

@@ -1,4 +1,4 @@
-"""What `gpu_figures.py` measures: two presets and a convolutional network, with batches of noise.
+"""What `learner_speed.py` measures: two presets and a convolutional network, with batches of noise.
 
 Observations of the convolutional network are stacks of four 84x84 frames as bytes, as they would
 lie in the replay; they become numbers on the device.
@@ -26,6 +26,7 @@ PRESETS = {
     "tutorial-state": "the course's MLP with BatchNorm, batch 32, MSE, no double Q",
     "cartpole": "the default preset: no normalization, batch 64, double Q, Huber, clipping",
 }
+FRAMES_BATCHES = {"frames-32": 32, "frames-512": 512}
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,11 @@ class Workload:
     plan: LearnerPlan
     environment: EnvironmentSpec
 
-    @property
-    def n_updates(self) -> int:
-        """K, the updates of a block."""
-        return self.plan.updates_per_call
-
-    def sample(self, seed: int) -> ReplaySample:
+    def sample(self) -> ReplaySample:
         """K batches of noise in host memory."""
-        rng = np.random.default_rng(seed)
-        batch_size = self.plan.batch_size
-        sample = random_sample(rng, self.n_updates, batch_size, self.environment)
+        rng = np.random.default_rng(0)
+        k, batch_size = self.plan.updates_per_call, self.plan.batch_size
+        sample = random_sample(rng, k, batch_size, self.environment)
         if self.environment == FRAMES:
             for name in (OBSERVATION, NEXT_OBSERVATION):
                 shape = sample.columns[name].shape
@@ -54,18 +50,12 @@ class Workload:
         return sample
 
 
-def preset_workload(name: str, updates_per_block: int | None) -> Workload:
-    """A preset's learner, with its own K unless told otherwise."""
-    changes: dict[str, object] = {"learner.device": "cpu"}
-    if updates_per_block is not None:
-        changes["learner.updates_per_call"] = updates_per_block
-    config, environment = resolved_preset(name, changes)
-    return Workload(name, PRESETS[name], run_plans(config).learner, environment)
-
-
-def frames_workload(batch_size: int, updates_per_block: int | None) -> Workload:
-    """A learner on frames."""
-    k = updates_per_block or FRAMES_UPDATES_PER_BLOCK
+def workload(name: str) -> Workload:
+    """A preset's learner, or one on frames."""
+    if name in PRESETS:
+        config, environment = resolved_preset(name, {"learner.device": "cpu"})
+        return Workload(name, PRESETS[name], run_plans(config).learner, environment)
+    batch_size, k = FRAMES_BATCHES[name], FRAMES_UPDATES_PER_BLOCK
     learner: dict[str, Any] = {
         "device": "cpu",
         "batch_size": batch_size,
@@ -84,31 +74,29 @@ def frames_workload(batch_size: int, updates_per_block: int | None) -> Workload:
     )
     about = f"the network of Mnih et al. 2015, frames as bytes, batch {batch_size}, Adam, double Q"
     plan = run_plans(resolve_config(config, FRAMES, cpus=2, gpus=0)).learner
-    return Workload(f"frames-{batch_size}", about, plan, FRAMES)
+    return Workload(name, about, plan, FRAMES)
 
 
-def accelerator(device: torch.device) -> dict[str, Any]:
-    """What the figures depend on beside what every record names."""
-    if device.type != "cuda":
-        return {"name": "none, tried on a CPU"}
-    properties = torch.cuda.get_device_properties(device)
+def accelerator(device: str) -> dict[str, Any] | None:
+    """What the figures of a GPU depend on beside what every record names; None of a CPU."""
+    if device == "cpu":
+        return None
+    properties = torch.cuda.get_device_properties(torch.device(device))
     return {
         "name": properties.name,
         "memory_gib": round(properties.total_memory / 2**30, 1),
-        "multiprocessors": properties.multi_processor_count,
-        "driver": driver_version(),
+        "driver": _driver_version(),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "tf32_convolutions": torch.backends.cudnn.allow_tf32,
     }
 
 
-def driver_version() -> str:
+def _driver_version() -> str:
     """As the driver's own tool says it, which a container may lack."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return "unknown (no nvidia-smi)"
-    versions = done.stdout.split()
-    return versions[0] if versions else "unknown"
+    return (done.stdout.split() or ["unknown"])[0]

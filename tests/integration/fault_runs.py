@@ -1,6 +1,6 @@
 """Real runs to inject faults into: started by the command line, watched by their console.
 
-Used by faults.py.
+Used by test_ray_ends.py and by benchmarks/faults.py.
 """
 
 from __future__ import annotations
@@ -9,17 +9,19 @@ import contextlib
 import json
 import os
 import queue
+import re
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S, ANSWER_TIMEOUT_S = 120.0, 150.0
 SMALL = {
     "actors.count": 2,
@@ -61,21 +63,30 @@ def make(render_mode=None):
 class Run:
     """One `qfleet train` in a folder of its own; a context that leaves no process behind."""
 
-    def __init__(self, *words: str, **changes: object) -> None:
+    def __init__(
+        self,
+        *words: str,
+        files: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
+        **changes: object,
+    ) -> None:
+        """`changes` are keys of the configuration, with `__` for the dot."""
         self._folder = tempfile.TemporaryDirectory(prefix="qf", dir="/tmp")
         self.folder = Path(self._folder.name)
-        (self.folder / "fault_env.py").write_text(ENVIRONMENT)
+        for name, text in {"fault_env.py": ENVIRONMENT, **(files or {})}.items():
+            (self.folder / name).parent.mkdir(exist_ok=True)
+            (self.folder / name).write_text(text)
         keys = {**SMALL, **{key.replace("__", "."): value for key, value in changes.items()}}
         flags = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
-        environment = {**os.environ, "RAY_TMPDIR": str(self.folder)}
-        environment["PYTHONPATH"] = str(ROOT / "src")
-        environment.pop("RAY_ADDRESS", None)
+        variables = {**os.environ, **(environment or {}), "RAY_TMPDIR": str(self.folder)}
+        variables["PYTHONPATH"] = str(ROOT / "src")
+        variables.pop("RAY_ADDRESS", None)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "qfleet", "train", *flags, "--run-dir", "run", *words],
             stdout=subprocess.PIPE,
             stderr=(self.folder / "stderr").open("w"),
             text=True,
-            env=environment,
+            env=variables,
             cwd=self.folder,
             start_new_session=True,
         )
@@ -99,6 +110,11 @@ class Run:
         self.process.wait()
         self._folder.cleanup()
 
+    @property
+    def directory(self) -> Path:
+        """Of the run."""
+        return self.folder / "run"
+
     def wait_for(self, said: Callable[[dict[str, object]], bool], timeout_s: float) -> float:
         """Until the console says so, or the run ends; returns the seconds."""
         began_s = time.monotonic()
@@ -107,25 +123,51 @@ class Run:
             if line is None or (line.startswith("{") and said(json.loads(line))):
                 return time.monotonic() - began_s
 
+    def says(self, pattern: str) -> float:
+        """Seconds until the console shows that text; infinite when the run ends before."""
+        took_s = self.wait_for(lambda e: bool(re.search(pattern, str(e))), ANSWER_TIMEOUT_S)
+        return took_s if self.process.poll() is None else float("inf")
+
     def learns(self, step: int = 100) -> None:
         """Wait until the learner got that far and a checkpoint is there."""
         self.wait_for(lambda e: int(str(e.get("learner_steps", 0))) >= step, START_TIMEOUT_S)
-        while not (self.folder / "run" / "latest").exists() and self.process.poll() is None:
+        while not (self.directory / "latest").exists() and self.process.poll() is None:
             time.sleep(0.05)
 
-    def role(self, name: str) -> psutil.Process:
-        """The process of a role or of one of Ray's services, as soon as it is there."""
-        ends_s = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < ends_s:
+    def processes(self, name: str) -> list[psutil.Process]:
+        """Those of a role or of one of Ray's services, the oldest first."""
+        found = []
+        with contextlib.suppress(psutil.Error):
             for child in psutil.Process(self.process.pid).children(recursive=True):
                 with contextlib.suppress(psutil.Error):
                     if name in " ".join(child.cmdline()[:1]):
-                        return child
+                        found.append(child)
+        return sorted(found, key=lambda process: process.pid)
+
+    def role(self, name: str) -> psutil.Process:
+        """The first of them, as soon as it is there."""
+        ends_s = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < ends_s:
+            for process in self.processes(name):
+                return process
             time.sleep(0.02)
         raise TimeoutError(f"no process {name}")
 
-    def ends(self) -> float:
+    def ends(self, timeout_s: float = ANSWER_TIMEOUT_S) -> float:
         """Wait for the end of the run; returns the seconds."""
         began_s = time.monotonic()
-        self.process.wait(ANSWER_TIMEOUT_S)
+        self.process.wait(timeout_s)
         return time.monotonic() - began_s
+
+    def summary(self) -> dict[str, Any]:
+        """What the run left as its summary; empty without one."""
+        path = self.directory / "summary.json"
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+
+    def exits(self, *codes: int, timeout_s: float = ANSWER_TIMEOUT_S) -> tuple[float, str]:
+        """Seconds until the run has ended with one of these codes and a summary, and how."""
+        took_s = self.ends(timeout_s)
+        code = self.process.returncode
+        has_summary = self.summary().get("exit_code") == code
+        is_right = code in codes and (has_summary or code == 2)
+        return (took_s if is_right else float("inf")), f"exit {code}" + ", summary" * has_summary
