@@ -421,8 +421,8 @@ def test_unknown_preset_by_key_and_as_a_file():
         f"preset = cartpol (--preset): is not a preset; presets are {ALL_PRESETS}; "
         "did you mean cartpole?"
     ]
-    assert error_lines("--config", "preset:apex") == [
-        f"--config = preset:apex: is not a preset; presets are {ALL_PRESETS}"
+    assert error_lines("--config", "preset:r2d2") == [
+        f"--config = preset:r2d2: is not a preset; presets are {ALL_PRESETS}"
     ]
 
 

@@ -18,6 +18,7 @@ def test_names_default_first():
     assert presets.names() == (
         "cartpole",
         "acrobot",
+        "apex",
         "atari",
         "cartpole-pixels",
         "generic",
@@ -26,6 +27,7 @@ def test_names_default_first():
         "minatar",
         "minatar-breakout",
         "minatar-space-invaders",
+        "rainbow",
         "tutorial-pixels",
         "tutorial-state",
     )
