@@ -156,7 +156,7 @@ def make_base_image() -> None:
 def index_is_reachable() -> bool:
     """Whether a build would find PyTorch's CPU wheels by itself."""
     script = "apt-get update -qq && apt-get install -qq -y python3-pip >/dev/null && "
-    script += "pip download -q --no-deps -d /tmp torch --index-url "
+    script += "pip download -q --retries 0 --timeout 10 --no-deps -d /tmp torch --index-url "
     script += "https://download.pytorch.org/whl/cpu"
     return succeeds("docker", "run", "--rm", BASE_IMAGE, "sh", "-c", script, timeout_s=120)
 

@@ -1,7 +1,8 @@
 """Several hosts on one machine: network, process and mount namespaces on a bridge of their own.
 
-Needs root and Linux. A host has its own address, /tmp, /dev/shm, home directory and processes;
-the file system below is shared. Ending a host's first process ends the host, as a power cut does.
+Needs root and Linux. A host has its own address, Ray sessions, /dev/shm, home directory and
+processes; the other files are shared. Ending a host's first
+process ends the host, as a power cut does.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 SETUP = (
-    "mount -t tmpfs -o size=1g,mode=1777 tmpfs /tmp; mount -t tmpfs -o size=1g tmpfs /dev/shm; "
+    "mkdir -p /tmp/ray; mount -t tmpfs -o size=1g,mode=1777 tmpfs /tmp/ray; "
+    "mount -t tmpfs -o size=1g tmpfs /dev/shm; "
     'mount --bind "$0" /etc/hosts; touch "$1"; exec "$2" -c "$3"'
 )
 INIT = """
