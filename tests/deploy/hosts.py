@@ -20,7 +20,8 @@ BIN = Path(sys.executable).parent
 SETUP = (
     "mkdir -p /tmp/ray; mount -t tmpfs -o size=1g,mode=1777 tmpfs /tmp/ray; "
     "mount -t tmpfs -o size=1g tmpfs /dev/shm; "
-    'mount --bind "$0" /etc/hosts; touch "$1"; exec "$2" -c "$3"'
+    'mount --bind "$0" /etc/hosts; mount --bind "$0.resolv" /etc/resolv.conf; '
+    'touch "$1"; exec "$2" -c "$3"'
 )
 INIT = """
 import signal
@@ -122,6 +123,8 @@ def hosts(count: int, folder: Path) -> Iterator[list[Host]]:
     addresses = [f"10.88.0.{1 + index}" for index in range(count)]
     lines = [f"{address} host{1 + index}" for index, address in enumerate(addresses)]
     (folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *lines, "10.88.0.1 head", ""]))
+    # Whoever asks for a name that no file knows is refused at once.
+    (folder / "hosts.resolv").write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
     try:
         # A namespace of its own: a firewall of this machine has no say in there.
         ip("netns", "add", switch)
