@@ -23,6 +23,7 @@ from qfleet.common.types import Array
 GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
 N_ACTIONS = 6
 """Nothing, left, up, right, down, fire: in `-v0` all of them, whether they do something or not."""
+_MEANINGS = ("noop", "left", "up", "right", "down", "fire")
 STICKY_PROBABILITY = 0.1
 _BLACK = (12, 12, 16)
 _COLOURS = (
@@ -108,6 +109,10 @@ class MinAtarGame(gymnasium.Env[Array, Any]):
         self._last_action = chosen
         reward, is_over = self._game.act(chosen)
         return self._game.state(), float(reward), bool(is_over), False, {}
+
+    def get_action_meanings(self) -> list[str]:
+        """What each action does, in order."""
+        return [_MEANINGS[action] for action in self._actions]
 
     def render(self) -> Any:
         """uint8 [10, 10, 3]: each plane in its colour."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from qfleet.common.errors import ConfigError
 from qfleet.common.seeding import seed_int
+from qfleet.pictures.agent_view import AgentView, action_names
 from qfleet.pictures.recording import check_video_path, record_play
 from qfleet.run_files.find_runs import find_run, resolve_run, shorten
 
@@ -79,7 +80,10 @@ def _load(wanted: _Wanted, render_mode: str) -> tuple[Any, Any]:
 def _record(wanted: _Wanted, video: Path) -> int:
     policy, env = _load(wanted, "rgb_array")
     try:
-        recording = record_play(policy.act, env, video, episodes=wanted.episodes, seed=wanted.seed)
+        view = AgentView(policy.q_values, policy.spec, action_names(env))
+        recording = record_play(
+            policy.act, env, video, episodes=wanted.episodes, seed=wanted.seed, view=view
+        )
     finally:
         env.close()
     for episode, episode_return in enumerate(recording.returns, start=1):

@@ -19,6 +19,7 @@ import numpy as np
 
 from qfleet.common.errors import ConfigError
 from qfleet.common.types import Array
+from qfleet.pictures.agent_view import AgentView
 from qfleet.run_files.durable import TEMPORARY_PREFIX
 
 VIDEO_CODECS = {".mp4": ("avc1", "vp09"), ".webm": ("VP90",)}
@@ -70,6 +71,7 @@ def record_play(
     episodes: int,
     fps: float | None = None,
     caption: bool = True,
+    view: AgentView | None = None,
     seed: int | None = None,
     max_frames_per_s: float = MAX_FRAMES_PER_S,
 ) -> PlayRecording:
@@ -82,6 +84,7 @@ def record_play(
         episodes: At least 1.
         fps: Env steps per second of play; None takes the environment's `render_fps`, else 30.
         caption: Whether step, return and action stand below each frame.
+        view: Draws beside each frame what the agent sees and thinks.
         seed: Of the first episode's reset; the others follow from it.
         max_frames_per_s: Of faster play every second (third …) frame is kept.
 
@@ -95,7 +98,7 @@ def record_play(
     stride = max(1, round(fps / max_frames_per_s))
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
     returns: list[float] = []
-    frames = _play(policy_act, env, _Plan(episodes, seed, caption, stride), returns)
+    frames = _play(policy_act, env, _Plan(episodes, seed, caption, stride, view), returns)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         written, remark = (
@@ -119,6 +122,7 @@ class _Plan(NamedTuple):
     caption: bool
     stride: int
     """Of so many steps one is shown, and the last of each episode."""
+    view: AgentView | None
 
 
 def _play(
@@ -133,7 +137,10 @@ def _play(
                 text = f"step {step}   return {episode_return:g}   action {action}"
                 if plan.episodes > 1:
                     text = f"episode {episode}   {text}"
-                yield add_caption(_frame(env), text) if plan.caption else _frame(env)
+                frame = _frame(env)
+                if plan.view is not None:
+                    frame = plan.view.beside(frame, observation)
+                yield add_caption(frame, text) if plan.caption else frame
             if is_over:
                 break
             chosen = int(policy_act(observation))
