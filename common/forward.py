@@ -229,7 +229,7 @@ def _convolutions(plan: NetworkPlan) -> list[_Layer]:
 def _layers(stack: Stack, noise_starts: Mapping[str, int], *, in_place: bool) -> list[_Layer]:
     layers: list[_Layer] = []
     for linear in stack:
-        plain = _linear(linear.name)
+        plain = _linear(linear.name) if linear.is_hidden else _output(linear.name)
         start = noise_starts[linear.name]
         layers.append(_noisy_linear(linear, plain, start) if linear.is_noisy else plain)
         if not linear.is_hidden:
@@ -260,6 +260,19 @@ def _linear(name: str) -> _Layer:
 
     def run(x: Tensor, call: _Call) -> Tensor:
         return functional.linear(x, call.parameters[weight], call.parameters.get(bias))
+
+    return run
+
+
+def _output(name: str) -> _Layer:
+    """A last layer, in its parameters' own precision whatever the layers before are rounded to."""
+    linear, weight = _linear(name), f"{name}.weight"
+
+    def run(x: Tensor, call: _Call) -> Tensor:
+        if x.dtype == call.parameters[weight].dtype:
+            return linear(x, call)
+        with torch.autocast(x.device.type, enabled=False):
+            return linear(x.to(call.parameters[weight].dtype), call)
 
     return run
 

@@ -20,6 +20,7 @@ from qfleet.common.types import Array, EnvironmentSpec
 from qfleet.learner.losses import loss_of
 from qfleet.learner.optimizers import Hyperparameters, initial_state
 from qfleet.learner.plan import LearnerPlan
+from qfleet.learner.precision import in_precision
 from qfleet.learner.update import LearnerState, UpdateRule, copy_tensors
 
 TARGET_FORWARD_INPUTS = 4_000_000
@@ -43,7 +44,7 @@ def initial_block_inputs(
     frozen = [(n, p) for n, p in network.named_parameters() if not p.requires_grad]
     parameters, buffers = _own(trained), _own([*frozen, *network.named_buffers()])
     rule = UpdateRule(
-        forward=forward_function(network),
+        forward=in_precision(forward_function(network), plan.precision, device),
         inputs=input_transform(spec, dtype or torch.float32),
         loss=loss_of(plan, spec.n_actions),
         optimizer=plan.optimizer,

@@ -10,6 +10,8 @@ from qfleet.common.config import LossName, NetworkConfig
 from qfleet.common.plan_json import PLAN_CONFIG
 from qfleet.common.schedules import cosine, linear
 
+Precision = Literal["float32", "bfloat16"]
+"""Of convolutions and hidden layers."""
 REQUESTS_IN_FLIGHT = 2
 """Sample requests of the learner on their way: one is answered while it trains on the other."""
 
@@ -56,8 +58,14 @@ class LearnerPlan:
     max_wall_s: float | None
     samples_per_insert: float | None
     # How blocks are computed
+    precision: Precision
     compile: Literal["auto", "off", "required"]
     """`auto` only in asynchronous runs: it may swap the path on the way, which changes bits."""
+
+    @property
+    def is_compiled_on_cpu(self) -> bool:
+        """Whether a compiled block pays on a CPU."""
+        return self.network.is_compiled_on_cpu and self.precision == "float32"
 
     @property
     def has_hard_syncs(self) -> bool:

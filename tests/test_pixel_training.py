@@ -12,6 +12,7 @@ import pytest
 
 import qfleet
 from qfleet.common.config import EnvConfig
+from qfleet.run_files.resume import load_saved_config
 from qfleet.run_files.summary import read_summary
 from qfleet.settings.config_loading import load_config
 from qfleet.training import train
@@ -200,5 +201,7 @@ def test_train_atari_learns_clipped_rewards_and_reports_real_scores(tmp_path):
     assert summary.learner_steps == 40
     assert summary.accounting.is_balanced
     assert summary.eval_return_mean is not None
+    assert summary.precision in ("float32", "bfloat16")  # measured, and written down
+    assert load_saved_config(tmp_path / "run").learner.precision == summary.precision
     assert summary.play == "4 frames a step, sticky actions (0.25), 0 to 30 no-ops at the start"
     assert read_summary(tmp_path / "run") == summary

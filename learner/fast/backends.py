@@ -32,7 +32,7 @@ def starting_backend(plan: LearnerPlan, spec: EnvironmentSpec, device: str) -> L
         ConfigError: when `learner.compile` is `required` and there is no fast form, with the
             remedy.
     """
-    is_package_of_use = device != "cpu" or plan.network.is_compiled_on_cpu
+    is_package_of_use = device != "cpu" or plan.is_compiled_on_cpu
     if plan.compile == "off" or (plan.compile == "auto" and not is_package_of_use):
         return eager_backend(plan, spec, device)
     if not is_package_of_use:
@@ -102,7 +102,7 @@ def has_fast_form(plan: LearnerPlan, spec: EnvironmentSpec, device: str) -> bool
         return plan.network.factory is None
     cache = PackageCache(cache_directory())
     has_packages = any(cache.directory.glob("*.json"))
-    if not plan.network.is_compiled_on_cpu or not has_packages:  # no network is made for nothing
+    if not plan.is_compiled_on_cpu or not has_packages:  # no network is made for nothing
         return False
     description = PackageSpec(plan, spec).describe(*_first_arrays(plan, spec))
     return cache.find(package_key(description)) is not None

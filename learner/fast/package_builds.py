@@ -153,7 +153,7 @@ class PathUpgrade:
         self._next_poll_s = float("-inf")
         self._is_open = (
             plan.compile == "auto"
-            and plan.network.is_compiled_on_cpu
+            and plan.is_compiled_on_cpu
             and device == "cpu"
             and path == "eager"
         )

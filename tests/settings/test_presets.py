@@ -135,7 +135,7 @@ def test_minatar_presets_are_the_papers_network_and_score(name, env_id, score):
     assert config.env.id == (env_id or "MinAtar/SpaceInvaders-v0")
     assert (config.env.observation, config.network.kind) == ("planes", "minatar")
     assert (config.network.hidden_sizes, config.network.normalization) == ((128,), "none")
-    assert (config.eval.solved_at_return, config.eval.epsilon) == (score, 0.1)
+    assert (config.eval.solved_at_return, config.eval.epsilon) == (score, 0.0)
     assert config.run.max_env_steps == 2_000_000
 
 

@@ -180,6 +180,7 @@ def _summary(
         slots=tables.slots,
         device=outcome.device,
         learner_path=path,
+        precision=config.learner.precision,
         learner_path_reason=reason_of(path, outcome.learner_path),
         versions=environment_report(),
         run_id=session.run_id,

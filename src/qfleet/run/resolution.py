@@ -49,12 +49,25 @@ def check_and_resolve(config: Config) -> tuple[EnvironmentSpec, Config]:
 
         cpus, gpus = cluster_size(config.ray.address) or (cpus, gpus)
     resolved = resolve_config(config, spec, cpus=cpus, gpus=gpus)
+    if resolved.learner.precision == "auto":
+        resolved = _with_measured_precision(resolved, spec)
     rounds = run_plans(resolved).fleet.rounds
     if problems := list(check_chunk(resolved, spec, rounds.n_env_steps)):
         raise ConfigError(error_message(problems))
     if resolved.effective_schedule == "lockstep":
         resolved = _with_decided_path(resolved, spec, config.learner.compile == "auto")
     return spec, resolved
+
+
+def _with_measured_precision(config: Config, spec: EnvironmentSpec) -> Config:
+    """What this machine updates faster in: once, before the start, and written into config.yaml."""
+    from qfleet.learner.precision_choice import faster_precision
+
+    def given(precision: str) -> Config:
+        learner = config.learner.model_copy(update={"precision": precision})
+        return config.model_copy(update={"learner": learner})
+
+    return given(faster_precision(run_plans(given("float32")).learner, spec)[0])
 
 
 def _with_decided_path(config: Config, spec: EnvironmentSpec, is_auto: bool) -> Config:

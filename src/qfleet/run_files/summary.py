@@ -130,6 +130,8 @@ class RunSummary(BaseModel):
     `wall_s`. None in files of older versions."""
     eval_seeds: Literal["fresh", "selection"] | None = None
     """`selection`: the score is over the episodes for which `best/` was chosen, biased upwards."""
+    precision: str | None = None
+    """What the learner computed its convolutions in, `float32` or `bfloat16`."""
     learner_path_reason: str | None = None
     """Why the learner took `learner_path`."""
     budgets: dict[str, float] = {}

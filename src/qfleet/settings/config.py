@@ -150,6 +150,8 @@ class LearnerConfig(Section):
     """The gradient's global norm is clipped to this; null: no clipping."""
     compile: Literal["auto", "off", "required"] = "auto"
     """`off`: eager. `required`: CUDA graph or compiled. `auto`: what pays; kept in lockstep."""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Frames: of convolutions and hidden layers. `auto` measures at the start which is faster."""
     num_cpus: Count = 1
     """CPUs and torch threads of the learner."""
     num_gpus: AutoGpus = "auto"

@@ -88,6 +88,7 @@ def resolve_config(
             "learning_rate_end_learner_steps": learning_rate_end(config),
             "num_gpus": num_gpus,
             "compile": learner.compile if is_decided else "off",
+            "precision": _precision(config, num_gpus),
             "device": "cpu" if learner.device == "auto" and num_gpus == 0 else learner.device,
         },
     }
@@ -99,6 +100,13 @@ def resolve_config(
             "learner": learner.model_copy(update=numbers["learner"]),
         }
     )
+
+
+def _precision(config: Config, num_gpus: int) -> str:
+    """`auto` is left for a CPU that learns from frames, where the caller measures."""
+    learner = config.learner
+    is_measured = config.env.observation == "pixels" and (learner.device == "cpu" or num_gpus == 0)
+    return "float32" if learner.precision == "auto" and not is_measured else learner.precision
 
 
 def _sendable_transitions(config: Config, spec: EnvironmentSpec) -> int:

@@ -99,7 +99,8 @@ def _ended_by(summary: RunSummary) -> str:
 
 def _learner(summary: RunSummary) -> str:
     reason = summary.learner_path_reason
-    return f"{summary.learner_path} ({reason})" if reason else summary.learner_path
+    path = f"{summary.learner_path} ({reason})" if reason else summary.learner_path
+    return f"{path}, bfloat16" if summary.precision == "bfloat16" else path
 
 
 def _times(summary: RunSummary) -> str:

@@ -35,7 +35,7 @@ def header_lines(
         resumed = f" · begins with the parameters of {outcome.init_from}"
     return [
         f"qfleet: {ray} · device {config.learner.device} · "
-        f"learner {learner_path} · "
+        f"learner {learner_path}{', bfloat16' if config.learner.precision == 'bfloat16' else ''} · "
         f"reproducible: {reproducible}{resumed}",
         f"{choice_note(config)} · {config.actors.count} actors × {config.actors.envs_per_actor} "
         f"environments · {config.replay.shards} replay shards · seed {config.seed}",

@@ -13,6 +13,16 @@ from qfleet.settings.config import Config
 from qfleet.settings.problems import Problem
 
 
+def _check_precision(config: Config) -> Iterator[Problem]:
+    if config.learner.precision == "bfloat16" and config.env.observation != "pixels":
+        yield Problem(
+            "learner.precision",
+            "bfloat16",
+            f"is for frames, and env.observation is {config.env.observation}",
+            "set it to auto or float32",
+        )
+
+
 def _check_observation(config: Config) -> Iterator[Problem]:
     """Each network takes one kind of observation."""
     env, network = config.env, config.network
@@ -61,5 +71,6 @@ def _check_frame_rows(config: Config) -> Iterator[Problem]:
 
 FRAME_RULES: tuple[Callable[[Config], Iterator[Problem]], ...] = (
     _check_observation,
+    _check_precision,
     _check_frame_rows,
 )
