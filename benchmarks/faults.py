@@ -30,27 +30,17 @@ Answers = Iterator[tuple[str, float, float, str]]
 """Runtime, bound in seconds, seconds taken, and the answer in words."""
 
 
-def stopped_role(role: str, text: str) -> Answers:
-    """A role that is stopped, with a checkpoint due every two seconds."""
-    with Run() as run:
-        run.learns()
-        run.role(role).suspend()
-        yield "ray", 60.0, run.says(text), "replaced"
-
-
-def stopped_learner() -> Answers:
-    """The learner is stopped while a checkpoint is due."""
-    yield from stopped_role("LearnerShell", "all roles start again")
-
-
-def stopped_shard() -> Answers:
-    """A replay shard is stopped while a checkpoint is due."""
-    yield from stopped_role("ReplayServerShell", "all roles start again")
-
-
-def stopped_evaluator() -> Answers:
-    """The evaluator is stopped."""
-    yield from stopped_role("EvaluatorShell", "evaluator.*a new one takes its place")
+def stopped_role() -> Answers:
+    """A role is stopped while a checkpoint is due."""
+    for role, text in (
+        ("LearnerShell", "all roles start again"),
+        ("ReplayServerShell", "all roles start again"),
+        ("EvaluatorShell", "evaluator.*a new one takes its place"),
+    ):
+        with Run() as run:
+            run.learns()
+            run.role(role).suspend()
+            yield f"ray, {role.removesuffix('Shell')}", 60.0, run.says(text), "replaced"
 
 
 def hung_environment() -> Answers:
@@ -151,9 +141,7 @@ def killed_driver(
 
 
 WAITS = (
-    stopped_learner,
-    stopped_shard,
-    stopped_evaluator,
+    stopped_role,
     hung_environment,
     sigterm_beside_a_hung_role,
     group_signals,

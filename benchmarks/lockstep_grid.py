@@ -13,7 +13,6 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from machine import finish, make_parser
 
@@ -23,44 +22,29 @@ from qfleet.cluster.ray_cluster import connect, disconnect
 from qfleet.settings.config_auto import resolve_config
 from qfleet.settings.plans import run_plans
 
-LEARNER_STEPS = 200
+AXES = {
+    "actors.count": (1, 3),
+    "replay.shards": (1, 2),  # with one actor the second one stays empty
+    "replay.sampling": ("uniform", "prioritized"),
+    "network.normalization": ("none", "batch"),
+    "actors.n_step": (1, 3),
+}
+COMMON: dict[str, object] = {
+    "actors.envs_per_actor": 4,
+    "replay.min_size_to_sample": 200,
+    "learner.updates_per_call": 10,
+    "eval.period_learner_steps": 100,
+    "eval.episodes": 3,
+    "eval.solved_at_return": None,
+    "run.max_learner_steps": 200,
+    "metrics.console": "none",
+}
+LOCKSTEP = {"runtime": "ray", "run.schedule": "lockstep"}
 
 
-def grid() -> list[dict[str, object]]:
-    """32 cells: actors × shards × sampling × normalization × n-step.
-
-    With one actor the second shard stays empty.
-    """
-    axes = itertools.product((1, 3), (1, 2), ("uniform", "prioritized"), ("none", "batch"), (1, 3))
-    return [
-        {
-            "actors.count": actors,
-            "replay.shards": shards,
-            "replay.sampling": sampling,
-            "network.normalization": normalization,
-            "actors.n_step": n_step,
-        }
-        for actors, shards, sampling, normalization, n_step in axes
-    ]
-
-
-def train(cell: dict[str, object], directory: Path, **extra: object) -> tuple[str, float]:
+def train(cell: dict[str, object], directory: Path) -> tuple[str, float]:
     """(params_sha256, training seconds) of one run."""
-    config = qfleet.Config.preset(
-        "cartpole",
-        {
-            **cell,
-            "actors.envs_per_actor": 4,
-            "replay.min_size_to_sample": 200,
-            "learner.updates_per_call": 10,
-            "eval.period_learner_steps": 100,
-            "eval.episodes": 3,
-            "eval.solved_at_return": None,
-            "run.max_learner_steps": LEARNER_STEPS,
-            "metrics.console": "none",
-            **extra,
-        },
-    )
+    config = qfleet.Config.preset("cartpole", {**COMMON, **cell})
     result = qfleet.train(config, run_dir=directory)
     return result.params_sha256, result.train_s
 
@@ -70,48 +54,37 @@ def main() -> int:
     parser.add_argument("--cells", type=int, default=None, help="only the first N cells")
     parser.add_argument("--repeat", action="store_true", help="run Ray twice per cell")
     args = parser.parse_args()
-    cells = grid()[: args.cells]
-    rows: list[dict[str, Any]] = []
+    cells = [dict(zip(AXES, values, strict=True)) for values in itertools.product(*AXES.values())]
+    cells = cells[: args.cells]
     os.environ.pop("RAY_ADDRESS", None)
-    widest = qfleet.Config.preset(
-        "cartpole", {"actors.count": 3, "replay.shards": 2, "learner.num_gpus": 0}
-    )
-    plans = run_plans(resolve_config(widest, None, cpus=os.cpu_count() or 1, gpus=0))
+    widest = {name: values[-1] for name, values in AXES.items()} | {"learner.num_gpus": 0}
+    config = qfleet.Config.preset("cartpole", widest)
+    plans = run_plans(resolve_config(config, None, cpus=os.cpu_count() or 1, gpus=0))
     cluster = connect(plans.cluster)
+    seconds: dict[str, list[float]] = {"local": [], "lockstep": []}
+    agreed: list[bool] = []
     try:
         with tempfile.TemporaryDirectory() as folder:
-            for index, cell in enumerate(cells):
+            for index, cell in enumerate(cells, 1):
                 root = Path(folder) / str(index)
-                local, local_s = train(cell, root / "local", runtime="local")
-                lockstep = {"runtime": "ray", "run.schedule": "lockstep"}
-                remote, remote_s = train(cell, root / "ray", **lockstep)
-                again = train(cell, root / "again", **lockstep)[0] if args.repeat else remote
-                rows.append(
-                    {
-                        **cell,
-                        "agree": local == remote == again,
-                        "params_sha256": local,
-                        "local_train_s": local_s,
-                        "lockstep_train_s": remote_s,
-                    }
-                )
+                local, local_s = train({**cell, "runtime": "local"}, root / "local")
+                remote, remote_s = train({**cell, **LOCKSTEP}, root / "ray")
+                again = train({**cell, **LOCKSTEP}, root / "again")[0] if args.repeat else remote
+                agreed.append(local == remote == again)
+                seconds["local"].append(local_s)
+                seconds["lockstep"].append(remote_s)
                 values = " ".join(f"{k.split('.')[-1]}={v}" for k, v in cell.items())
-                verdict = "agree" if rows[-1]["agree"] else "DIFFER"
-                print(f"{index + 1:2d}/{len(cells)} {verdict}  {local[:12]}  {values}", flush=True)
+                verdict = "agree" if agreed[-1] else "DIFFER"
+                print(f"{index:2d}/{len(cells)} {verdict}  {local[:12]}  {values}", flush=True)
     finally:
         disconnect(cluster)
-    agree = sum(bool(row["agree"]) for row in rows)
-    finish(
-        "lockstep_grid",
-        args,
-        [
-            Measurement("local and lockstep agree", "configurations", (agree,), {"of": len(rows)}),
-            Measurement("training, local", "s", tuple(row["local_train_s"] for row in rows)),
-            Measurement("training, lockstep", "s", tuple(row["lockstep_train_s"] for row in rows)),
-        ],
-        [f"{'agree' if r['agree'] else 'DIFFER'} {r}" for r in rows if not r["agree"]],
-    )
-    return 0 if agree == len(rows) else 1
+    name = "local and lockstep agree"
+    about = {"of": len(cells)}
+    found = [Measurement(name, "configurations", (sum(agreed),), about)]
+    found += [Measurement(f"training, {k}", "s", tuple(v)) for k, v in seconds.items()]
+    differ = [f"DIFFER {cell}" for cell, ok in zip(cells, agreed, strict=True) if not ok]
+    finish("lockstep_grid", args, found, differ)
+    return 0 if all(agreed) else 1
 
 
 if __name__ == "__main__":

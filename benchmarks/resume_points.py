@@ -28,28 +28,27 @@ KINDS: dict[str, dict[str, object]] = {
 }
 
 
+COMMON: dict[str, object] = {
+    "actors.count": 1,
+    "actors.envs_per_actor": 1,
+    "network.hidden_sizes": [16],
+    "replay.capacity": CAPACITY,
+    "replay.min_size_to_sample": 32,
+    "replay.samples_per_insert": 8,
+    "learner.batch_size": 8,
+    "learner.updates_per_call": 1,
+    "learner.publish_period_learner_steps": 1,
+    "learner.target_update_period_learner_steps": SYNC_PERIOD,
+    "eval.period_learner_steps": 1_000_000,
+    "run.max_learner_steps": LEARNER_STEPS,
+    "metrics.console": "none",
+}
+RUNTIMES = {"local": {"runtime": "local"}, "ray": {"runtime": "ray", "run.schedule": "lockstep"}}
+
+
 def train(directory: Path, kind: str, runtime: str, **extra: object) -> qfleet.RunResult:
     """One run, or the continuation of the one in `directory`."""
-    schedule = {"run.schedule": "lockstep"} if runtime == "ray" else {}
-    overrides: dict[str, object] = {
-        "runtime": runtime,
-        **schedule,
-        "actors.count": 1,
-        "actors.envs_per_actor": 1,
-        "network.hidden_sizes": [16],
-        "replay.capacity": CAPACITY,
-        "replay.min_size_to_sample": 32,
-        "replay.samples_per_insert": 8,
-        "learner.batch_size": 8,
-        "learner.updates_per_call": 1,
-        "learner.publish_period_learner_steps": 1,
-        "learner.target_update_period_learner_steps": SYNC_PERIOD,
-        "eval.period_learner_steps": 1_000_000,
-        "run.max_learner_steps": LEARNER_STEPS,
-        "metrics.console": "none",
-        **KINDS[kind],
-        **extra,
-    }
+    overrides = {**COMMON, **RUNTIMES[runtime], **KINDS[kind], **extra}
     resume = {"resume": str(directory)} if directory.exists() else {"run_dir": directory}
     return qfleet.train(qfleet.Config.preset("cartpole", overrides), **resume)
 
@@ -81,49 +80,31 @@ def stop_points(straight: Path) -> dict[int, str]:
 
 def main() -> int:
     parser = make_parser(__doc__)
-    parser.add_argument("--runtime", choices=("local", "ray"), default="local")
+    parser.add_argument("--runtime", choices=tuple(RUNTIMES), default="local")
     parser.add_argument("--points", type=int, default=None, help="only the first N stop points")
     args = parser.parse_args()
-    rows = []
+    found, all_equal = [], True
     with tempfile.TemporaryDirectory() as folder:
         for kind in KINDS:
             straight = Path(folder) / kind / "straight"
             wanted = train(straight, kind, args.runtime).params_sha256
             points = list(stop_points(straight).items())[: args.points]
+            equal = []
             for env_step, what in points:
                 directory = Path(folder) / kind / str(env_step)
                 stopped = train(directory, kind, args.runtime, **{"run.max_env_steps": env_step})
-                resumed = train(directory, kind, args.runtime)
-                equal = resumed.params_sha256 == wanted
-                rows.append(
-                    {
-                        "kind": kind,
-                        "stopped_at_env_step": stopped.env_steps,
-                        "stopped_at_learner_step": stopped.learner_steps,
-                        "what": what,
-                        "equal": equal,
-                    }
-                )
+                equal.append(train(directory, kind, args.runtime).params_sha256 == wanted)
                 print(
                     f"{kind:17s} env step {env_step:4d} learner step {stopped.learner_steps:4d} "
-                    f"{what:20s} {'equal' if equal else 'DIFFERS'}",
+                    f"{what:20s} {'equal' if equal[-1] else 'DIFFERS'}",
                     flush=True,
                 )
-    equal_count = sum(bool(row["equal"]) for row in rows)
-    finish(
-        "resume_points",
-        args,
-        [
-            Measurement(
-                f"resumed equals straight, {kind}",
-                "stop points",
-                (sum(bool(r["equal"]) for r in rows if r["kind"] == kind),),
-                {"of": sum(r["kind"] == kind for r in rows)},
-            )
-            for kind in KINDS
-        ],
-    )
-    return 0 if equal_count == len(rows) else 1
+            all_equal = all_equal and all(equal)
+            about = {"of": len(points)}
+            name = f"resumed equals straight, {kind}"
+            found.append(Measurement(name, "stop points", (sum(equal),), about))
+    finish("resume_points", args, found)
+    return 0 if all_equal else 1
 
 
 if __name__ == "__main__":
