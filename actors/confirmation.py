@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from qfleet.actors.evaluator import Evaluator
 from qfleet.common.q_functions import QFunction
-from qfleet.common.types import EvaluationReport, EvaluationRequest, ParamsSnapshot
+from qfleet.common.reports import EvaluationReport, EvaluationRequest
+from qfleet.common.types import ParamsSnapshot
 
 
 def run_request(

@@ -14,18 +14,11 @@ from qfleet.actors.frame_trail import FrameTrail
 from qfleet.actors.n_step import NStepAccumulator
 from qfleet.actors.nested_captures import get_part, put_part
 from qfleet.actors.plan import ActorPlan
+from qfleet.common.arrays_check import check_columns
 from qfleet.common.errors import EnvironmentFailedError, InvariantError
 from qfleet.common.pixels.frame_run import FrameRun
 from qfleet.common.pixels.stored_columns import stored_columns
-from qfleet.common.types import (
-    ACTION,
-    Array,
-    Capture,
-    Columns,
-    EnvironmentSpec,
-    EpisodeSummary,
-    check_columns,
-)
+from qfleet.common.types import ACTION, Array, Capture, Columns, EnvironmentSpec, EpisodeSummary
 from qfleet.common.vector_envs import StepResult
 
 

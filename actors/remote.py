@@ -30,10 +30,11 @@ from qfleet.common.errors import RoleLostError, WaitTimeoutError
 from qfleet.common.messages import encode_chunk
 from qfleet.common.plan_json import PlanT, plan_from_json
 from qfleet.common.q_functions import QFunctions
+from qfleet.common.reports import EvaluationRequest
 from qfleet.common.signals import die_of_sigterm
 from qfleet.common.stage_clock import ENCODING, WAIT, StageClock
 from qfleet.common.threads import limit_threads
-from qfleet.common.types import EnvironmentSpec, EvaluationRequest, ParamsOffer
+from qfleet.common.types import EnvironmentSpec, ParamsOffer
 
 POLL_S = 0.1
 LISTEN_PERIOD_S = 0.005

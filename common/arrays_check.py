@@ -1,6 +1,7 @@
-"""Whether a network's arrays can be acted with: refused by name before anything uses them.
+"""Whether arrays are what they should be: refused by name before anything uses them.
 
-Called by the actor's core for every snapshot that comes.
+Called by the actor's core for every snapshot that comes, and where columns of transitions are made
+or stored.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from qfleet.common.errors import InvariantError, NonFiniteError
-from qfleet.common.types import Array
+from qfleet.common.types import Array, ColumnSpec
 
 
 def check_arrays(arrays: Mapping[str, Array], like: Mapping[str, Array] | None, who: str) -> None:
@@ -47,3 +48,16 @@ def check_arrays(arrays: Mapping[str, Array], like: Mapping[str, Array] | None, 
 
 def _form(array: Array | None) -> str:
     return "missing" if array is None else f"{array.dtype}{list(array.shape)}"
+
+
+def check_columns(columns: Mapping[str, Array], specs: tuple[ColumnSpec, ...], rows: int) -> None:
+    """Raise `InvariantError` unless `columns` holds exactly `specs`, each with `rows` rows."""
+    if list(columns) != [spec.name for spec in specs]:
+        raise InvariantError(f"columns {list(columns)} are not {[spec.name for spec in specs]}")
+    for spec in specs:
+        array = columns[spec.name]
+        if array.dtype != np.dtype(spec.dtype) or array.shape != (rows, *spec.shape):
+            raise InvariantError(
+                f"column {spec.name} is {array.dtype}{list(array.shape)}, "
+                f"must be {spec.dtype}{[rows, *spec.shape]}"
+            )

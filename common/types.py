@@ -12,14 +12,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
-from qfleet.common.errors import InvariantError
 from qfleet.common.pixels.frame_run import FrameRun
 
 Array = NDArray[Any]
@@ -89,19 +86,6 @@ def transition_columns(spec: EnvironmentSpec) -> tuple[ColumnSpec, ...]:
         ColumnSpec(BOOTSTRAP_DISCOUNT, "<f4", ()),
         ColumnSpec(NEXT_OBSERVATION, *observation),
     )
-
-
-def check_columns(columns: Mapping[str, Array], specs: tuple[ColumnSpec, ...], rows: int) -> None:
-    """Raise `InvariantError` unless `columns` holds exactly `specs`, each with `rows` rows."""
-    if list(columns) != [spec.name for spec in specs]:
-        raise InvariantError(f"columns {list(columns)} are not {[spec.name for spec in specs]}")
-    for spec in specs:
-        array = columns[spec.name]
-        if array.dtype != np.dtype(spec.dtype) or array.shape != (rows, *spec.shape):
-            raise InvariantError(
-                f"column {spec.name} is {array.dtype}{list(array.shape)}, "
-                f"must be {spec.dtype}{[rows, *spec.shape]}"
-            )
 
 
 class ChunkId(NamedTuple):
@@ -307,55 +291,3 @@ class Capture:
 
     meta: dict[str, Any] = field(default_factory=dict)
     arrays: Columns = field(default_factory=dict)
-
-
-class BlockStats(NamedTuple):
-    """One block of updates: the step at its end, and means over its updates."""
-
-    learner_steps: int
-    loss: float
-    q_mean: float
-    td_error_abs_mean: float
-    grad_norm: float
-
-
-class LearnerStats(NamedTuple):
-    """Means over the updates since the previous report, and the learner's counters."""
-
-    learner_steps: int
-    params_version: int
-    target_syncs: int
-    loss: float
-    q_mean: float
-    td_error_abs_mean: float
-    grad_norm: float
-    last_blocks: Sequence[Sequence[float]] = ()
-    """Of a learner that diverged: `BlockStats` of its last blocks, the one that was not finite
-    included."""
-
-
-class EvaluationRequest(NamedTuple):
-    """Evaluate greedily; when the mean reaches `threshold`, confirm it on disjoint seeds."""
-
-    episodes: int
-    seed: int
-    threshold: float | None
-    confirm_episodes: int
-    confirm_seed: int
-
-
-class EvaluationReport(NamedTuple):
-    """What an evaluation of one snapshot found; `confirm_*` are None when it was not reached."""
-
-    params_version: int
-    learner_step: int
-    env_steps: int
-    return_mean: float
-    return_std: float
-    episodes: int
-    confirm_return_mean: float | None
-    confirm_return_std: float | None
-    confirm_episodes: int
-    cut_episodes: int = 0
-    """Of `episodes`, how many our own limit ended (`eval.max_episode_steps`)."""
-    confirm_cut_episodes: int = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 from typing import Any
 
-from qfleet.common.types import LearnerStats
+from qfleet.common.reports import LearnerStats
 from qfleet.learner.backend import Measured
 
 _NAMES = ("loss", "q_mean", "td_error_abs_mean", "grad_norm")

@@ -12,11 +12,11 @@ import numpy as np
 
 from qfleet.common.errors import CheckpointError, InvariantError, NonFiniteError
 from qfleet.common.params import params_sha256
+from qfleet.common.reports import LearnerStats
 from qfleet.common.types import (
     Array,
     Capture,
     EnvironmentSpec,
-    LearnerStats,
     ParamsSnapshot,
     ReplaySample,
     TargetSyncEvent,

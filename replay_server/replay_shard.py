@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from qfleet.common.arrays_check import check_columns
 from qfleet.common.errors import ConfigError, InvariantError, ReplayNotReadyError
 from qfleet.common.pixels.stored_columns import held_columns, stored_columns
 from qfleet.common.seeding import generator
@@ -22,7 +23,6 @@ from qfleet.common.types import (
     ReplayStats,
     ShardSample,
     TransitionChunk,
-    check_columns,
 )
 from qfleet.replay_server.arrivals import Arrival
 from qfleet.replay_server.chunk_ledger import (

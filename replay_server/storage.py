@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from qfleet.common.arrays_check import check_columns
 from qfleet.common.capture_stream import Shapes, shapes_of
 from qfleet.common.errors import InvariantError
-from qfleet.common.types import Array, Columns, ColumnSpec, check_columns
+from qfleet.common.types import Array, Columns, ColumnSpec
 from qfleet.replay_server.frozen_rows import FrozenRows
 
 COLUMN_PREFIX = "column."

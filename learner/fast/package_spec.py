@@ -35,7 +35,7 @@ _SOURCES = (
 )
 
 
-_COMMON_SOURCES = ("forward.py", "network_plan.py", "networks.py", "td.py")
+_COMMON_SOURCES = ("forward.py", "layers.py", "network_plan.py", "networks.py", "td.py")
 
 
 class PackageError(Exception):

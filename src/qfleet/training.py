@@ -16,7 +16,8 @@ from pathlib import Path
 
 from qfleet.api import load_params
 from qfleet.common.errors import ConfigError, EnvironmentFailedError, QfleetError
-from qfleet.common.types import EnvironmentSpec, EvaluationReport
+from qfleet.common.reports import EvaluationReport
+from qfleet.common.types import EnvironmentSpec
 from qfleet.common.vector_envs import make_vector_env
 from qfleet.pictures.artifacts import Artifacts
 from qfleet.run.finish import finish

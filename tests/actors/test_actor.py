@@ -9,6 +9,7 @@ from gymnasium.wrappers import TimeLimit
 
 from qfleet.actors.actor import Actor
 from qfleet.common import messages
+from qfleet.common.arrays_check import check_columns
 from qfleet.common.capture_stream import decode_capture, encode_capture
 from qfleet.common.envs import describe_environment
 from qfleet.common.errors import (
@@ -18,13 +19,7 @@ from qfleet.common.errors import (
     NonFiniteError,
     QfleetError,
 )
-from qfleet.common.types import (
-    Capture,
-    ParamsSnapshot,
-    TargetSyncEvent,
-    check_columns,
-    transition_columns,
-)
+from qfleet.common.types import Capture, ParamsSnapshot, TargetSyncEvent, transition_columns
 from qfleet.common.vector_envs import make_vector_env
 from qfleet.settings.config import Config
 from qfleet.settings.config_auto import resolve_config

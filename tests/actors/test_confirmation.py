@@ -8,7 +8,8 @@ import pytest
 from qfleet.actors.confirmation import run_request
 from qfleet.actors.evaluator import EpisodeStatistics, Evaluator
 from qfleet.common.config import EnvConfig
-from qfleet.common.types import EvaluationReport, EvaluationRequest, ParamsSnapshot
+from qfleet.common.reports import EvaluationReport, EvaluationRequest
+from qfleet.common.types import ParamsSnapshot
 
 SNAPSHOT = ParamsSnapshot(12, 600, 4321, False, {})
 Q_FUNCTION = object()

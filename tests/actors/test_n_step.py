@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from qfleet.actors.n_step import NStepAccumulator
 from qfleet.common import capture_stream
+from qfleet.common.arrays_check import check_columns
 from qfleet.common.errors import CheckpointError, InvariantError
-from qfleet.common.types import EnvironmentSpec, check_columns, transition_columns
+from qfleet.common.types import EnvironmentSpec, transition_columns
 from qfleet.common.vector_envs import StepResult
 
 SPEC = EnvironmentSpec("test", (1,), "<f4", 9, None, None)

@@ -4,9 +4,10 @@ import pickle
 import numpy as np
 import pytest
 
-from qfleet.common import types
+from qfleet.common import reports, types
+from qfleet.common.arrays_check import check_columns
 from qfleet.common.errors import InvariantError
-from qfleet.common.types import EnvironmentSpec, check_columns, transition_columns
+from qfleet.common.types import EnvironmentSpec, transition_columns
 
 SPEC = EnvironmentSpec("CartPole-v1", (4,), "<f4", 2, 475.0, 500)
 IMAGES = EnvironmentSpec("Images-v0", (4, 84, 84), "|u1", 6, None, None)
@@ -24,9 +25,9 @@ def test_environment_spec_json_round_trips(spec):
     assert isinstance(copy.observation_shape, tuple)
 
 
-def test_environment_spec_n_inputs_is_the_flat_length():
+def test_environment_spec_n_inputs_is_the_flat_length_or_the_number_of_planes():
     assert SPEC.n_inputs == 4
-    assert IMAGES.n_inputs == 4 * 84 * 84
+    assert IMAGES.n_inputs == 4
     assert dataclasses.replace(SPEC, observation_shape=()).n_inputs == 1
 
 
@@ -76,9 +77,9 @@ def test_every_message_type_survives_pickle():
         types.InsertAck("accepted", 1, 2),
         stats,
         types.TargetSyncEvent(1, 2),
-        types.LearnerStats(1, 2, 3, 0.1, 0.2, 0.3, 0.4),
-        types.EvaluationRequest(1, 2, None, 3, 4),
-        types.EvaluationReport(1, 2, 3, 4.0, 5.0, 6, None, None, 0),
+        reports.LearnerStats(1, 2, 3, 0.1, 0.2, 0.3, 0.4),
+        reports.EvaluationRequest(1, 2, None, 3, 4),
+        reports.EvaluationReport(1, 2, 3, 4.0, 5.0, 6, None, None, 0),
         types.Capture({"a": 1}, {}),
     ]
 

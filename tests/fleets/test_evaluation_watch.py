@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from qfleet.common.errors import RoleLostError
-from qfleet.common.types import EvaluationRequest
+from qfleet.common.reports import EvaluationRequest
 from qfleet.fleets.evaluation_watch import (
     LAST_START_TIMEOUT_S,
     MAX_DEATHS_WITHOUT_AN_EVALUATION,

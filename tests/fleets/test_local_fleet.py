@@ -7,7 +7,8 @@ import pytest
 from qfleet.common.capture_stream import decode_capture, encode_capture
 from qfleet.common.errors import CheckpointError
 from qfleet.common.params import decode_safetensors, params_sha256
-from qfleet.common.types import Capture, EnvironmentSpec, EvaluationRequest
+from qfleet.common.reports import EvaluationRequest
+from qfleet.common.types import Capture, EnvironmentSpec
 from qfleet.fleets.local_fleet import LocalFleet
 from qfleet.settings.config_auto import resolve_config
 from qfleet.settings.config_loading import load_config

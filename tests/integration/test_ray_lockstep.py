@@ -31,7 +31,13 @@ VARIANTS = {
         "network__factory": "my_parts:make_network",
         "network__kwargs": {"width": 12},
     },
-    "three-actors-two-shards-prioritized": {
+    "three-actors-two-shards-rainbow": {
+        "network__dueling": True,
+        "network__noisy": True,
+        "network__distribution": "c51",
+        "network__value_min": 0,
+        "network__value_max": 100,
+        "network__atoms": 11,
         "actors__count": 3,
         "replay__shards": 2,
         "replay__sampling": "prioritized",

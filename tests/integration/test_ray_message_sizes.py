@@ -8,7 +8,8 @@ import pytest
 
 from qfleet.cluster.roles import Roles, answer
 from qfleet.common.envs import describe_environment
-from qfleet.common.types import LearnerStats, ReplayStats
+from qfleet.common.reports import LearnerStats
+from qfleet.common.types import ReplayStats
 from qfleet.replay_server.remote import RAY_OPTIONS, ReplayServerShell
 from qfleet.settings.config_auto import resolve_config
 from qfleet.settings.plans import run_plans

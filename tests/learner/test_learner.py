@@ -14,8 +14,9 @@ from qfleet.common.capture_stream import decode_capture, encode_capture
 from qfleet.common.errors import CheckpointError, InvariantError, NonFiniteError
 from qfleet.common.networks import build_network, load_arrays
 from qfleet.common.params import params_sha256
+from qfleet.common.reports import BlockStats
 from qfleet.common.seeding import seed_int
-from qfleet.common.types import BlockStats, EnvironmentSpec, ReplaySample, TargetSyncEvent
+from qfleet.common.types import EnvironmentSpec, ReplaySample, TargetSyncEvent
 from qfleet.learner.learner import Learner
 from qfleet.learner.plan import LearnerPlan
 from qfleet.settings.config import Config

@@ -14,7 +14,8 @@ from qfleet.common.errors import (
     RoleLostError,
     WaitTimeoutError,
 )
-from qfleet.common.types import EnvironmentSpec, EvaluationReport, LearnerStats, ReplayStats
+from qfleet.common.reports import EvaluationReport, LearnerStats
+from qfleet.common.types import EnvironmentSpec, ReplayStats
 from qfleet.fleets.fleet import ActorReport, FleetReport
 from qfleet.run.finish import finish
 from qfleet.run.outcome import Outcome

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from qfleet.common.types import LearnerStats, ReplayStats, SlotStats
+from qfleet.common.reports import LearnerStats
+from qfleet.common.types import ReplayStats, SlotStats
 from qfleet.fleets.fleet import ActorReport, FleetReport
 from qfleet.run.fleet_tables import fleet_tables
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qfleet.common.types import LearnerStats
+from qfleet.common.reports import LearnerStats
 from qfleet.fleets.fleet import ActorReport, FleetReport
 from qfleet.session.bottleneck import WINDOW_S, Bottleneck
 

@@ -9,13 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from qfleet.common.errors import CheckpointError
-from qfleet.common.types import (
-    EnvironmentSpec,
-    EpisodeSummary,
-    EvaluationReport,
-    LearnerStats,
-    ReplayStats,
-)
+from qfleet.common.reports import EvaluationReport, LearnerStats
+from qfleet.common.types import EnvironmentSpec, EpisodeSummary, ReplayStats
 from qfleet.fleets.fleet import ActorReport, FleetReport
 from qfleet.run.stop_signals import StopSignal
 from qfleet.run_files import checkpoint

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from qfleet.common.types import EnvironmentSpec, EvaluationReport
+from qfleet.common.reports import EvaluationReport
+from qfleet.common.types import EnvironmentSpec
 from qfleet.session.solve_tracker import SolveTracker, Verdict, score
 from qfleet.settings.config import Config, EvalConfig
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from qfleet.common.types import LearnerStats, ReplayStats
+from qfleet.common.reports import LearnerStats
+from qfleet.common.types import ReplayStats
 from qfleet.fleets.fleet import ActorReport, FleetReport
 from qfleet.replay_server.arrivals import Arrival
 from qfleet.session.transition_accounts import LOWER_BOUNDS, TransitionAccounts

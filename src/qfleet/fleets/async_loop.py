@@ -19,8 +19,9 @@ from qfleet.cluster.waits import ask_checks
 from qfleet.common.capture_stream import Streams, decode_capture
 from qfleet.common.errors import CallLostError, RoleLostError, WaitTimeoutError
 from qfleet.common.params import encode_safetensors
+from qfleet.common.reports import LearnerStats
 from qfleet.common.threads import with_lowered_priority
-from qfleet.common.types import Array, LearnerStats
+from qfleet.common.types import Array
 from qfleet.fleets.actor_watch import ActorWatch
 from qfleet.fleets.cuts import init_learner_params, restore_learner_and_replay
 from qfleet.fleets.evaluation_watch import EvaluationRecord, EvaluationWatch

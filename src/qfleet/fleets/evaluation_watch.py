@@ -19,7 +19,8 @@ from qfleet.cluster.waits import ask_checks
 from qfleet.common.errors import CallLostError, RoleLostError, WaitTimeoutError
 from qfleet.common.messages import decode_snapshot
 from qfleet.common.params import encode_safetensors
-from qfleet.common.types import EnvironmentSpec, EvaluationReport, EvaluationRequest
+from qfleet.common.reports import EvaluationReport, EvaluationRequest
+from qfleet.common.types import EnvironmentSpec
 
 MAX_DEATHS_WITHOUT_AN_EVALUATION = 5
 LAST_START_TIMEOUT_S = 20.0

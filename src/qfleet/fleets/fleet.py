@@ -11,15 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from qfleet.common.capture_stream import Streams
-from qfleet.common.types import (
-    Array,
-    EpisodeSummary,
-    EvaluationReport,
-    EvaluationRequest,
-    LearnerStats,
-    ReplayStats,
-    SlotStats,
-)
+from qfleet.common.reports import EvaluationReport, EvaluationRequest, LearnerStats
+from qfleet.common.types import Array, EpisodeSummary, ReplayStats, SlotStats
 from qfleet.replay_server.arrivals import Arrival
 
 

@@ -22,14 +22,13 @@ from qfleet.common.capture_stream import (
 )
 from qfleet.common.params import encode_safetensors, params_sha256
 from qfleet.common.q_functions import QFunctions
+from qfleet.common.reports import EvaluationReport, EvaluationRequest
 from qfleet.common.stage_clock import REPLAY, SAMPLING, StageClock
 from qfleet.common.threads import limit_threads
 from qfleet.common.types import (
     Array,
     EnvironmentSpec,
     EpisodeSummary,
-    EvaluationReport,
-    EvaluationRequest,
     PriorityUpdate,
     ReplayStats,
     ShardSample,

@@ -14,14 +14,8 @@ from qfleet.cluster.roles import Waiting, answer
 from qfleet.common.capture_stream import Streams
 from qfleet.common.messages import decode_snapshot
 from qfleet.common.params import encode_safetensors
-from qfleet.common.types import (
-    Array,
-    EvaluationReport,
-    EvaluationRequest,
-    LearnerStats,
-    ParamsOffer,
-    ReplayStats,
-)
+from qfleet.common.reports import EvaluationReport, EvaluationRequest, LearnerStats
+from qfleet.common.types import Array, ParamsOffer, ReplayStats
 from qfleet.fleets.cuts import init_learner_params, restore_learner_and_replay
 from qfleet.fleets.started_roles import StartedRoles
 

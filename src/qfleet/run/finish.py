@@ -12,8 +12,8 @@ from typing import Any, Literal, NamedTuple
 from qfleet.api import load_policy, play_episodes
 from qfleet.common.atari import play_note
 from qfleet.common.errors import QfleetError
+from qfleet.common.reports import EvaluationReport
 from qfleet.common.seeding import seed_int
-from qfleet.common.types import EvaluationReport
 from qfleet.run.fleet_tables import fleet_tables
 from qfleet.run.learner_path import reason_of
 from qfleet.run.outcome import Outcome

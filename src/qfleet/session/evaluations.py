@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from qfleet.common.types import EnvironmentSpec, EvaluationReport, EvaluationRequest
+from qfleet.common.reports import EvaluationReport, EvaluationRequest
+from qfleet.common.types import EnvironmentSpec
 from qfleet.pictures.artifacts import Artifacts
 from qfleet.run_files.checkpoint import PARAMS_FILE
 from qfleet.run_files.durable import DiskWatch

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qfleet.common.types import BlockStats, EpisodeSummary
+from qfleet.common.reports import BlockStats
+from qfleet.common.types import EpisodeSummary
 from qfleet.fleets.fleet import FleetReport
 from qfleet.run_files import metrics
 

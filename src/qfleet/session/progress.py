@@ -5,7 +5,8 @@ from __future__ import annotations
 import collections
 from dataclasses import dataclass, field
 
-from qfleet.common.types import BlockStats, EpisodeSummary
+from qfleet.common.reports import BlockStats
+from qfleet.common.types import EpisodeSummary
 from qfleet.run.fleet_tables import fleet_tables
 from qfleet.run_files.metrics import MetricsWriter
 from qfleet.session.bottleneck import Bottleneck

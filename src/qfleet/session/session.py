@@ -14,7 +14,8 @@ from typing import Any
 
 from qfleet.common.capture_stream import Streams
 from qfleet.common.episode_limits import cuts_episodes, episode_limit
-from qfleet.common.types import EnvironmentSpec, EvaluationReport, EvaluationRequest
+from qfleet.common.reports import EvaluationReport, EvaluationRequest
+from qfleet.common.types import EnvironmentSpec
 from qfleet.fleets.fleet import FleetReport
 from qfleet.pictures.artifacts import Artifacts
 from qfleet.run.error_texts import write_error_text

@@ -11,8 +11,9 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from qfleet.common.reports import EvaluationReport, EvaluationRequest
 from qfleet.common.seeding import seed_int
-from qfleet.common.types import EnvironmentSpec, EvaluationReport, EvaluationRequest
+from qfleet.common.types import EnvironmentSpec
 from qfleet.settings.config import Config
 
 
