@@ -1,6 +1,6 @@
 """How fast one replay shard samples in its own process, states and frames; prints one JSON object.
 
-    PYTHONPATH=src python benchmarks/replay_in_process.py [--peer-python PATH]
+    PYTHONPATH=src python benchmarks/replay_in_process.py [--only frames] [--peer-python PATH]
 
 Seconds are those of the CPU: it is one thread, and a busy machine then changes little. One call
 asks for 8 batches. `uniform`: sample. `prioritized`: sample, importance-sampling weights and
@@ -214,6 +214,8 @@ def measure_frames(
     """One row of the results, with what a transition takes of this process's memory."""
     samples = FRAME_BATCHES_PER_CALL[batch] * batch
     row: dict[str, object] = {"sampling": "frames", "batch": batch}
+    if side == "qfleet":
+        make_qfleet_frames_call(samples, FRAME_CHUNK)  # what is imported is no row's
     before = resident_bytes()
     if side == "qfleet":
         calls = {"samples_per_s": (make_qfleet_frames_call(samples, rows), samples)}
@@ -229,24 +231,24 @@ def measure_frames(
     return {**row, "bytes_per_transition": round(held / rows)}
 
 
-def measure(
-    side: str, rows: int, frame_rows: int, repeats: int, repeat_s: float
-) -> list[dict[str, object]]:
+def measure(args: argparse.Namespace) -> list[dict[str, object]]:
     results: list[dict[str, object]] = []
+    effort = args.repeats, args.repeat_s
     for sampling, batch in MEASUREMENTS:
+        if args.only not in (None, sampling):
+            continue
         if sampling == "frames":
-            results.append(measure_frames(side, batch, frame_rows, repeats, repeat_s))
+            results.append(measure_frames(args.side, batch, args.frame_rows, *effort))
             continue
         samples = BATCHES_PER_CALL * batch
         row: dict[str, object] = {"sampling": sampling, "batch": batch}
-        if side == "qfleet":
-            call = make_qfleet_call(sampling, batch, rows)
-            row["samples_per_s"] = round(samples_per_s(call, samples, repeats, repeat_s))
+        if args.side == "qfleet":
+            call = make_qfleet_call(sampling, batch, args.rows)
+            row["samples_per_s"] = round(samples_per_s(call, samples, *effort))
         else:
             for key, calls in (("batch_per_call", BATCHES_PER_CALL), ("all_in_one_call", 1)):
-                call = make_cpprb_call(sampling, batch, rows, calls)
-                rate = samples_per_s(call, samples, repeats, repeat_s)
-                row[f"samples_per_s_{key}"] = round(rate)
+                call = make_cpprb_call(sampling, batch, args.rows, calls)
+                row[f"samples_per_s_{key}"] = round(samples_per_s(call, samples, *effort))
         results.append(row)
     return results
 
@@ -261,6 +263,7 @@ def cpu_model() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=("uniform", "prioritized", "frames"), help="one kind")
     parser.add_argument("--rows", type=int, default=1_000_000, help="transitions held")
     parser.add_argument("--frame-rows", type=int, default=200_000, help="those of frames")
     parser.add_argument("--repeats", type=int, default=5, help="runs whose median counts")
@@ -281,11 +284,11 @@ def main() -> None:
         "frame_rows": args.frame_rows,
         "batches_per_call": BATCHES_PER_CALL,
         "repeats": args.repeats,
-        "results": measure(args.side, args.rows, args.frame_rows, args.repeats, args.repeat_s),
+        "results": measure(args),
     }
     if args.peer_python:
         command = [args.peer_python, __file__, "--side", "cpprb", "--rows", str(args.rows)]
-        command += ["--frame-rows", str(args.frame_rows)]
+        command += ["--frame-rows", str(args.frame_rows)] + ["--only", args.only] * bool(args.only)
         command += ["--repeats", str(args.repeats), "--repeat-s", str(args.repeat_s)]
         answer = subprocess.run(command, check=True, capture_output=True, text=True, timeout=1800)
         report["peer"] = json.loads(answer.stdout)

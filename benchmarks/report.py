@@ -29,6 +29,7 @@ ORDER = (
     "learner_speed",
     "actor_speed",
     "replay_in_process",
+    "replay_frames",
     "replay_saturation",
     "snapshot_latency",
     "runtime_overhead",

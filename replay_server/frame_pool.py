@@ -134,11 +134,10 @@ class FramePool:
         """Rows that named `places` were overwritten."""
         self._unuse(places.reshape(-1))
 
-    def stacks(self, places: Array) -> Array:
-        """uint8 [n, K, H, W] for `places` [n, K]."""
+    def copy_stacks(self, places: Array, stacks: Array) -> None:
+        """Write the frames at `places` [n, K] into `stacks` uint8 [n, K, H, W], contiguous."""
         flat = self._frames.reshape(len(self._frames), -1)
-        taken = flat.take(places.reshape(-1), axis=0, mode="clip")
-        return taken.reshape(*places.shape, *self._shape)
+        flat.take(places, axis=0, mode="clip", out=stacks.reshape(*places.shape, -1))
 
     def clear(self) -> None:
         """Forget the frames of all rows; writers keep theirs."""

@@ -29,6 +29,8 @@ from qfleet.replay_server.storage import RingStorage
 STACKS = (OBSERVATION, NEXT_OBSERVATION)
 FRAMES_PER_ROW = 1.25
 """Room asked for at the start: one frame per step and one per episode, and what is on its way."""
+_ROWS_AT_ONCE = 32
+"""Whose stacks are copied before those of their successors: frames of both are then near."""
 _NO_FRAMES: dict[str, Any] = {"touched": 0, "writers": []}
 """Of a cut without contents: actors send what they name again."""
 
@@ -68,12 +70,15 @@ class FramedRows:
 
     def unfold(self, columns: Mapping[str, Array]) -> Columns:
         """Rows as the learner wants them, uint8 [n, K, H, W] in place of places."""
-        # Two arrays would do, but the C library keeps memory of one size between calls only up to
-        # twice the largest: it gave two stacks back and filled them anew, at nine times the cost.
-        both = self.pool.stacks(np.concatenate([columns[name] for name in STACKS]))
-        n = len(both) // len(STACKS)
-        stacks = {name: both[i * n : (i + 1) * n] for i, name in enumerate(STACKS)}
-        return {name: stacks.get(name, column) for name, column in columns.items()}
+        n, depth = columns[OBSERVATION].shape
+        # One piece for both: the C library keeps memory between calls up to twice the largest
+        # piece only, and filling two fresh ones costs nine times as much.
+        both = np.empty((len(STACKS), n, depth, *self._shape), dtype=np.uint8)
+        for first in range(0, n, _ROWS_AT_ONCE):
+            rows = slice(first, first + _ROWS_AT_ONCE)
+            for name, stacks in zip(STACKS, both, strict=True):
+                self.pool.copy_stacks(columns[name][rows], stacks[rows])
+        return {**columns, **dict(zip(STACKS, both, strict=True))}
 
     def places_named(self) -> list[Array]:
         """The places that rows name, each column as held."""
