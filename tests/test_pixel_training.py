@@ -23,6 +23,7 @@ SMALL = {
     "env.frame_stack": 3,
     "network.hidden_sizes": [16],
     "actors.envs_per_actor": 2,
+    "actors.max_chunk_transitions": "auto",
     "replay.capacity": 300,
     "replay.min_size_to_sample": 60,
     "learner.batch_size": 8,
@@ -86,12 +87,12 @@ def test_a_trained_policy_acts_on_stacks_of_the_runs_own_environment(tmp_path):
     env = qfleet.make_env(tmp_path / "run", render_mode="rgb_array")
 
     observation, _ = env.reset(seed=1)
-    assert (observation.dtype, observation.shape) == (np.uint8, (3, 36, 36))
+    assert (observation.dtype, observation.shape) == (np.uint8, (3, 18, 36))
     assert policy.act(observation) in (0, 1)
     assert policy.q_values(np.stack([observation, observation])).shape == (2, 2)
     picture: Any = env.render()
     assert picture.shape == (400, 600, 3)
-    with pytest.raises(ValueError, match=r"must be uint8 \[3, 36, 36\] or a batch"):
+    with pytest.raises(ValueError, match=r"must be uint8 \[3, 18, 36\] or a batch"):
         policy.act(observation[0])
 
 

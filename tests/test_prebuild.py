@@ -13,6 +13,6 @@ def test_a_network_of_convolutions_is_not_built(monkeypatch, capsys):
 
     assert prebuild.main(["cartpole-pixels"]) == 1
     assert capsys.readouterr().err == (
-        "qfleet: preset cartpole-pixels: network.kind small is not compiled on a CPU, where "
+        "qfleet: preset cartpole-pixels: network.kind tiny is not compiled on a CPU, where "
         "convolutions take the time; there is nothing to build\n"
     )

@@ -241,6 +241,7 @@ def test_pixels_come_as_whole_stacks_from_frames_that_are_kept_once(tmp_path: Pa
         "learner.batch_size": 4,
         "learner.target_update_period_learner_steps": 40,
         "eval.period_learner_steps": 400,
+        "actors.max_chunk_transitions": "auto",
         "run.max_learner_steps": 80,
         "run.dir": str(tmp_path / "run"),
     }
@@ -253,7 +254,7 @@ def test_pixels_come_as_whole_stacks_from_frames_that_are_kept_once(tmp_path: Pa
     rows = shard._gather(shard._storage.slots_of(keys))
     observations, _, _, nexts, ended = zip(*dataset, strict=True)
     assert shard.size == 60 < shard._storage.appended
-    assert observations[0].shape == (3, 36, 36)
+    assert observations[0].shape == (3, 18, 36)
     assert observations[0].dtype == np.uint8
     np.testing.assert_array_equal(observations, rows["observation"])
     np.testing.assert_array_equal(nexts, rows["next_observation"])
@@ -265,7 +266,7 @@ def test_pixels_come_as_whole_stacks_from_frames_that_are_kept_once(tmp_path: Pa
     ]
     assert len(frames) < 2 * len(dataset)
     batch = next(iter(DataLoader(dataset, batch_size=7)))
-    assert batch[0].shape == (7, 3, 36, 36)
+    assert batch[0].shape == (7, 3, 18, 36)
 
 
 def test_what_holds_no_memory_is_refused_with_its_reason(
