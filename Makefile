@@ -16,7 +16,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constrain
 	$(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint format types audit prebuild faults bench bench-venvs dist links clean-links clean \
+.PHONY: help run test test-all lint format types audit prebuild faults mutations studies bench bench-venvs dist links clean-links clean \
 	token wheels compose-test hosts-test check-venv say-download
 
 help:
@@ -32,6 +32,8 @@ help:
 	@echo "make token        the secret that the hosts of a cluster share, in .secrets/ray_token"
 	@echo "make compose-test docker-compose.yml tried for real (needs a container engine)"
 	@echo "make hosts-test   several hosts as network namespaces of this one (needs root)"
+	@echo "make mutations    put known mistakes back one at a time, see their tests fail: docs/correctness.md"
+	@echo "make studies      both exercises with ten seeds of each arm, into docs/studies (an hour)"
 	@echo "make links        restore the four links in src/qfleet (clean-links removes them)"
 	@echo "make clean        remove caches and builds; .venv and runs stay"
 	@echo "Variables: PYTHON=python3.12  TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu  ARGS=..."
@@ -67,6 +69,18 @@ audit: $(VENV)/.installed-run
 
 prebuild: $(VENV)/.installed-run | links
 	$(BIN)/python -m qfleet.prebuild cartpole tutorial-state
+
+# Five minutes on an idle machine.
+mutations: $(VENV)/.installed-dev | links
+	$(BIN)/python tests/mutations.py
+
+# Goes on where it was interrupted; the second command of each only writes the page in Japanese.
+studies: $(VENV)/.installed-run | links
+	mkdir -p docs/studies
+	for name in target-network dueling-per; do \
+	  $(BIN)/qfleet study $$name --seeds 10 && cp runs/study-$$name/report.html docs/studies/$$name.html && \
+	  $(BIN)/qfleet study $$name --seeds 10 --language ja && \
+	  cp runs/study-$$name/report.html docs/studies/$$name.ja.html || exit 1; done
 
 bench: $(VENV)/.installed-run bench-venvs | links
 	$(BIN)/python benchmarks/solve_time.py $(ARGS)
