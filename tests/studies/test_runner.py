@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from qfleet.command_line.cli import main
+from qfleet.studies import study_forecast
 from qfleet.studies.definition import load_study
 from qfleet.studies.runner import arms_of, cells, nested
 
@@ -77,6 +78,19 @@ def test_study_runs_every_cell_and_is_not_repeated(
     assert all(run.learner_steps == 200 and run.is_complete for arm in arms for run in arm.runs)
     assert [arm.runs[0].config["learner.learning_rate"] for arm in arms] == [0.03, 0.04]
     assert (out / "report.html").is_file()
+
+
+def test_forecast_of_a_run_that_does_not_come_to_its_end_is_unknown(
+    study_file, tmp_path, monkeypatch
+) -> None:
+    """On a machine with much else to do: the study goes on without a forecast."""
+    monkeypatch.setattr(study_forecast, "PROBE_TIMEOUT_S", 0.01)
+    study = load_study(str(study_file), {})
+
+    seconds, reason = study_forecast.forecast(study, cells(study, tmp_path), 1)
+
+    assert (seconds, reason) == (None, "within 0.01 s the first run has learned nothing")
+    assert study_forecast.forecast(study, [], 1).seconds == 0.0
 
 
 @pytest.mark.timeout(120)

@@ -9,7 +9,7 @@ from pathlib import Path
 from qfleet.studies.definition import Study, in_language, load_study
 from qfleet.studies.report import Report
 from qfleet.studies.runner import Cell, Grid, arms_of, workers
-from qfleet.studies.study_forecast import forecast_s
+from qfleet.studies.study_forecast import forecast
 from qfleet.studies.words import Words
 from qfleet.terminal.console import duration
 
@@ -72,9 +72,9 @@ def command_line(args: argparse.Namespace) -> str:
 
 
 def _say_forecast(study: Study, grid: Grid, name: str) -> None:
-    seconds = forecast_s(study, grid.waiting, grid.at_once)
+    seconds, reason = forecast(study, grid.waiting, grid.at_once)
     if seconds is None:
-        print("forecast: unknown, no budget says where the runs end", flush=True)
+        print(f"forecast: unknown, {reason}", flush=True)
     elif seconds > LONG_S and study.seeds > 1:
         print(
             f"forecast: about {duration(seconds)}; for a first look `qfleet study {name} "
