@@ -16,6 +16,7 @@ from qfleet.common.errors import InvariantError
 from qfleet.common.pixels.frame_run import FrameRun
 from qfleet.common.pixels.stored_columns import PLACE_DTYPE
 from qfleet.common.types import Array
+from qfleet.replay_server.frame_stores import Compression, make_store
 
 UNKNOWN = -1
 """Stands for a frame that this shard never got, or that its writer had given up."""
@@ -42,13 +43,14 @@ class _Writer:
 class FramePool:
     """Not thread-safe. `uses` of a frame: rows that name it (as often as they do), plus its writer.
 
-    Memory is asked for in one piece that the operating system fills page by page, and the lowest
-    free places are given first, so that what is resident follows what is needed.
+    The lowest free places are given first, so that what is resident follows what is needed.
     """
 
-    def __init__(self, shape: tuple[int, ...], capacity_frames: int) -> None:
-        self._shape = shape
-        self._frames = np.empty((capacity_frames + _SPARE_FRAMES, *shape), dtype=np.uint8)
+    def __init__(
+        self, shape: tuple[int, ...], capacity_frames: int, compression: Compression = "none"
+    ) -> None:
+        self._shape, self._compression = shape, compression
+        self._frames = make_store(compression, capacity_frames + _SPARE_FRAMES, shape)
         self._uses = np.zeros(len(self._frames), dtype=np.int32)
         self._free = np.arange(len(self._frames) - 1, -1, -1, dtype=PLACE_DTYPE)
         """Free places as a stack whose top is its end, below `_n_free`."""
@@ -106,7 +108,7 @@ class FramePool:
             self._writers[slot] = writer
         lost = np.full(run.first - writer.end, UNKNOWN)
         places = self._taken(len(run.frames))
-        self._frames[places] = run.frames
+        self._frames.put(places, run.frames)
         self._uses[places] = 1
         writer.places = np.concatenate([writer.places, lost, places])
 
@@ -136,8 +138,7 @@ class FramePool:
 
     def copy_stacks(self, places: Array, stacks: Array) -> None:
         """Write the frames at `places` [n, K] into `stacks` uint8 [n, K, H, W], contiguous."""
-        flat = self._frames.reshape(len(self._frames), -1)
-        flat.take(places, axis=0, mode="clip", out=stacks.reshape(*places.shape, -1))
+        self._frames.copy(places.reshape(-1), stacks.reshape(places.size, -1))
 
     def clear(self) -> None:
         """Forget the frames of all rows; writers keep theirs."""
@@ -175,9 +176,7 @@ class FramePool:
         """Rare: very many writers, or episodes of one step, need more frames than rows."""
         old = len(self._frames)
         new = max(int(old * _GROWTH), old + n)
-        frames = np.empty((new, *self._shape), dtype=np.uint8)
-        frames[: self._touched] = self._frames[: self._touched]
-        self._frames = frames
+        self._frames.grow(new, self._touched)
         self._uses = np.concatenate([self._uses, np.zeros(new - old, dtype=np.int32)])
         free = np.arange(new - 1, old - 1, -1, dtype=PLACE_DTYPE)
         free = np.concatenate([free, self._free[: self._n_free]])
@@ -223,18 +222,18 @@ class FramePool:
         self._unread = None
 
     def frames(self, first: int, end: int) -> Array:
-        """uint8 [n, H, W] of the places `first`…`end` − 1, as a view."""
-        return self._frames[first:end]
+        """uint8 [n, H, W] of the places `first`…`end` − 1, not to be written to."""
+        return self._frames.part(first, end)
 
-    def begin_restore(self, meta: dict[str, Any]) -> Array:
+    def begin_restore(self, meta: dict[str, Any]) -> Any:
         """Become empty; the places to write the captured frames into before `end_restore`."""
         touched = meta["touched"]
         if touched > len(self._frames):
-            self._frames = np.empty((touched + _SPARE_FRAMES, *self._shape), dtype=np.uint8)
+            self._frames = make_store(self._compression, touched + _SPARE_FRAMES, self._shape)
         self._uses = np.zeros(len(self._frames), dtype=np.int32)
         self._touched, self._writers = touched, {}
         self._unread, self._n_held = None, 0
-        return self._frames[:touched]
+        return self._frames.target(touched)
 
     def end_restore(self, meta: dict[str, Any], rows: list[Array]) -> None:
         """Count what the restored `rows` and writers name."""

@@ -23,6 +23,7 @@ from qfleet.common.types import (
     TransitionChunk,
 )
 from qfleet.replay_server.frame_pool import UNKNOWN, FramePool
+from qfleet.replay_server.frame_stores import Compression
 from qfleet.replay_server.frozen_frames import FRAMES, FrozenFrames
 from qfleet.replay_server.storage import RingStorage
 
@@ -38,10 +39,12 @@ _NO_FRAMES: dict[str, Any] = {"touched": 0, "writers": []}
 class FramedRows:
     """Keeps the pool's counts in step with the rows of `storage`; not thread-safe."""
 
-    def __init__(self, spec: EnvironmentSpec, storage: RingStorage) -> None:
+    def __init__(
+        self, spec: EnvironmentSpec, storage: RingStorage, compression: Compression = "none"
+    ) -> None:
         self._storage = storage
         self._shape = frame_shape(spec)
-        self.pool = FramePool(self._shape, int(FRAMES_PER_ROW * storage.capacity))
+        self.pool = FramePool(self._shape, int(FRAMES_PER_ROW * storage.capacity), compression)
 
     def check(self, chunk: TransitionChunk) -> None:
         """Raise `InvariantError` unless `take_in` can take the chunk."""

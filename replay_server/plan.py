@@ -21,6 +21,7 @@ class ReplayPlan:
     sampling: Literal["uniform", "prioritized", "rank"]
     priority_exponent: float
     priority_epsilon: float
+    compression: Literal["none", "zlib"]
     min_size_to_sample: int
     """Transitions in this shard before it is drawn from."""
     samples_per_insert: float | None

@@ -73,7 +73,9 @@ class ReplayShard:
         self._limiter = limiter
         self._chunk_columns = stored_columns(spec)
         self._storage = RingStorage(held_columns(spec), self.capacity)
-        self._framed = None if spec.frame_stack is None else FramedRows(spec, self._storage)
+        self._framed = (
+            None if spec.frame_stack is None else FramedRows(spec, self._storage, plan.compression)
+        )
         self._sampler = make_sampler(plan, generator(plan.seed, "replay.sample", shard))
         self._ledger = ChunkLedger(run_id)
         self._counters = ShardCounters()

@@ -189,6 +189,7 @@ PLAN = ReplayPlan(
     num_cpus=0.5,
     capacity=8,
     sampling="uniform",
+    compression="none",
     priority_exponent=0.0,
     priority_epsilon=1e-6,
     min_size_to_sample=1,

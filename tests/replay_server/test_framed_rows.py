@@ -33,6 +33,7 @@ from qfleet.common.types import (
 from qfleet.common.vector_envs import StepResult
 from qfleet.replay_server import frame_pool
 from qfleet.replay_server.frame_pool import FramePool
+from qfleet.replay_server.frame_stores import Compression, ZlibFrames
 from qfleet.replay_server.framed_rows import FramedRows
 from qfleet.replay_server.frozen_frames import FrozenFrames
 from qfleet.replay_server.frozen_rows import FrozenRows
@@ -126,9 +127,11 @@ class Writer:
 class Memory:
     """Ring and pool as a shard holds them, beside a list of whole rows."""
 
-    def __init__(self, spec: EnvironmentSpec, capacity: int) -> None:
+    def __init__(
+        self, spec: EnvironmentSpec, capacity: int, compression: Compression = "none"
+    ) -> None:
         self.storage = RingStorage(held_columns(spec), capacity)
-        self.framed = FramedRows(spec, self.storage)
+        self.framed = FramedRows(spec, self.storage, compression)
         self.naive: list[dict[str, Array]] = []
         self.left_out = 0
 
@@ -163,6 +166,7 @@ class Memory:
     capacity=st.integers(1, 60),
     lost=st.sampled_from([0.0, 0.2]),
     seed=st.integers(0, 2**31),
+    compression=st.sampled_from(["none", "zlib"]),
 )
 def test_framed_rows_equal_a_naive_replay(
     depth: int,
@@ -174,6 +178,7 @@ def test_framed_rows_equal_a_naive_replay(
     capacity: int,
     lost: float,
     seed: int,
+    compression: Compression,
 ) -> None:
     """Wrap-around, short episodes, truncation, n > 1, several writers, chunks that never arrive."""
     spec = framed_spec(depth)
@@ -182,7 +187,7 @@ def test_framed_rows_equal_a_naive_replay(
         Writer(spec, RandomPixels(n_envs, depth, mean_length, same_step, seed + i), n_step, i)
         for i in range(n_writers)
     ]
-    memory = Memory(spec, capacity)
+    memory = Memory(spec, capacity, compression)
 
     for _ in range(25):
         writer = writers[rng.integers(n_writers)]
@@ -202,9 +207,15 @@ def stacks_at(pool: FramePool, places: Array) -> Array:
     return stacks
 
 
-def writer_and_memory(capacity: int = 40, mean_length: float = 10.0) -> tuple[Writer, Memory]:
+def writer_and_memory(
+    capacity: int = 40, mean_length: float = 10.0, compression: Compression = "none"
+) -> tuple[Writer, Memory]:
     spec = framed_spec(3)
-    return Writer(spec, RandomPixels(2, 3, mean_length, False, 7), 2, 0), Memory(spec, capacity)
+    writer = Writer(spec, RandomPixels(2, 3, mean_length, False, 7), 2, 0)
+    return writer, Memory(spec, capacity, compression)
+
+
+BOTH = pytest.mark.parametrize("compression", ["none", "zlib"])
 
 
 def play(writer: Writer, memory: Memory, n_chunks: int) -> None:
@@ -307,9 +318,10 @@ def test_a_chunk_without_frames_is_refused() -> None:
         memory.insert(bare, full)
 
 
-def test_a_pool_that_is_too_small_grows() -> None:
+@BOTH
+def test_a_pool_that_is_too_small_grows(compression: Compression) -> None:
     """Episodes of one step show two frames per row: more than was asked for at the start."""
-    writer, memory = writer_and_memory(capacity=4_000, mean_length=0.5)
+    writer, memory = writer_and_memory(4_000, 0.5, compression)
     asked = len(memory.framed.pool._frames)
 
     for _ in range(6):
@@ -321,15 +333,18 @@ def test_a_pool_that_is_too_small_grows() -> None:
     memory.check_equal()
 
 
+@BOTH
 @pytest.mark.parametrize("frames_at_once", [1, 3, 1000])
-def test_cut_beside_inserts_is_that_of_its_moment(frames_at_once: int) -> None:
+def test_cut_beside_inserts_is_that_of_its_moment(
+    frames_at_once: int, compression: Compression
+) -> None:
     """Rows and the frames they name are read in turns with inserts, and fit together."""
-    writer, memory = writer_and_memory(capacity=20)
+    writer, memory = writer_and_memory(20, compression=compression)
     play(writer, memory, 6)
     pool, storage = memory.framed.pool, memory.storage
     expected = [stacks_at(pool, column) for column in memory.framed.places_named()]
     meta, counters = pool.meta(), storage.capture_meta(contents=True)
-    copy = Memory(framed_spec(3), 20)
+    copy = Memory(framed_spec(3), 20, compression)
     filler = ArrayFiller(
         {**copy.storage.restored_arrays(counters), **copy.framed.begin_restore(meta)}
     )
@@ -387,10 +402,11 @@ def test_frames_freed_before_they_were_read_are_counted_and_given_back_at_the_en
     memory.framed.check_valid()
 
 
-def test_restored_pool_goes_on_as_the_first() -> None:
-    writer, memory = writer_and_memory(capacity=20)
+@BOTH
+def test_restored_pool_goes_on_as_the_first(compression: Compression) -> None:
+    writer, memory = writer_and_memory(20, compression=compression)
     play(writer, memory, 6)
-    copy = Memory(framed_spec(3), 20)
+    copy = Memory(framed_spec(3), 20, compression)
     copy.naive = list(memory.naive)
     meta, counters = memory.framed.pool.meta(), memory.storage.capture_meta(contents=True)
     arrays = {**copy.storage.restored_arrays(counters), **copy.framed.begin_restore(meta)}
@@ -432,3 +448,16 @@ def test_columns_hold_numbers_of_frames() -> None:
     assert named[NEXT_OBSERVATION] == (NEXT_OBSERVATION, "<i8", (3,))
     assert held[NEXT_OBSERVATION] == (NEXT_OBSERVATION, "<i4", (3,))
     assert named[ACTION] == held[ACTION] == (ACTION, "<i4", ())
+
+
+def test_compressed_frames_take_the_bytes_of_what_they_show() -> None:
+    store = ZlibFrames(4, (84, 84))
+    game = np.zeros((2, 84, 84), np.uint8)
+    game[:, 40:44, 10:14] = 200
+
+    store.put(np.array([0, 2]), game)
+
+    assert store.packed_bytes < 2 * 84 * 84 / 20
+    out = np.zeros((3, 84 * 84), np.uint8)
+    store.copy(np.array([2, 0, 2]), out)
+    np.testing.assert_array_equal(out.reshape(3, 84, 84), game[[0, 0, 0]])

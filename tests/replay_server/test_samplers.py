@@ -23,6 +23,7 @@ def replay_plan(**changes) -> ReplayPlan:
         "num_cpus": 0.5,
         "capacity": 8,
         "sampling": "prioritized",
+        "compression": "none",
         "priority_exponent": 1.0,
         "priority_epsilon": 1e-6,
         "min_size_to_sample": 1,

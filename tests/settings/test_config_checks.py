@@ -142,6 +142,16 @@ BROKEN = [
     ),
     (config(env=PIXELS), "network.kind", "takes state (env.observation), which is pixels"),
     (
+        config(replay={"compression": "zlib"}),
+        "replay.compression",
+        "is for frames, and env.observation is state",
+    ),
+    (
+        config(learner={"precision": "bfloat16"}),
+        "learner.precision",
+        "is for frames, and env.observation is state",
+    ),
+    (
         config(env={"observation": "planes"}, network={"kind": "small"}),
         "network.kind",
         "takes pixels (env.observation), which is planes",
@@ -652,6 +662,10 @@ def test_replay_bytes_of_frames_count_each_frame_once():
 
     assert replay_bytes(million, spec) == 1_000_000 * (84 * 84 + 2 * 4 * 4 + 4 + 4 + 4)
     assert replay_bytes(million, spec) <= 7.2e9
+    packed = million.model_copy(
+        update={"replay": million.replay.model_copy(update={"compression": "zlib"})}
+    )
+    assert replay_bytes(packed, spec) == 1_000_000 * (84 * 84 // 4 + 2 * 4 * 4 + 4 + 4 + 4)
 
 
 def test_blocks_of_frames_hold_32_mb_at_most():

@@ -97,6 +97,8 @@ class ReplayConfig(Section):
     """Where β reaches 1; null: it stays as it begins. `auto`: the first start's step budget."""
     priority_epsilon: Positive = 1e-6
     """Added to |TD error| so that nothing becomes undrawable."""
+    compression: Literal["none", "zlib"] = "none"
+    """Frames: `zlib` keeps each compressed, Atari's in a fifth or less; draws take longer."""
     min_size_to_sample: Count = 1_000
     """Transitions stored before learning starts."""
     samples_per_insert: Positive | None = 16.0

@@ -92,7 +92,13 @@ def _learner_plan(config: Config) -> LearnerPlan:
 
 def _replay_plan(config: Config, actor: ActorPlan, learner: LearnerPlan) -> ReplayPlan:
     replay = config.replay
-    shared = {"sampling", "priority_exponent", "priority_epsilon", "samples_per_insert"}
+    shared = {
+        "sampling",
+        "compression",
+        "priority_exponent",
+        "priority_epsilon",
+        "samples_per_insert",
+    }
     return ReplayPlan(
         seed=config.seed,
         num_cpus=SHARD_CPUS,

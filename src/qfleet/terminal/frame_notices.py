@@ -15,7 +15,7 @@ import psutil
 from qfleet.common.types import EnvironmentSpec
 from qfleet.learner.plan import LearnerPlan
 from qfleet.session.forecast import LONG_S
-from qfleet.settings.checks.machine_checks import replay_bytes
+from qfleet.settings.checks.machine_checks import ASSUMED_COMPRESSION, replay_bytes
 from qfleet.settings.config import Config
 from qfleet.settings.plans import run_plans
 from qfleet.terminal.console import duration
@@ -38,9 +38,12 @@ def frame_notices(
     if spec.frame_stack is None:
         return
     memory = psutil.virtual_memory()
+    is_compressed = config.replay.compression != "none"
+    once = "each frame once"
+    once += f", compressed (to a {ASSUMED_COMPRESSION}th, assumed)" if is_compressed else ""
     yield (
         f"replay: {config.replay.capacity:,} transitions take "
-        f"{replay_bytes(config, spec) / 2**30:.2f} GiB when all are there, each frame once; "
+        f"{replay_bytes(config, spec) / 2**30:.2f} GiB when all are there, {once}; "
         f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB of memory are free here"
     )
     per_episode, episodes = config.learner.updates_per_episode, config.run.max_episodes

@@ -23,6 +23,16 @@ def _check_precision(config: Config) -> Iterator[Problem]:
         )
 
 
+def _check_compression(config: Config) -> Iterator[Problem]:
+    if config.replay.compression != "none" and config.env.observation != "pixels":
+        yield Problem(
+            "replay.compression",
+            config.replay.compression,
+            f"is for frames, and env.observation is {config.env.observation}",
+            "set it to none",
+        )
+
+
 def _check_observation(config: Config) -> Iterator[Problem]:
     """Each network takes one kind of observation."""
     env, network = config.env, config.network
@@ -72,5 +82,6 @@ def _check_frame_rows(config: Config) -> Iterator[Problem]:
 FRAME_RULES: tuple[Callable[[Config], Iterator[Problem]], ...] = (
     _check_observation,
     _check_precision,
+    _check_compression,
     _check_frame_rows,
 )

@@ -21,6 +21,8 @@ from qfleet.common.wire import MAX_CHUNK_BYTES
 from qfleet.settings.config import Config
 from qfleet.settings.problems import Problem
 
+ASSUMED_COMPRESSION = 4
+"""Of compressed frames before any was seen; Atari's and CartPole's need less room."""
 _PRIORITY_BYTES_PER_ROW = {
     "uniform": 0,
     "prioritized": 16,  # one float64 leaf and one inner node of the sum tree
@@ -59,7 +61,8 @@ def replay_bytes(config: Config, spec: EnvironmentSpec) -> int:
         np.dtype(column.dtype).itemsize * math.prod(column.shape) for column in held_columns(spec)
     )
     if spec.frame_stack is not None:
-        row += math.prod(frame_shape(spec))  # each frame once, and one per step
+        frame = math.prod(frame_shape(spec))  # each frame once, and one per step
+        row += frame if config.replay.compression == "none" else frame // ASSUMED_COMPRESSION
     return config.replay.capacity * (row + _PRIORITY_BYTES_PER_ROW[config.replay.sampling])
 
 
