@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from qfleet.cluster import addresses
 from qfleet.cluster.addresses import PROBE_TIMEOUT_S, join, probe, resolve
 from qfleet.common.errors import ResourcesError
 
@@ -106,6 +107,22 @@ def test_join_that_fails_otherwise_shows_the_last_words():
         raise ConnectionError("Failed to connect")
 
     assert joined_by(init).endswith("certificate expired")
+
+
+def test_join_of_one_that_goes_away_meanwhile_ends_soon(monkeypatch):
+    monkeypatch.setattr(addresses, "LOST_AFTER_S", 0.5)
+    ended = threading.Event()
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+    began_s = time.monotonic()
+    # As Ray waits for a GCS that is gone: in a call that nothing ends.
+    fake = SimpleNamespace(init=lambda **_: ended.wait(60.0))
+    with pytest.raises(ResourcesError, match="could not be joined: it is gone") as raised:
+        join(fake, address, {})
+    ended.set()
+    assert raised.value.exit_code == 2
+    assert time.monotonic() - began_s < 10.0
 
 
 def test_join_leaves_stderr_as_it_was(capfd):

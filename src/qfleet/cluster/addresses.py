@@ -10,10 +10,14 @@ import importlib
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+from qfleet.cluster.cluster_pulse import LOST_AFTER_S, Service
+from qfleet.cluster.waits import call_beside
 from qfleet.common.errors import ResourcesError
 
 PROBE_TIMEOUT_S = 2.0
@@ -73,9 +77,20 @@ def join(ray: Any, address: str, options: dict[str, Any]) -> None:
     Raises:
         ResourcesError: when it refuses us, with the reason that Ray only logs.
     """
+    host, _, port = address.rpartition(":")
+    gcs = Service("its GCS", host.strip("[]"), int(port))
+    heard_at_s = time.monotonic()
+
+    def check() -> None:
+        nonlocal heard_at_s
+        if gcs.accepts():
+            heard_at_s = time.monotonic()
+        elif time.monotonic() - heard_at_s > LOST_AFTER_S:
+            raise ConnectionError(f"it is gone: nothing accepts connections for {LOST_AFTER_S:g} s")
+
     with _native_log() as log:
         try:
-            ray.init(address=address, **options)
+            call_beside(partial(ray.init, address=address, **options), check)
         except ConnectionError as error:
             raise ResourcesError(_refusal(address, str(error), log())) from error
 
@@ -88,7 +103,8 @@ def _refusal(address: str, said: str, log: bytes) -> str:
             "~/.ray/auth_token) and RAY_AUTH_MODE=token"
         )
     lines = [line for line in log.decode(errors="replace").splitlines() if line.strip()]
-    return f"the Ray cluster at {address} could not be joined: {lines[-1] if lines else said}"
+    last = said if said.startswith("it is gone") or not lines else lines[-1]
+    return f"the Ray cluster at {address} could not be joined: {last}"
 
 
 @contextmanager

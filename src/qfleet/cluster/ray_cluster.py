@@ -24,9 +24,9 @@ from qfleet.cluster.exposure import ensure_token, on_loopback
 from qfleet.cluster.plan import ClusterPlan
 from qfleet.cluster.private_ray.lean_start import lean_start
 from qfleet.cluster.private_ray.own_session import OwnSession, mark, remove_orphans
+from qfleet.cluster.waits import call_beside
 from qfleet.common.errors import ConfigError, ResourcesError
 
-_CHECK_PERIOD_S = 0.2
 _SHUTDOWN_TIMEOUT_S = 10.0
 _TELL_PERIOD_S = 5.0
 Tell = Callable[[str], None]
@@ -130,7 +130,7 @@ def _start_own(ray: Any, plan: ClusterPlan, options: dict[str, Any]) -> OwnSessi
                 "include_dashboard": False,
                 "object_store_memory": _OBJECT_STORE_BYTES,
             }
-            _start_beside(partial(ray.init, **options), own)
+            call_beside(partial(ray.init, **options), own.check, own.ended)
     except BaseException as error:
         own.end()
         if not isinstance(error, Exception):
@@ -142,33 +142,6 @@ def _start_own(ray: Any, plan: ClusterPlan, options: dict[str, Any]) -> OwnSessi
         ) from error
     mark(Path(ray._private.worker._global_node.get_session_dir_path()))
     return own
-
-
-def _start_beside(call: Callable[[], object], own: OwnSession) -> None:
-    """`call` in a thread, so that no wait inside Ray, which nothing ends, is the driver's.
-
-    The thread stays until `own` ends: the system kills what Ray has started when the thread that
-    did so is gone.
-
-    Raises:
-        BaseException: what `call` or, several times a second, `own.check` raises, or a signal.
-    """
-    done = threading.Event()
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            call()
-        except BaseException as error:
-            raised.append(error)
-        done.set()
-        own.ended.wait()
-
-    threading.Thread(target=run, name="ray-init", daemon=True).start()
-    while not done.wait(_CHECK_PERIOD_S):
-        own.check()
-    if raised:
-        raise raised[0]
 
 
 def _ray_folder() -> Path:

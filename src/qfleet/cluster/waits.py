@@ -6,6 +6,7 @@ written that forgets it. Owned by the driver's main thread.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,3 +50,35 @@ class Wait:
         """Ask the checks; False when the time is over."""
         ask_checks(self._began_s)
         return time.monotonic() < self._ends_s
+
+
+def call_beside(
+    call: Callable[[], object], check: Callable[[], None], ended: threading.Event | None = None
+) -> None:
+    """`call` in a thread, so that no wait inside Ray, which nothing ends, is the driver's.
+
+    Args:
+        call: What may wait.
+        check: Called several times a second; raises when nothing can come of it any more.
+        ended: The thread stays until then: the system kills what it has started when it is gone.
+
+    Raises:
+        BaseException: what `call` or `check` raises, or a signal.
+    """
+    done = threading.Event()
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            raised.append(error)
+        done.set()
+        if ended is not None:
+            ended.wait()
+
+    threading.Thread(target=run, name="call-beside", daemon=True).start()
+    while not done.wait(SLICE_S):
+        check()
+    if raised:
+        raise raised[0]
