@@ -160,9 +160,17 @@ Part = Callable[[], list[dict[str, Any]]]
 
 def answered(fault: Callable[[], Answers]) -> list[dict[str, Any]]:
     """One row per runtime."""
-    keys = ("runtime", "within_s", "seconds", "answer")
     name = str(fault.__doc__).rstrip(".")
-    return [{"name": name, **dict(zip(keys, answer, strict=True))} for answer in fault()]
+    return [
+        {
+            "name": name,
+            "runtime": runtime,
+            "within_s": within_s,
+            "seconds": round(s, 2),
+            "answer": text,
+        }
+        for runtime, within_s, s, text in fault()
+    ]
 
 
 def main(names: Sequence[str]) -> int:
