@@ -16,6 +16,7 @@ from qfleet.commands import play as commands_play
 from qfleet.commands import status as commands_status
 from qfleet.commands.status import run_status, status_text
 from qfleet.common.errors import ConfigError
+from qfleet.common.types import EnvironmentSpec
 from qfleet.pictures.recording import NO_H264, read_frames
 from qfleet.run_files.checkpoint import PARAMS_FILE
 from qfleet.run_files.metrics import MetricsWriter
@@ -179,6 +180,7 @@ class _Env:
     def __init__(self) -> None:
         self.steps = 0
         self.closed = False
+        self.unwrapped = self
 
     def reset(self, seed: int | None = None) -> tuple[Any, dict[str, Any]]:
         self.steps = 0
@@ -196,8 +198,13 @@ class _Env:
 
 
 class _Policy:
+    spec = EnvironmentSpec("", (1,), "<f4", 2, None, None)
+
     def act(self, observation: Any) -> int:
         return 1
+
+    def q_values(self, observation: Any) -> Any:
+        return np.array([0.5, 1.5], np.float32)
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from qfleet.settings.config_auto import resolve_config
 from qfleet.settings.plans import run_plans
 
 SPEC = EnvironmentSpec("CartPole-v1", (4,), "<f4", 2, 475.0, 500)
-IMAGES = replace(SPEC, observation_shape=(84, 84, 4), observation_dtype="|u1")
+BYTES = replace(SPEC, observation_shape=(84 * 84 * 4,), observation_dtype="|u1")
+PLANES = replace(SPEC, observation_shape=(4, 10, 10), observation_dtype="|u1")
 
 
 def plan_of(**network: Any) -> LearnerPlan:
@@ -61,11 +62,15 @@ def test_head_is_as_wide_as_the_distribution_says(distribution: str, width: int)
     assert list(state.parameters.values())[-1].shape == (width,)
 
 
-def test_rule_flattens_and_bounds_the_rows_of_a_target_forward() -> None:
+def test_rule_makes_numbers_of_bytes_and_bounds_the_rows_of_a_target_forward() -> None:
     rule, _, _ = initial_block_inputs(plan_of(), SPEC, "cpu")
     assert rule.max_target_rows == TARGET_FORWARD_INPUTS // 4
-    rule, _, hyper = initial_block_inputs(plan_of(), IMAGES, "cpu", torch.float64)
+    rule, _, hyper = initial_block_inputs(plan_of(), BYTES, "cpu", torch.float64)
     assert rule.max_target_rows == 141
-    inputs = rule.inputs(torch.ones(3, 84, 84, 4, dtype=torch.uint8))
+    inputs = rule.inputs(torch.ones(3, 84 * 84 * 4, dtype=torch.uint8))
     assert (inputs.shape, inputs.dtype) == ((3, 84 * 84 * 4), torch.float64)
+    rule, _, _ = initial_block_inputs(plan_of(kind="minatar"), PLANES, "cpu")
+    inputs = rule.inputs(torch.full((3, 4, 10, 10), 2, dtype=torch.uint8))
+    assert torch.equal(inputs, torch.full((3, 4, 10, 10), 2.0))  # no division: 0 and 1 are planes
+    assert rule.max_target_rows == TARGET_FORWARD_INPUTS // 400
     assert hyper.learning_rate.dtype == torch.float64

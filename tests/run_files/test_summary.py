@@ -29,8 +29,8 @@ PROMISED = [
 OPTIONAL = [
     *("run_id", "run_dir", "resume_kind", "stop_reason"),
     *("role_restarts", "incidents", "failed_writes", "phases_s", "eval_seeds"),
-    *("learner_path_reason", "budgets"),
-    *("eval_cut_episodes", "max_episode_steps"),
+    *("precision", "learner_path_reason", "budgets"),
+    *("eval_cut_episodes", "max_episode_steps", "play"),
 ]
 
 

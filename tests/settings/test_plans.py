@@ -120,6 +120,7 @@ def test_replay_plan_is_of_one_shard_with_the_whole_window():
         "limiter_tolerance_samples": 900,
         "largest_chunk_transitions": 16,
         "largest_request_samples": 10 * 5 * 2,
+        "compression": "none",
     }
 
 
@@ -132,6 +133,7 @@ def test_learner_plan_by_hand():
         "seed": 9,
         "eval_period_learner_steps": 40,
         "is_prioritized": True,
+        "precision": "float32",
         "importance_sampling_exponent": 0.5,
         # (5000 env steps − 101) · 4 draws / batches of 10
         "importance_sampling_end_learner_steps": 1960,
