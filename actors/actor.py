@@ -58,13 +58,15 @@ class Actor:
         run_id: str,
         slot: int,
         incarnation: int,
+        ladder: tuple[int, int] | None = None,
     ) -> None:
+        """`ladder`: see `set_ladder`; None: the slot's own place among `plan.count`."""
         self._run_id, self._slot, self._incarnation = run_id, slot, incarnation
         self._plan, self._spec, self._env = plan, spec, env
         self._params = HeldParams(slot, spec, build_q_function)
         self._n_noise = n_layer_noise(plan.network, spec)
         self._rng = seeding.generator(plan.seed, "actor.policy", slot)
-        self.set_n_actors(plan.count)
+        self.set_ladder(*(ladder or (slot, plan.count)))
         self._env_steps_at_params = 0
         self._acted_version = self._acted_target_version = 0
         self._seq = 0
@@ -128,10 +130,10 @@ class Actor:
         """Open windows given up by restores into an environment that cannot continue."""
         return self._recorder.windows.dropped
 
-    def set_n_actors(self, n_actors: int) -> None:
-        """Spread the ε ladder over `n_actors` actors from now on."""
-        self._n_actors = n_actors
-        self._exploration = Exploration(self._plan, self._slot, n_actors, self._env.n_envs)
+    def set_ladder(self, place: int, n_actors: int) -> None:
+        """Play with the ε of that place in the ladder of `n_actors` actors from now on."""
+        self.ladder = place, n_actors
+        self._exploration = Exploration(self._plan, place, n_actors, self._env.n_envs)
 
     def set_params(self, snapshot: ParamsSnapshot) -> TargetSyncEvent | None:
         """Act with `snapshot` from the next step on; the target sync that is taken with it.
@@ -181,7 +183,7 @@ class Actor:
     def _fleet_env_steps(self, online: ParamsSnapshot) -> float:
         """The learner's count, plus what the fleet has played since if all play at our speed."""
         own = self.env_steps - self._env_steps_at_params
-        return online.env_steps + own * self._n_actors
+        return online.env_steps + own * self.ladder[1]
 
     def act_steps(self, n: int) -> int:
         """Vector steps until at least `n` real env steps were taken; how many were taken."""

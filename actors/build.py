@@ -10,9 +10,15 @@ from qfleet.common.vector_envs import make_vector_env
 
 
 def build_actor(
-    plan: ActorPlan, spec: EnvironmentSpec, *, run_id: str, slot: int, incarnation: int
+    plan: ActorPlan,
+    spec: EnvironmentSpec,
+    *,
+    run_id: str,
+    slot: int,
+    incarnation: int,
+    ladder: tuple[int, int] | None = None,
 ) -> Actor:
-    """The actor of `slot`."""
+    """The actor of `slot`; see `Actor`."""
     q_functions = QFunctions(plan.network, spec)
 
     def build(snapshot: ParamsSnapshot) -> NetworkFunction:
@@ -31,4 +37,5 @@ def build_actor(
         run_id=run_id,
         slot=slot,
         incarnation=incarnation,
+        ladder=ladder,
     )

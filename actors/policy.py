@@ -18,18 +18,19 @@ from qfleet.common.types import Array
 class Exploration:
     """ε of each sub-environment of one actor; a pure function of env steps or episodes.
 
-    In the ladder, slot `actor_slot·E + e` of all `n_actors·E` slots has one ε for ever.
+    In the ladder, sub-environment e of the actor at `place` has the ε of step `place·E + e` out of
+    `n_actors·E`. An actor's place is its slot while all slots are filled.
     """
 
-    def __init__(self, plan: ActorPlan, actor_slot: int, n_actors: int, n_envs: int) -> None:
-        if not 0 <= actor_slot < n_actors:
-            raise ValueError(f"actor_slot must be in 0…{n_actors - 1}, got {actor_slot}")
+    def __init__(self, plan: ActorPlan, place: int, n_actors: int, n_envs: int) -> None:
+        if not 0 <= place < n_actors:
+            raise ValueError(f"place must be in 0…{n_actors - 1}, got {place}")
         self._plan = plan
         self._n_envs = n_envs
         ladder = schedules.epsilon_ladder(
             n_actors * n_envs, plan.epsilon_base, plan.epsilon_ladder_exponent
         )
-        self._ladder = ladder[actor_slot * n_envs : (actor_slot + 1) * n_envs].copy()
+        self._ladder = ladder[place * n_envs : (place + 1) * n_envs].copy()
         self._ladder.flags.writeable = False
 
     def epsilons(self, fleet_env_steps: float, episodes: int) -> Array:

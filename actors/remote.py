@@ -1,4 +1,4 @@
-"""Ray shells of the actor and the evaluator: thin, all decisions are in the cores.
+"""Ray shell of the actor: thin, all decisions are in the core.
 
 Created by the composition root alone. `run` occupies the default concurrency group; the `control`
 group answers meanwhile. What crosses is bytes of our wire format and plain values. Parameters are
@@ -17,20 +17,17 @@ import ray
 
 from qfleet.actors.actor import Actor
 from qfleet.actors.build import build_actor
-from qfleet.actors.confirmation import run_request
-from qfleet.actors.evaluator import Evaluator
 from qfleet.actors.memory_limit import MemoryLimit
-from qfleet.actors.plan import ActorPlan, EvaluatorPlan
+from qfleet.actors.plan import ActorPlan
 from qfleet.actors.remote_params import fetch_snapshot
+from qfleet.actors.remote_place import place_of_this_process
 from qfleet.actors.remote_push import ChunkSender
-from qfleet.common import user_code
+from qfleet.actors.role_process import enter_role
 from qfleet.common.adaptive_size import AdaptiveSize
 from qfleet.common.capture_stream import decode_capture, encode_capture, restoring
 from qfleet.common.errors import RoleLostError, WaitTimeoutError
 from qfleet.common.messages import encode_chunk
-from qfleet.common.plan_json import PlanT, plan_from_json
-from qfleet.common.q_functions import QFunctions
-from qfleet.common.reports import EvaluationRequest
+from qfleet.common.role_place import read_logs
 from qfleet.common.signals import die_of_sigterm
 from qfleet.common.stage_clock import ENCODING, WAIT, StageClock
 from qfleet.common.threads import limit_threads
@@ -51,14 +48,6 @@ RAY_OPTIONS: dict[str, Any] = {
     "allow_out_of_order_execution": True,
 }
 DRAIN_S = 2.0
-EVALUATED_TIMEOUT_S = 60.0
-
-
-def enter_role(kind: type[PlanT], plan_json: str, import_paths: list[str]) -> PlanT:
-    """What a role that plays does first: import paths of the driver, and its plan."""
-    user_code.enter(import_paths)
-    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-    return plan_from_json(kind, plan_json)
 
 
 class ActorShell:
@@ -72,6 +61,7 @@ class ActorShell:
         run_id: str,
         slot: int,
         incarnation: int,
+        ladder: list[int],
     ) -> None:
         plan = enter_role(ActorPlan, plan_json, import_paths)
         die_of_sigterm()
@@ -92,29 +82,46 @@ class ActorShell:
             run_id=run_id,
             slot=slot,
             incarnation=incarnation,
+            ladder=(ladder[0], ladder[1]),
         )
         self._memory = MemoryLimit(plan.max_memory_gb)
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._first_credits = plan.chunk_transitions
         self._sender: ChunkSender | None = None
+        self._shard: Any = None
+        self._drain_s = DRAIN_S
         self._unfetchable_version, self._is_stepping = 0, False
         self._clock = StageClock()
 
     @ray.method(concurrency_group="control")
-    def set_n_actors(self, n_actors: int) -> None:
-        """Re-assign the ε ladder to a fleet of `n_actors`."""
+    def set_ladder(self, place: int, n_actors: int) -> None:
+        """Play at that place of the ε ladder of `n_actors` actors."""
         with self._lock:
-            self._core.set_n_actors(n_actors)
+            self._core.set_ladder(place, n_actors)
 
     @ray.method(concurrency_group="control")
-    def request_stop(self) -> None:
-        """End `run` after the current step."""
+    def replace_shard(self, shard: Any) -> None:
+        """Another process serves this slot's replay shard."""
+        self._shard = shard
+        if self._sender is not None:
+            self._sender.replace_shard(shard)
+
+    @ray.method(concurrency_group="control")
+    def request_stop(self, drain_s: float = DRAIN_S) -> None:
+        """End `run` after the current step; what is on its way is waited for so long."""
+        self._drain_s = drain_s
         self._stop.set()
 
     @ray.method(concurrency_group="control")
-    def ping(self) -> dict[str, Any]:
-        """Liveness and counters; answers while `run` plays."""
-        return self._counters()
+    def ping(self, with_place: bool = False) -> dict[str, Any]:
+        """Liveness and counters, and where it runs if asked; answers while `run` plays."""
+        counters = self._counters()
+        return counters | {"place": place_of_this_process()} if with_place else counters
+
+    @ray.method(concurrency_group="control")
+    def written(self, paths: list[str], offsets: list[int]) -> list[bytes]:
+        """What its own log files hold from there on."""
+        return read_logs(paths, offsets)
 
     def _counters(self) -> dict[str, Any]:
         core = self._core
@@ -129,6 +136,7 @@ class ActorShell:
             "params_version": core.params_version,
             "params_learner_step": core.params_learner_step,
             "stale_params": core.stale_params,
+            "ladder": list(core.ladder),
             "times": self._times(),
             "chunk_transitions": self._chunk_rows.size,
             "is_stepping": self._is_stepping,
@@ -145,6 +153,7 @@ class ActorShell:
         """Play until `request_stop`, pushing chunks to `shard`; returns the final counters."""
         if self._stop.is_set():  # called again: the answer to the first call was lost
             return self._counters()
+        shard = shard if self._shard is None else self._shard
         self._sender = ChunkSender(
             shard,
             self._slot,
@@ -158,7 +167,7 @@ class ActorShell:
             self._play(self._sender)
         finally:  # also what was played before an environment failed
             self._push(self._sender)
-            self._sender.drain(DRAIN_S)
+            self._sender.drain(self._drain_s)
         if not self._stop.is_set():
             raise self._memory.error()
         return self._counters()
@@ -257,45 +266,6 @@ class ActorShell:
             return self._core.dropped_transitions
 
 
-class EvaluatorShell:
-    """The evaluator process; becomes a Ray actor through `remote_evaluator_class`."""
-
-    def __init__(self, plan_json: str, spec_json: str, import_paths: list[str]) -> None:
-        self._plan = enter_role(EvaluatorPlan, plan_json, import_paths)
-        die_of_sigterm()
-        limit_threads(self._plan.num_cpus)
-        spec = EnvironmentSpec.from_json(spec_json)
-        self._q_functions = QFunctions(self._plan.network, spec)
-        self._evaluator = Evaluator(
-            self._plan.env,
-            self._plan.epsilon,
-            max_steps_per_episode=self._plan.max_episode_steps,
-        )
-
-    @ray.method(concurrency_group="control")
-    def ping(self) -> dict[str, int]:
-        """Liveness and progress; answers while `evaluate` plays."""
-        return {"pid": os.getpid(), "steps": self._evaluator.steps}
-
-    def evaluate(self, payload: Any, request: list[Any]) -> list[Any]:
-        """An `EvaluationReport` as a list, for the snapshot in `payload` (`ParamsOffer`).
-
-        Raises:
-            RoleLostError: when the snapshot is gone with its learner.
-        """
-        snapshot = fetch_snapshot(payload, EVALUATED_TIMEOUT_S)
-        if snapshot is None:
-            raise RoleLostError("the parameters to evaluate are gone: the learner has died")
-        q_function = self._q_functions.of(snapshot.arrays)
-        return list(run_request(self._evaluator, q_function, snapshot, EvaluationRequest(*request)))
-
-
 def remote_actor_class() -> Any:
     """The Ray actor class of `ActorShell`; one control thread beside the playing one."""
     return ray.remote(**RAY_OPTIONS)(ActorShell)
-
-
-def remote_evaluator_class() -> Any:
-    """The Ray actor class of `EvaluatorShell`; one control thread beside the playing one."""
-    options: dict[str, Any] = {"concurrency_groups": {"control": 1}, "max_restarts": 0}
-    return ray.remote(**options)(EvaluatorShell)

@@ -5,6 +5,7 @@ Called by the actor's Ray shell, in the thread that plays.
 
 from __future__ import annotations
 
+import queue
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from qfleet.common.types import ChunkId, InsertAck, ParamsOffer, TransitionChunk
 
 ANSWER_TIMEOUT_S = 60.0
 """A shard of which nothing at all is heard for so long is given up."""
+SHARD_RETURN_TIMEOUT_S = 900.0
+"""How long an actor waits for the shard that takes the place of one that died."""
 POLL_S = 0.1
 FIRST_QUESTION_S = 0.2
 LONGEST_QUESTION_S = 5.0
@@ -52,6 +55,7 @@ class ChunkSender:
     The shard keeps what it holds back, so a chunk is sent again only when it is lost: when Ray says
     so, or when the shard does not have it, asked after a silence or once a later chunk of this
     actor was acknowledged. A chunk that arrives twice is stored once: its id says so.
+    When the shard dies, what it has not acknowledged waits for the one in its place.
     """
 
     def __init__(
@@ -77,6 +81,9 @@ class ChunkSender:
         self._credits = credits
         self._sent: list[_Sent] = []
         self._heard_s = time.monotonic()
+        self._is_there = True
+        self._replacements: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._last: ChunkId | None = None
         self.refused = ""
         """The status of a chunk that the shard does not want: the actor was replaced."""
 
@@ -90,10 +97,45 @@ class ChunkSender:
         if not self._sent:
             self._heard_s = time.monotonic()  # before that, the shard had nothing to say
         sent = _Sent(chunk.chunk_id, encode_chunk(chunk), len(chunk), [], 0.0)
+        self._last = chunk.chunk_id
         self._sent.append(sent)
         self._call(sent)
 
+    def replace_shard(self, shard: Any) -> None:
+        """Another process serves the shard; from any thread, taken with the next `wait`."""
+        self._replacements.put(shard)
+
+    def _turn_to(self, shard: Any) -> None:
+        """Send what was not acknowledged, and say first which chunks cannot be awaited."""
+        self._shard, self._is_there, self._heard_s = shard, True, time.monotonic()
+        if self._last is None:
+            return
+        first = self._sent[0].chunk_id.seq if self._sent else self._last.seq + 1
+        # Not waited for: without it the shard awaits them for a while.
+        shard.begin_at.remote(self._slot, self._last.incarnation, first)
+        for sent in self._sent:
+            sent.refs, sent.question = [], None
+            self._call(sent)
+
+    def _await_replacement(self, timeout_s: float) -> None:
+        """While there is no shard.
+
+        Raises:
+            WaitTimeoutError: when none has come for `SHARD_RETURN_TIMEOUT_S`.
+        """
+        try:
+            self._turn_to(self._replacements.get(timeout=timeout_s))
+        except queue.Empty:
+            away_s = time.monotonic() - self._heard_s
+            if away_s > SHARD_RETURN_TIMEOUT_S:
+                raise WaitTimeoutError(
+                    f"actor {self._slot} waited {away_s:.0f} s for a replay shard in place of the "
+                    "one that died"
+                ) from None
+
     def _call(self, sent: _Sent) -> None:
+        if not self._is_there:
+            return
         sent.refs.append(self._shard.insert.remote(sent.data, self._held_versions()))
         sent.asked_s = time.monotonic()
 
@@ -111,15 +153,21 @@ class ChunkSender:
 
         Raises:
             WaitTimeoutError: when nothing was heard of the shard for `ANSWER_TIMEOUT_S`.
-            RayError: when the shard has died, or what it raised.
+            RayError: what the shard raised.
         """
-        if not self._sent:
+        while not self._replacements.empty():
+            self._turn_to(self._replacements.get())
+        if not self._is_there:
+            self._await_replacement(timeout_s)
+        if not self._sent or not self._is_there:
             return
         calls = {ref: sent for sent in self._sent for ref in sent.refs}
         questions = {sent.question: sent for sent in self._sent if sent.question is not None}
         next_question_s = min(sent.asked_s + sent.patience_s for sent in self._sent)
         timeout_s = min(timeout_s, max(LEAST_WAIT_S, next_question_s - time.monotonic()))
         for ref in _ready([*calls, *questions], timeout_s):
+            if not self._is_there:
+                return  # one of them brought the news; the rest would bring the same
             if ref in calls:
                 self._answered(calls[ref], ref)
             else:
@@ -154,13 +202,18 @@ class ChunkSender:
         """What a call brought; None when it was lost on its way."""
         try:
             answer = ray.get(ref, timeout=ANSWER_TIMEOUT_S)
-        except ray.exceptions.ActorUnavailableError:
+        except (ray.exceptions.ActorUnavailableError, ray.exceptions.ObjectLostError):
+            return None
+        except ray.exceptions.RayActorError:
+            self._is_there, self._heard_s = False, time.monotonic()
             return None
         self._heard_s = time.monotonic()
         return answer
 
     def _ask_after_late_ones(self) -> None:
         now_s = time.monotonic()
+        if not self._is_there:
+            return
         if self._sent and now_s - self._heard_s > ANSWER_TIMEOUT_S:
             raise WaitTimeoutError(
                 f"actor {self._slot} waited {ANSWER_TIMEOUT_S:.0f} s for the replay server to "

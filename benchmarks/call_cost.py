@@ -25,8 +25,8 @@ from producers import RUN_ID, START_TIMEOUT_S, cpu_s
 from qfleet.actors.remote import remote_actor_class
 from qfleet.bench.bench_record import Measurement
 from qfleet.bench.part_benchmarks import first_snapshot, resolved_preset
+from qfleet.cluster.answers import answer
 from qfleet.cluster.ray_cluster import connect, disconnect
-from qfleet.cluster.roles import answer
 from qfleet.common.messages import encode_snapshot
 from qfleet.common.plan_json import plan_to_json
 from qfleet.common.types import ParamsOffer

@@ -28,8 +28,8 @@ from timed_roles import TimedRoles, start_roles
 
 from qfleet.bench.bench_record import Measurement
 from qfleet.bench.part_benchmarks import resolved_preset
+from qfleet.cluster.answers import answer
 from qfleet.cluster.ray_cluster import connect, disconnect
-from qfleet.cluster.roles import answer
 from qfleet.common.threads import with_lowered_priority
 from qfleet.common.types import ReplayStats
 from qfleet.fleets.cuts import capture_learner_and_replay, restore_learner_and_replay

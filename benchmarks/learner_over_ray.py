@@ -24,8 +24,8 @@ from timed_roles import TimedRoles, start_roles
 
 from qfleet.bench.bench_record import Measurement
 from qfleet.bench.part_benchmarks import SEED, random_columns, resolved_preset
+from qfleet.cluster.answers import answer
 from qfleet.cluster.ray_cluster import connect, disconnect
-from qfleet.cluster.roles import answer
 from qfleet.common.plan_json import plan_from_json, plan_to_json
 from qfleet.common.types import ChunkId, EnvironmentSpec, TransitionChunk
 from qfleet.learner.plan import LearnerPlan

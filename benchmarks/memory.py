@@ -19,8 +19,9 @@ from machine import finish, make_parser
 
 from qfleet.bench.bench_record import Measurement
 from qfleet.bench.part_benchmarks import resolved_preset
+from qfleet.cluster.answers import answer
 from qfleet.cluster.ray_cluster import connect, disconnect
-from qfleet.cluster.roles import Roles, answer
+from qfleet.cluster.roles import Roles
 from qfleet.settings.plans import run_plans
 
 MB = 1e6

@@ -18,7 +18,7 @@ import ray
 
 from qfleet.actors.plan import MAX_UNACKNOWLEDGED_CHUNKS
 from qfleet.bench.part_benchmarks import SEED, random_columns
-from qfleet.cluster.roles import answer
+from qfleet.cluster.answers import answer
 from qfleet.common.messages import decode_shard_sample, encode_chunk
 from qfleet.common.plan_json import plan_to_json
 from qfleet.common.types import ChunkId, EnvironmentSpec, TransitionChunk

@@ -23,8 +23,8 @@ from producers import RUN_ID, START_TIMEOUT_S, start_shards
 
 from qfleet.bench.bench_record import Measurement
 from qfleet.bench.part_benchmarks import SEED, first_snapshot, random_columns, resolved_preset
+from qfleet.cluster.answers import answer
 from qfleet.cluster.ray_cluster import connect, disconnect
-from qfleet.cluster.roles import answer
 from qfleet.common.messages import encode_chunk, encode_snapshot
 from qfleet.common.types import ChunkId, EnvironmentSpec, TransitionChunk
 from qfleet.learner.remote_publisher import SnapshotPublisher

@@ -44,8 +44,8 @@ from saturation_steps import (
 
 from qfleet.bench.bench_record import Measurement
 from qfleet.bench.part_benchmarks import SEED, random_columns, resolved_preset
+from qfleet.cluster.answers import answer
 from qfleet.cluster.ray_cluster import connect, disconnect
-from qfleet.cluster.roles import answer
 from qfleet.common.messages import encode_chunk
 from qfleet.common.types import ChunkId, ReplayStats, TransitionChunk
 from qfleet.settings.plans import run_plans

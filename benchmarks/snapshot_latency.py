@@ -21,8 +21,8 @@ from timed_roles import TimedRoles, start_roles
 
 from qfleet.bench.bench_record import Measurement
 from qfleet.bench.part_benchmarks import first_snapshot, resolved_preset
+from qfleet.cluster.answers import answer
 from qfleet.cluster.ray_cluster import connect, disconnect
-from qfleet.cluster.roles import answer
 from qfleet.settings.plans import run_plans
 
 

@@ -16,7 +16,7 @@ from producers import RUN_ID, START_TIMEOUT_S, start_shards
 
 from qfleet.actors import remote as actor_shell
 from qfleet.actors.remote import ActorShell
-from qfleet.cluster.roles import answer
+from qfleet.cluster.answers import answer
 from qfleet.common.plan_json import plan_to_json
 from qfleet.common.types import EnvironmentSpec
 from qfleet.learner import remote as learner_shell

@@ -24,6 +24,7 @@ from qfleet.common.capture_stream import decode_capture, encode_capture, restori
 from qfleet.common.messages import decode_snapshot, encode_snapshot
 from qfleet.common.params import params_sha256
 from qfleet.common.plan_json import plan_from_json
+from qfleet.common.role_place import read_logs, role_place
 from qfleet.common.signals import die_of_sigterm
 from qfleet.common.stage_clock import COPYING, LEARNING, StageClock
 from qfleet.common.threads import limit_threads
@@ -80,11 +81,25 @@ class LearnerShell:
         return os.getpid()
 
     @ray.method(concurrency_group="control")
-    def replace_shard(self, index: int, shard: Any) -> None:
-        """A new process serves shard `index`: it is asked, and told of the parameters."""
+    def place(self) -> dict[str, Any]:
+        """See `role_place`."""
+        return role_place(ray.get_runtime_context().get_node_id())
+
+    @ray.method(concurrency_group="control")
+    def written(self, paths: list[str], offsets: list[int]) -> list[bytes]:
+        """What its own log files hold from there on."""
+        return read_logs(paths, offsets)
+
+    @ray.method(concurrency_group="control")
+    def replace_shard(self, index: int, shard: Any, draw: bool) -> None:
+        """A new process serves shard `index`: it is told of the parameters and drawn from.
+
+        Until it is called with `draw`, the other shards are drawn from alone.
+        """
         self._shards[index] = shard
-        self._feed.replace_shard(index, shard)
         self._publisher.replace_shard(index, shard)
+        if draw:
+            self._feed.replace_shard(index, shard)
 
     @ray.method(concurrency_group="control")
     def request_stop(self) -> None:

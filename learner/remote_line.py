@@ -148,8 +148,8 @@ class ShardLine:
         """What a call brought; None when it was lost, or the shard with it."""
         try:
             values = list(ray.get(refs, timeout=ANSWER_TIMEOUT_S))
-        except ray.exceptions.ActorUnavailableError:
-            return None
+        except (ray.exceptions.ActorUnavailableError, ray.exceptions.ObjectLostError):
+            return None  # the call was lost, or its answer with the host that it was on
         except ray.exceptions.RayActorError:
             self._shard, self._updates = None, {}
             self.stats = self.stats._replace(size=0, mass=0.0)

@@ -37,8 +37,11 @@ class _SlotRecord:
     def accept(self, seq: int) -> int:
         """Note the arrival of a new number and return how many missing ones were given up."""
         self.ahead.add(seq)
+        return self.give_up_below(seq - REORDER_WINDOW_CHUNKS)
+
+    def give_up_below(self, floor: int) -> int:
+        """Await no number below `floor` any more; returns how many of them are missing."""
         lost = 0
-        floor = seq - REORDER_WINDOW_CHUNKS
         if floor > self.next_seq:
             arrived = {number for number in self.ahead if number < floor}
             lost = floor - self.next_seq - len(arrived)
@@ -97,6 +100,16 @@ class ChunkLedger:
         if record is not None:
             self.gap_chunks += record.holes()
         self._records[actor_slot] = _SlotRecord(incarnation)
+
+    def begin_at(self, actor_slot: int, incarnation: int, seq: int) -> None:
+        """Await nothing of that incarnation below `seq`: it went to a predecessor of this shard.
+
+        What is missing of it is a gap, as are the holes of incarnations before.
+        """
+        self.fence(actor_slot, incarnation)
+        record = self._records[actor_slot]
+        if record.incarnation == incarnation:
+            self.gap_chunks += record.give_up_below(seq)
 
     def hwm(self, actor_slot: int) -> int:
         """The newest number of the slot's incarnation below which none is awaited; −1 at first."""

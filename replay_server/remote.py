@@ -9,10 +9,8 @@ It also hands on the learner's parameters: an acknowledgement names the newest v
 what the actor does not hold. The learner announces each version once to every shard.
 Threads, because Ray answers a plain method about one and a half times as fast as a coroutine.
 
-What a shard owns, and what its restore needs: ring, sampler, limiter counts, ledger and slot
-records are in its capture. Lost with it are the chunks it has acknowledged since that cut; those it
-held back their actors still have. The announcement comes back from the learner
-(`LearnerShell.replace_shard`), open requests are asked again of the new handle.
+Lost with a shard are the chunks it has acknowledged since its last cut; those it held back their
+actors still have, and the announcement comes back from the learner (`LearnerShell.replace_shard`).
 """
 
 from __future__ import annotations
@@ -26,9 +24,10 @@ from typing import Any
 import ray
 
 from qfleet.common.errors import WireFormatError
-from qfleet.common.inline_pieces import join, split
+from qfleet.common.inline_pieces import split
 from qfleet.common.messages import decode_chunk, decode_priority_update, encode_shard_sample
 from qfleet.common.plan_json import plan_from_json
+from qfleet.common.role_place import read_logs, role_place
 from qfleet.common.signals import die_of_sigterm
 from qfleet.common.stage_clock import INSERT_HELD, REPLAY, SAMPLE_HELD, SAMPLING, StageClock
 from qfleet.common.threads import limit_threads
@@ -40,11 +39,10 @@ from qfleet.common.types import (
     TransitionChunk,
 )
 from qfleet.replay_server.build import build_shard
+from qfleet.replay_server.cut_traffic import CutTraffic
 from qfleet.replay_server.held_calls import HeldCalls
-from qfleet.replay_server.numbered_pieces import NumberedPieces
 from qfleet.replay_server.plan import ReplayPlan
 from qfleet.replay_server.rejections import Rejections
-from qfleet.replay_server.shard_capture import RestoringShard
 
 SAMPLE_HOLD_S = 0.2
 """A request for draws that the limiter holds back is answered None after this: silence of the
@@ -84,8 +82,7 @@ class ReplayServerShell:
         self._gate_is_open = False
         self._replay_s = 0.0
         self._sampling_clock = StageClock()
-        self._pieces: NumberedPieces | None = None
-        self._restoring: RestoringShard | None = None
+        self._cuts = CutTraffic(self._core, self._lock, self._inserting.wake)
 
     @ray.method(concurrency_group="insert")
     def insert(
@@ -147,6 +144,12 @@ class ReplayServerShell:
             return is_full or ChunkId(run_id, slot, incarnation, seq) in self._held_chunks
 
     @ray.method(concurrency_group="params")
+    def begin_at(self, slot: int, incarnation: int, seq: int) -> None:
+        """An actor turns here from a shard that died: what came before `seq` went there."""
+        with self._lock:
+            self._core.begin_at(slot, incarnation, seq)
+
+    @ray.method(concurrency_group="params")
     def await_params(self, timeout_s: float) -> list[Any]:
         """A whole `ParamsOffer` as a list; without any version when none is announced in time."""
         with self._lock:
@@ -206,6 +209,14 @@ class ReplayServerShell:
         """This process's id, once it can answer."""
         return os.getpid()
 
+    def place(self) -> dict[str, Any]:
+        """See `role_place`."""
+        return role_place(ray.get_runtime_context().get_node_id())
+
+    def written(self, paths: list[str], offsets: list[int]) -> list[bytes]:
+        """What its own log files hold from there on."""
+        return read_logs(paths, offsets)
+
     def open_gate(self) -> None:
         """The run ends: the limiter holds nothing back any more, so no caller is left waiting."""
         with self._lock:
@@ -257,45 +268,32 @@ class ReplayServerShell:
             self._core.fence(slot, incarnation)
             self._inserting.wake_all()
 
-    def freeze(self, contents: bool) -> bytes:
-        """Keep the core's state of now for `next_piece`; returns its head.
-
-        An insert waits when the reader is too slow for it. Without contents: counters and ledger.
-        """
+    def take_over(self, env_steps: dict[int, int], incarnations: dict[int, int]) -> None:
+        """Go on where a shard that died had got to: env steps and incarnations by actor slot."""
         with self._lock:
-            frozen = self._core.freeze(contents)
-            self._pieces = NumberedPieces(frozen)
-        return frozen.head()
+            self._core.slots.played_at_least(env_steps)
+            for slot, incarnation in incarnations.items():
+                self._core.fence(slot, incarnation)
+
+    def freeze(self, contents: bool) -> bytes:
+        """Keep the core's state of now for `next_piece`; returns its head (`CutTraffic`)."""
+        return self._cuts.freeze(contents)
 
     def next_piece(self, number: int, n_parts: int = 1) -> list[bytes] | list[None]:
-        """A piece of the frozen state after its head, in parts (`inline_pieces`); None at its end.
-
-        Calls may overtake one another, and one may be made again.
-        """
-        with self._lock:
-            piece = b"" if self._pieces is None else self._pieces.piece(number)
-            self._inserting.wake()  # one may have waited for room
-        return split(piece, n_parts) if piece else [None] * n_parts
+        """A piece of the frozen state, in parts (`inline_pieces`); None at its end."""
+        return self._cuts.next_piece(number, n_parts)
 
     def drop_frozen(self) -> None:
         """Nobody asks for the rest: inserts need not wait for it."""
-        with self._lock:
-            if self._pieces is not None:
-                self._pieces.release()
-            self._pieces = None
-            self._inserting.wake()
+        self._cuts.drop()
 
     def restore_piece(self, number: int, *parts: bytes) -> None:
         """A piece, in parts, of a stream that `end_restore` completes; taken in its turn, once."""
-        self._restoring = self._restoring or self._core.restoring()
-        with self._lock:
-            self._restoring.take_numbered(number, join(parts))
+        self._cuts.restore_piece(number, parts)
 
     def end_restore(self) -> None:
         """Become what the pieces told of."""
-        restoring, self._restoring = self._restoring or self._core.restoring(), None
-        with self._lock:
-            restoring.end()
+        self._cuts.end_restore()
 
 
 def remote_replay_class() -> Any:

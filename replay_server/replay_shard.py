@@ -149,6 +149,10 @@ class ReplayShard:
         """Refuse chunks of actor slot `slot` whose incarnation is below this one from now on."""
         self._ledger.fence(slot, incarnation)
 
+    def begin_at(self, slot: int, incarnation: int, seq: int) -> None:
+        """Await no chunk of that incarnation below `seq`: a predecessor of this shard had them."""
+        self._ledger.begin_at(slot, incarnation, seq)
+
     def is_new(self, chunk_id: ChunkId) -> bool:
         """Whether a chunk of this name would be stored; others never wait for the limiter."""
         return self._ledger.status_of(chunk_id) == ACCEPTED

@@ -50,6 +50,12 @@ class SlotRecords:
         if chunk.target_version > newest:  # two chunks may have changed places on their way
             slot.targets_acted.append(chunk.target_version)
 
+    def played_at_least(self, env_steps: dict[int, int]) -> None:
+        """Env steps by slot that were played, whether or not their transitions are here."""
+        for number, steps in env_steps.items():
+            slot = self._slots.setdefault(number, _Slot())
+            slot.env_steps = max(slot.env_steps, steps)
+
     @property
     def env_steps(self) -> int:
         """Of all slots."""

@@ -406,16 +406,17 @@ def test_epsilon_follows_the_fleets_env_steps():
     np.testing.assert_allclose(epsilons, [1 - 0.015, 0.5 - 0.015, 0.5 - 0.035], rtol=1e-12)
 
 
-def test_set_n_actors_spreads_the_ladder_anew():
+def test_set_ladder_gives_another_place_among_other_actors():
     actor = _actor(Config(env=CORRIDOR), n_envs=2, slot=1, n_actors=2)
     actor.set_params(_snapshot(1, n_inputs=1))
     actor.act_steps(8)
-    actor.set_n_actors(3)
+    actor.set_ladder(0, 3)
     actor.act_steps(8)
 
     epsilons = [episode.epsilon for episode in actor.take_chunk().episodes]
 
-    expected = [0.4 ** (1 + 7 * i / last) for last in (3, 5) for i in (2, 3)]
+    steps = [(3, 2), (3, 3), (5, 0), (5, 1)]
+    expected = [0.4 ** (1 + 7 * i / last) for last, i in steps]
     np.testing.assert_allclose(epsilons, expected, rtol=1e-12)
 
 

@@ -58,7 +58,7 @@ def test_schedules_follow_the_fleets_env_steps(schedule, step, expected):
 
 @pytest.mark.parametrize(("slot", "n_actors"), [(-1, 2), (2, 2)])
 def test_exploration_outside_the_fleet_is_refused(slot, n_actors):
-    with pytest.raises(ValueError, match="actor_slot"):
+    with pytest.raises(ValueError, match="place"):
         Exploration(actor_plan(), slot, n_actors, 1)
 
 

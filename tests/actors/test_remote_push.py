@@ -199,12 +199,57 @@ def test_shard_of_which_nothing_is_heard_is_given_up(ray, sender, shard):
     assert ray.now_s - 1000.0 == pytest.approx(60.0, abs=1.0)
 
 
-def test_shard_that_is_dead_is_not_waited_for(ray, sender, shard):
+def test_chunks_of_a_shard_that_died_wait_for_the_one_in_its_place(ray, sender, shard, new_handle):
+    """Nothing is sent to the dead one, and what it had taken is not awaited of its successor."""
+    for seq in range(3):
+        sender.send(chunk(seq))
+    shard.open("insert")[0].answer(ack())
+    sender.wait(0.0)
+    for call in shard.open("insert"):
+        call.answer(ray.dead)
+    for _ in range(3):
+        sender.wait(0.001)
+    n_calls = len(shard.calls)
+    sender.send(chunk(3))
+    sender.wait(0.001)
+    assert (len(shard.calls), sender.rows, sender.has_room(4)) == (n_calls, 12, False)
+
+    successor = new_handle()
+    sender.replace_shard(successor)
+    sender.wait(0.001)
+
+    begin, *inserts = successor.calls
+    assert (begin.method, begin.arguments) == ("begin_at", (3, 0, 1))
+    assert seqs(inserts) == [1, 2, 3]
+    for call in inserts:
+        call.answer(ack())
+    sender.wait(0.0)
+    assert (sender.rows, sender.refused) == (0, "")
+
+
+def test_actor_that_had_nothing_on_its_way_begins_with_its_next_chunk(
+    ray, sender, shard, new_handle
+):
+    sender.send(chunk(0))
+    shard.calls[0].answer(ack())
+    sender.wait(0.0)
+    successor = new_handle()
+    sender.replace_shard(successor)
+
+    sender.wait(0.0)
+
+    assert [(c.method, c.arguments) for c in successor.calls] == [("begin_at", (3, 0, 1))]
+
+
+def test_shard_that_does_not_come_back_is_given_up(ray, sender, shard, monkeypatch):
+    monkeypatch.setattr(remote_push, "SHARD_RETURN_TIMEOUT_S", 5.0)
     sender.send(chunk(0))
     shard.calls[0].answer(ray.dead)
+    sender.wait(0.001)
+    ray.now_s += 5.1
 
-    with pytest.raises(type(ray.dead)):
-        sender.wait(0.1)
+    with pytest.raises(WaitTimeoutError, match="actor 3 waited 5 s for a replay shard in place"):
+        sender.wait(0.001)
 
 
 def test_drain_takes_what_comes_soon_and_keeps_the_rest(ray, sender, shard):

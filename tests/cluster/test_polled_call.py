@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from qfleet.cluster import polled_call, roles
+from qfleet.cluster import answers, polled_call
 from qfleet.cluster.polled_call import HESITATION_S, POLL_S, SILENCE_TIMEOUT_S, PolledCall
 from qfleet.common.errors import RoleLostError, WaitTimeoutError
 
 
 @pytest.fixture
 def ray(hand_ray):
-    return hand_ray(polled_call, roles)
+    return hand_ray(polled_call, answers)
 
 
 @pytest.fixture

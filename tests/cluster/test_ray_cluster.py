@@ -35,8 +35,6 @@ def fake_ray(monkeypatch, tmp_path):
         _private=SimpleNamespace(worker=SimpleNamespace(_global_node=node)),
         is_initialized=lambda: False,
         init=lambda **options: seen.inits.append(options),
-        cluster_resources=lambda: {"CPU": 1.5},
-        available_resources=lambda: {"CPU": 0.5},
     )
     monkeypatch.setattr(ray_cluster, "import_ray", lambda: fake)
     monkeypatch.setattr(ray_cluster, "lean_start", LeanStart)
@@ -72,32 +70,12 @@ def test_connect_is_lean_by_its_key_alone(fake_ray, monkeypatch, keys, metrics, 
     assert len(fake_ray.inits) == 1
 
 
-def test_resource_table_shows_wanted_present_and_free(fake_ray):
+def test_own_ray_is_given_what_the_roles_ask_for_custom_resources_too(fake_ray):
+    pins = {"learner_resources": {"gpu_host": 0.01}, "actor_resources": {"player": 1}}
+    ray_cluster.connect(plan_of(**pins), print).own.end()
+    [options] = fake_ray.inits
     # The learner's 1, and 0.5 each for shard and actor.
-    assert ray_cluster.resource_table(plan_of()) == (
-        "  CPU: wanted 2, the cluster has 1.5, of which 0.5 are free\n"
-        "  GPU: wanted 0, the cluster has 0, of which 0 are free"
-    )
-
-
-def test_wait_for_resources_says_at_once_and_again_what_it_waits_for(fake_ray, monkeypatch):
-    clock = SimpleNamespace(now_s=100.0)
-
-    def sleep(seconds):
-        clock.now_s += seconds
-
-    monkeypatch.setattr(
-        ray_cluster, "time", SimpleNamespace(monotonic=lambda: clock.now_s, sleep=sleep)
-    )
-    plan, told = plan_of(wait_for_resources_s=12.0), []
-    with pytest.raises(ResourcesError, match="too small after 12 s"):
-        ray_cluster._wait_for_resources(
-            ray_cluster.import_ray(), plan, lambda text: told.append((clock.now_s - 100.0, text))
-        )
-    assert told == [
-        (at_s, f"waiting for the cluster ({at_s} of 12 s): CPU wanted {plan.cpus:g}, available 1.5")
-        for at_s in (0, 5, 10)
-    ]
+    assert (options["num_cpus"], options["resources"]) == (2, {"gpu_host": 0.01, "player": 1.0})
 
 
 def test_ray_that_does_not_start_is_a_matter_of_resources_and_puts_all_back(fake_ray, monkeypatch):
@@ -150,7 +128,6 @@ def test_auto_says_the_address_that_it_found_and_warns_of_others(
     monkeypatch.setattr(ray_cluster, "resolve", lambda address: ("10.0.0.1:6379", others))
     monkeypatch.setattr(ray_cluster, "probe", lambda address, written: None)
     monkeypatch.setattr(ray_cluster, "join", lambda ray, address, options: None)
-    monkeypatch.setattr(ray_cluster, "_wait_for_resources", lambda ray, plan, tell: None)
     told = []
 
     cluster = ray_cluster.connect(plan_of(address="auto"), told.append)

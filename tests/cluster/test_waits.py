@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from qfleet.cluster import roles, waits
-from qfleet.cluster.roles import answer
+from qfleet.cluster import answers, waits
+from qfleet.cluster.answers import answer
 from qfleet.cluster.waits import Wait, ask_checks, asked_in_every_wait
 from qfleet.common.errors import ClusterLostError, RoleLostError, WaitTimeoutError
 
@@ -28,7 +28,7 @@ def silent_role(monkeypatch):
         raise ray.exceptions.GetTimeoutError("nothing yet")
 
     fake = SimpleNamespace(get=get, exceptions=ray.exceptions)
-    monkeypatch.setattr(roles, "import_ray", lambda: fake)
+    monkeypatch.setattr(answers, "import_ray", lambda: fake)
     monkeypatch.setattr(waits, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
     return clock
 

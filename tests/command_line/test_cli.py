@@ -133,8 +133,8 @@ def test_version(capsys):
         ),
         (
             ["zzzz"],
-            "qfleet: there is no command zzzz; commands are train, eval, play, status, study, "
-            "report, bench, doctor, config\n",
+            "qfleet: there is no command zzzz; commands are train, eval, play, status, scale, "
+            "study, report, bench, doctor, config\n",
         ),
         (
             ["--seed", "3"],

@@ -24,6 +24,7 @@ from qfleet.run_files.run_directory import RunDirectory
 from qfleet.run_files.summary import (
     Accounting,
     FleetTables,
+    RoleRow,
     RunSummary,
     ShardRow,
     SlotRow,
@@ -127,6 +128,27 @@ def test_status_shows_shards_and_slots_of_runs_that_go_on_and_that_have_ended() 
     expected = "1,200 inserted, 9,000 sampled, 800 resident, held back for 1.2 s"
     assert f"shard 0            {expected}" in lines
     assert "actor 3            1,300 env steps, 1,210 transitions, incarnation 2" in lines
+
+
+def test_status_of_a_live_run_shows_every_role_with_host_rate_and_wait() -> None:
+    rows = [
+        RoleRow(
+            role="learner", host="box", pid=7, rate=1234.5, unit="updates/s", waits_for="actors"
+        ),
+        RoleRow(role="actor-0", host="h2", pid=8, rate=900.0, unit="env steps/s", waits_for=""),
+        RoleRow(role="actor-1", host="", pid=0, rate=0, unit="", waits_for="room in the cluster"),
+    ]
+    with start_run() as run:
+        fill(run)
+        write_fleet_tables(FleetTables(roles=rows), run.path)
+        status = run_status(run.path, now_s=0.0)
+    assert status["roles"] == [row.model_dump() for row in rows]
+    lines = status_text(status).splitlines()
+    assert "learner            box (process 7), 1,234 updates/s, waits for actors" in lines
+    assert "actor-0            h2 (process 8), 900 env steps/s" in lines
+    assert "actor-1            not there; waits for room in the cluster" in lines
+    # Of a run that has ended nobody does anything any more.
+    assert run_status(run.path, now_s=0.0)["roles"] == []
 
 
 def test_status_text_shows_what_is_known_in_aligned_lines() -> None:

@@ -31,6 +31,10 @@ def loop(by_hand, hand_ray, monkeypatch):
         evaluating=None,
         go_on=noting("evaluator looked after"),
     )
+    loop._shards = SimpleNamespace(
+        polls={}, are_all_there=True, is_there=None, poll=lambda *_: [], go_on=noting("shards")
+    )
+    loop._hosts = SimpleNamespace(go_on=lambda *_: None)
     loop.checkpoint = noting("cut")
     return loop
 
@@ -38,23 +42,51 @@ def loop(by_hand, hand_ray, monkeypatch):
 @pytest.fixture
 def session():
     return SimpleNamespace(
-        incident=print, checkpoint_due=lambda: True, stop_reason=lambda: None, observe=print
+        incident=print,
+        checkpoint_due=lambda: True,
+        stop_reason=lambda: None,
+        observe=print,
+        scale_request=lambda: None,
     )
 
 
 def test_no_cut_is_begun_while_a_role_says_nothing(loop, session, by_hand, hand_ray):
     ray = hand_ray()
-    polls = {"learner": PolledCall(by_hand.learner.status.remote, "the learner")}
+    poll = PolledCall(by_hand.learner.status.remote, "the learner")
     began_s = ray.now_s
     while ray.now_s - began_s < HESITATION_S + 5.0:
-        loop._tick(session, polls)
+        loop._tick(session, poll)
         if ray.now_s - began_s < HESITATION_S - 0.1:
             assert "cut" in loop.order
         loop.order.clear()
-    loop._tick(session, polls)
+    loop._tick(session, poll)
     assert "cut" not in loop.order
 
 
-def test_evaluator_has_its_place_before_any_actor_is_replaced(loop, session):
-    loop._tick(session, {})
-    assert loop.order == ["actors polled", "evaluator looked after", "actors replaced", "cut"]
+def test_evaluator_has_its_place_before_any_actor_is_replaced(loop, session, by_hand):
+    loop._tick(session, PolledCall(by_hand.learner.status.remote, "the learner"))
+    assert loop.order == [
+        "actors polled",
+        "evaluator looked after",
+        "shards",
+        "actors replaced",
+        "cut",
+    ]
+
+
+def test_no_cut_is_begun_while_a_shard_is_on_its_way_back(loop, session, by_hand):
+    loop._shards.are_all_there = False
+    loop._tick(session, PolledCall(by_hand.learner.status.remote, "the learner"))
+    assert "cut" not in loop.order
+
+
+def test_request_for_other_actors_is_handed_on_and_told_once(loop, session, by_hand):
+    asked, said, scaled = [8, 8, None], [], []
+    loop._actors.wanted, loop._actors.scale = 2, scaled.append
+    session.scale_request, session.incident = lambda: asked.pop(0), said.append
+    learner = PolledCall(by_hand.learner.status.remote, "the learner")
+    loop._tick(session, learner)
+    loop._actors.wanted = 8
+    loop._tick(session, learner)
+    loop._tick(session, learner)
+    assert (scaled, said) == ([8], ["scaled from 2 to 8 actors"])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qfleet.cluster import roles
+from qfleet.cluster import answers
 from qfleet.common.capture_stream import encode_capture, messages
 from qfleet.common.errors import CallLostError
 from qfleet.common.inline_pieces import join, split
@@ -61,7 +61,7 @@ class FakeShard:
 @pytest.fixture
 def shard(monkeypatch: pytest.MonkeyPatch) -> FakeShard:
     monkeypatch.setattr(cuts, "answer", lambda ref, *_: ref())
-    monkeypatch.setattr(roles, "answer", lambda ref, *_: ref())
+    monkeypatch.setattr(answers, "answer", lambda ref, *_: ref())
     return FakeShard()
 
 

@@ -9,14 +9,14 @@ from qfleet.fleets.supervisor import (
     MAX_DEATHS_WITHOUT_PROGRESS,
     STALL_TIMEOUT_S,
     ActorSupervisor,
+    ShardSupervisor,
     StallWatch,
 )
 
 
 def supervisor(n_slots=2, min_count=1, incarnation=0):
-    subject = ActorSupervisor(min_count)
-    for slot in range(n_slots):
-        subject.add(slot, incarnation)
+    subject = ActorSupervisor(min_count, incarnation)
+    assert [subject.add(slot) for slot in range(n_slots)] == n_slots * [incarnation]
     return subject
 
 
@@ -110,6 +110,31 @@ def test_slots_are_counted_apart():
         subject.due(1e9)
     assert [state.incarnation for state in subject.slots.values()] == [4, 4]
     assert not any(state.given_up for state in subject.slots.values())
+
+
+def test_due_slot_that_may_not_be_filled_yet_stays_due():
+    subject = supervisor(n_slots=2)
+    for slot in (0, 1):
+        subject.died(slot, "killed", env_steps=1, learner_steps=1, now_s=0.0)
+    assert subject.due(1.0, lambda slot: slot != 1) == {0: 1}
+    assert subject.due(2.0) == {1: 1}
+
+
+def test_lost_shard_begins_anew_at_once_and_later_after_waits_until_it_was_in_vain_too_often():
+    subject = ShardSupervisor(max_in_vain=3)
+    assert [subject.died(0, "killed", 10.0) for _ in range(3)] == [10.0, 12.0, 14.0]
+    assert subject.died(1, "killed", 10.0) == 10.0  # counted apart
+    with pytest.raises(RoleLostError, match=r"no memory \(run.max_role_restarts = 3\)"):
+        subject.died(0, "no memory", 10.0)
+
+
+def test_shard_that_served_in_between_may_be_lost_for_ever():
+    subject = ShardSupervisor(max_in_vain=1)
+    for _ in range(20):
+        assert subject.died(0, "killed", 5.0) == 5.0
+        subject.served(0)
+    with pytest.raises(RoleLostError, match="max_role_restarts = 0"):
+        ShardSupervisor(max_in_vain=0).died(0, "killed", 5.0)
 
 
 def test_stall_watch_raises_only_when_neither_side_moves():

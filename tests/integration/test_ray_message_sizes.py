@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from qfleet.cluster.roles import Roles, answer
+from qfleet.cluster.answers import answer
+from qfleet.cluster.roles import Roles
 from qfleet.common.envs import describe_environment
 from qfleet.common.reports import LearnerStats
 from qfleet.common.types import ReplayStats

@@ -37,3 +37,27 @@ def test_chunk_comes_early_while_lower_numbers_of_its_incarnation_are_missing():
     assert ledger.comes_early(ChunkId("run", 0, 4, 3))
     assert ledger.comes_early(ChunkId("run", 0, 5, 1))
     assert not ledger.comes_early(ChunkId("run", 0, 5, 0))
+
+
+def test_what_went_to_a_predecessor_is_not_awaited_and_counts_as_a_gap():
+    ledger = ChunkLedger("run")
+    for seq in (0, 1, 2):
+        ledger.admit(ChunkId("run", 0, 4, seq))
+    ledger.admit(ChunkId("run", 0, 4, 9))  # it overtook what is said now
+
+    ledger.begin_at(0, 4, 7)
+    assert ledger.gap_chunks == 4  # 3 to 6
+    assert ledger.status_of(ChunkId("run", 0, 4, 5)) == "duplicate"
+    assert [ledger.admit(ChunkId("run", 0, 4, seq)) for seq in (9, 7, 8)] == [
+        "duplicate",
+        "accepted",
+        "accepted",
+    ]
+    assert not ledger.comes_early(ChunkId("run", 0, 4, 10))
+    ledger.check_valid()
+
+    ledger.begin_at(0, 4, 3)  # said late: nothing goes back
+    ledger.begin_at(0, 3, 50)  # of an actor that was replaced
+    assert (ledger.hwm(0), ledger.gap_chunks) == (9, 4)
+    ledger.begin_at(1, 0, 6)  # nothing is known of that slot
+    assert not ledger.comes_early(ChunkId("run", 1, 0, 6))

@@ -31,4 +31,5 @@ def test_tables_are_of_every_shard_and_every_slot_that_played():
             {"slot": 0, "env_steps": 9, "produced": 7, "incarnation": 2},
             {"slot": 1, "env_steps": 90, "produced": 92, "incarnation": 4},
         ],
+        "roles": [],
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from qfleet.common.errors import ConfigError
 from qfleet.learner.fast.package_cache import PackageCache, cache_directory
 from qfleet.learner.fast.package_spec import PROOF_SUFFIX, PackageSpec
 from qfleet.run.resolution import check_and_resolve
@@ -95,3 +96,12 @@ def test_custom_network_finds_its_package(monkeypatch, tmp_path):
     assert check_and_resolve(wanted)[1].learner.compile == "off"
     put_package(wanted)
     assert check_and_resolve(wanted)[1].learner.compile == "required"
+
+
+def test_memory_is_that_of_this_host_unless_a_cluster_holds_the_replay(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    too_large = config(runtime="ray", replay__capacity=10**11, actors__count=1, learner__num_gpus=0)
+    with pytest.raises(ConfigError, match=r"replay\.capacity.*GiB of memory"):
+        check_and_resolve(too_large)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert check_and_resolve(too_large)[1].replay.capacity == 10**11

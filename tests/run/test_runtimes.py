@@ -176,7 +176,7 @@ def test_run_on_ray_says_what_lets_others_in(monkeypatch):
         incident=said.append,
     )
     for name in ("import_ray", "connect", "disconnect"):
-        monkeypatch.setattr(ray_cluster, name, lambda *_: None)
+        monkeypatch.setattr(ray_cluster, name, lambda *_: SimpleNamespace(own="ours"))
     monkeypatch.setattr(cluster_pulse, "services_of", lambda ray: [])
     monkeypatch.setattr(runtimes, "import_in_background", lambda *_: None)
     monkeypatch.setattr(runtimes, "with_restarts", lambda *_: said.append("roles"))

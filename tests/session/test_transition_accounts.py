@@ -153,3 +153,23 @@ def test_restoring_a_cut_forgets_nothing_of_later():
 
     after = report([shard(50)], [actor(0, incarnation=1)], [(0, 0, 50, 50, 0)])
     assert accounts.accounting(after).lost == 30
+
+
+def test_what_a_shard_forgot_of_a_living_actor_is_lost_and_what_it_has_not_sent_in_flight():
+    """Restored alone, the shard is back at 60 of the 95 that it had acknowledged."""
+    living = ActorReport(0, 100, 100, 5, 0)
+    other = ActorReport(1, 100, 100, 5, 0)
+    accounts = TransitionAccounts()
+    accounts.shard_rolled_back([0])
+    seen = report([shard(60), shard(90)], [living, other], [(0, 0, 95, 60, 0), (1, 0, 90, 90, 0)])
+    accounts.observe(seen)
+
+    found = accounts.accounting(seen)
+
+    assert (found.produced, found.resident, found.lost, found.in_flight) == (200, 150, 35, 15)
+    assert found.is_balanced
+    assert found.at_least == []
+    again = TransitionAccounts()
+    again.restore(json.loads(json.dumps(accounts.capture())))
+    again.observe(seen)
+    assert again.accounting(seen) == found

@@ -158,9 +158,33 @@ def test_fleet_and_cluster_plan_by_hand():
     assert (plans.fleet.actors, plans.fleet.min_actors, plans.fleet.shards) == (6, 2, 4)
     assert not plans.fleet.checkpoints_hold_replay
     # learner 2, four shards, six actors; nothing is set aside for the evaluator
-    assert plans.cluster.cpus == 2 + 4 * 0.5 + 6 * 0.25
-    assert (plans.cluster.gpus, plans.cluster.address) == (0, "host:1")
+    assert plans.cluster.resources == {"CPU": 2 + 4 * 0.5 + 6 * 0.25, "GPU": 0.0}
+    assert plans.cluster.address == "host:1"
     assert (plans.cluster.wait_for_resources_s, plans.cluster.ship) == (7.0, ("my_env.py",))
+
+
+def test_needs_of_roles_by_hand_with_the_resources_that_pin_them():
+    pins = {
+        "learner_resources": {"gpu_host": 0.01},
+        "replay_resources": {"big": 1},
+        "actor_resources": {"player": 0.5},
+    }
+    cluster = plans_of(ray=pins).cluster
+    assert [str(need) for need in cluster.needs] == [
+        "1 learner (CPU 2, gpu_host 0.01)",
+        "4 replay shards (CPU 0.5, big 1)",
+        "6 actors (CPU 0.25, player 0.5)",
+    ]
+    assert cluster.resources == {
+        "CPU": 5.5,
+        "GPU": 0.0,
+        "gpu_host": 0.01,
+        "big": 4.0,
+        "player": 3.0,
+    }
+    # Only as many actors as actors.min_count must have room; in lockstep all.
+    assert cluster.actors.least == 2
+    assert plans_of(run={"schedule": "lockstep"}).cluster.actors.least == 6
 
 
 @pytest.mark.parametrize(
@@ -235,4 +259,4 @@ def test_no_plan_has_a_default_that_could_stand_in_for_a_number():
 
 def test_default_run_has_room_on_a_cluster_of_two_cores():
     config = resolve_config(load_config("cartpole", [], {}), None, cpus=2, gpus=0)
-    assert run_plans(config).cluster.cpus <= 2.0
+    assert run_plans(config).cluster.resources["CPU"] <= 2.0

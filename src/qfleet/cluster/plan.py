@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from qfleet.actors.plan import ActorPlan, EvaluatorPlan
+from qfleet.cluster.placing.needs import RoleNeed, total
 from qfleet.learner.plan import LearnerPlan
 from qfleet.replay_server.plan import ReplayPlan
 from qfleet.replay_server.rate_limiter import LearningRule
@@ -15,8 +16,9 @@ from qfleet.replay_server.rate_limiter import LearningRule
 class ClusterPlan:
     """Which cluster to use, and what all roles together ask of it."""
 
-    cpus: float
-    gpus: int
+    learner: RoleNeed
+    shards: RoleNeed
+    actors: RoleNeed
     address: str | None
     """`ray.address`; None: RAY_ADDRESS or a cluster of our own."""
     wait_for_resources_s: float
@@ -25,9 +27,19 @@ class ClusterPlan:
     """Whether a cluster of our own is started with what carries actors and objects alone."""
 
     @property
+    def together(self) -> tuple[RoleNeed, ...]:
+        """Those that are placed together or not at all."""
+        return self.learner, self.shards
+
+    @property
+    def needs(self) -> tuple[RoleNeed, ...]:
+        """Of everybody; the evaluator asks for nothing."""
+        return *self.together, self.actors
+
+    @property
     def resources(self) -> dict[str, float]:
-        """Ray's names and the amounts."""
-        return {"CPU": self.cpus, "GPU": float(self.gpus)}
+        """Ray's names and what all roles together ask of each."""
+        return total(self.needs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +61,8 @@ class FleetPlan:
     min_actors: int
     """Fewer living actors than this end the run."""
     shards: int
+    max_role_restarts: int
+    """So often in vain before the loss of a role ends the run."""
     checkpoints_hold_replay: bool
     step_timeout_s: float
     """A role whose environments are in one step or reset for longer hangs."""

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from qfleet.cluster.answers import START_TIMEOUT_S, answer, ask
 from qfleet.cluster.ray_cluster import import_ray
-from qfleet.cluster.roles import START_TIMEOUT_S, answer, ask
 from qfleet.common.errors import CallLostError, WaitTimeoutError
 
 POLL_S = 0.25

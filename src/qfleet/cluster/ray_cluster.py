@@ -7,11 +7,11 @@ that the roles ask for, so that four actors run on a two-core laptop.
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -28,9 +28,7 @@ from qfleet.cluster.waits import call_beside
 from qfleet.common.errors import ConfigError, ResourcesError
 
 _SHUTDOWN_TIMEOUT_S = 10.0
-_TELL_PERIOD_S = 5.0
 Tell = Callable[[str], None]
-SMALLER = "add nodes, or lower actors.count, actors.num_cpus or learner.num_gpus"
 _METRICS_COLLECTION = "RAY_enable_metrics_collection"
 _OBJECT_STORE_BYTES = 512 * 2**20
 _INIT_OPTIONS: dict[str, Any] = {
@@ -48,17 +46,6 @@ class Cluster:
     own: OwnSession | None
     """Of a Ray that we have started."""
     description: str
-
-
-def resource_table(plan: ClusterPlan) -> str:
-    """What all roles ask for beside what the cluster has and what of it is free, one row each."""
-    ray = import_ray()
-    present, free = ray.cluster_resources(), ray.available_resources()
-    return "\n".join(
-        f"  {name}: wanted {amount:g}, the cluster has {present.get(name, 0.0):g}, "
-        f"of which {free.get(name, 0.0):g} are free"
-        for name, amount in plan.resources.items()
-    )
 
 
 def import_ray() -> Any:
@@ -86,7 +73,7 @@ def connect(plan: ClusterPlan, tell: Tell = print) -> Cluster:
     `tell` is given what a user should know meanwhile.
 
     Raises:
-        ResourcesError: when no cluster answers, or it is too small.
+        ResourcesError: when no cluster answers.
         SystemExit: a signal came meanwhile; what was started is ended.
     """
     address = plan.address or os.environ.get("RAY_ADDRESS")
@@ -111,13 +98,14 @@ def connect(plan: ClusterPlan, tell: Tell = print) -> Cluster:
     tell(f"joining Ray at {resolved}{beside}")
     probe(resolved, str(address))
     join(ray, resolved, common)
-    _wait_for_resources(ray, plan, tell)
     return Cluster(True, None, f"joined Ray at {resolved}")
 
 
 def _start_own(ray: Any, plan: ClusterPlan, options: dict[str, Any]) -> OwnSession:
     # It says what is done at a fork: not to be imported by another thread while Ray forks.
     importlib.import_module("concurrent.futures.thread")
+    wanted = plan.resources
+    del wanted["GPU"]  # Ray counts those that there are
     place = _ray_folder()
     remove_orphans(place)
     own = OwnSession(place)
@@ -126,7 +114,8 @@ def _start_own(ray: Any, plan: ClusterPlan, options: dict[str, Any]) -> OwnSessi
         with own.around_init(), lean, on_loopback():
             options |= {
                 "address": "local",
-                "num_cpus": max(1, round(plan.cpus + 0.499)),
+                "num_cpus": max(1, math.ceil(wanted.pop("CPU"))),
+                "resources": wanted,
                 "include_dashboard": False,
                 "object_store_memory": _OBJECT_STORE_BYTES,
             }
@@ -149,12 +138,18 @@ def _ray_folder() -> Path:
     return Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray"
 
 
+def joins_cluster(address: str | None) -> bool:
+    """Whether a run with that `ray.address` joins a Ray that is there, on whatever hosts."""
+    is_initialized = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    return (address or os.environ.get("RAY_ADDRESS")) not in (None, "local") or is_initialized
+
+
 def cluster_size(address: str | None) -> tuple[int, int] | None:
     """(CPUs, GPUs) of the cluster that `ray.address` names; None: the run starts its own."""
+    if not joins_cluster(address):
+        return None
     address = address or os.environ.get("RAY_ADDRESS")
     is_initialized = "ray" in sys.modules and sys.modules["ray"].is_initialized()
-    if address in (None, "local") and not is_initialized:
-        return None
     ray = import_ray()
     if not is_initialized:
         resolved, _ = resolve(str(address))
@@ -177,34 +172,3 @@ def disconnect(cluster: Cluster) -> None:
         end.join(_SHUTDOWN_TIMEOUT_S)
     if cluster.own is not None:
         cluster.own.end()
-
-
-def _wait_for_resources(ray: Any, plan: ClusterPlan, tell: Tell) -> None:
-    """Until the cluster has what all roles ask for; says at once, and again, what it waits for.
-
-    Raises:
-        ResourcesError: a table of wanted and present after `ray.wait_for_resources_s`.
-    """
-    began_s, told_s = time.monotonic(), -_TELL_PERIOD_S
-    while True:
-        present = ray.cluster_resources()
-        missing = [
-            f"{name} wanted {amount:g}, available {present.get(name, 0.0):g}"
-            for name, amount in plan.resources.items()
-            if amount > present.get(name, 0.0)
-        ]
-        if not missing:
-            return
-        waited_s = time.monotonic() - began_s
-        if waited_s >= plan.wait_for_resources_s:
-            raise ResourcesError(
-                f"the cluster is too small after {plan.wait_for_resources_s:.0f} s "
-                f"(ray.wait_for_resources_s):\n{resource_table(plan)}\n{SMALLER}"
-            )
-        if waited_s - told_s >= _TELL_PERIOD_S:
-            told_s = waited_s
-            tell(
-                f"waiting for the cluster ({waited_s:.0f} of {plan.wait_for_resources_s:g} s): "
-                f"{'; '.join(missing)}"
-            )
-        time.sleep(0.25)

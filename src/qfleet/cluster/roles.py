@@ -6,151 +6,65 @@ sit in a placement group; actors outside it, so that they can come and go.
 
 from __future__ import annotations
 
-import re
+import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
+from qfleet.cluster.answers import START_TIMEOUT_S, ask
+from qfleet.cluster.placing.needs import SMALLER, Amounts, how_many_fit, in_words
+from qfleet.cluster.placing.placement import Placement
+from qfleet.cluster.placing.role_places import RolePlaces
+from qfleet.cluster.placing.surroundings import NOTHING_AROUND, Surroundings, Tell
 from qfleet.cluster.plan import RunPlans
-from qfleet.cluster.ray_cluster import SMALLER, import_ray, resource_table
-from qfleet.cluster.waits import Wait, ask_checks
-from qfleet.common.errors import (
-    CallLostError,
-    ClusterLostError,
-    QfleetError,
-    ResourcesError,
-    RoleLostError,
-    WaitTimeoutError,
-)
+from qfleet.cluster.ray_cluster import import_ray
+from qfleet.cluster.telling.role_logs import RoleLogs
+from qfleet.cluster.waits import ask_checks
+from qfleet.common.errors import ClusterLostError
 from qfleet.common.plan_json import plan_to_json
 from qfleet.common.types import EnvironmentSpec
 from qfleet.common.user_code import paths_for_roles
-
-START_TIMEOUT_S = 180.0
-_LONGEST_REASON = 500
-"""Characters: an error may quote a whole message."""
-_ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-ANSWER_TIMEOUT_S = 45.0
-"""A role that keeps the driver waiting for longer than this is taken for dead."""
-MAX_CALLS = 10
-"""Of one question, the lost ones included."""
-Waiting = Callable[[], AbstractContextManager[None]]
-"""Around the wait for roles that start: a signal may end it, but must not cut into a creation."""
-
-
-def answer(
-    ref: Any,
-    waiter: str,
-    awaited: str,
-    timeout_s: float = ANSWER_TIMEOUT_S,
-    watch: Callable[[], None] | None = None,
-) -> Any:
-    """`ray.get` that says who waited for whom, and raises our own errors as themselves.
-
-    Args:
-        ref: What Ray gave for the call.
-        waiter: Who waits, in words.
-        awaited: For whom or what.
-        timeout_s: For how long at most.
-        watch: Called while nothing comes; raises when the role gets nowhere.
-
-    Raises:
-        WaitTimeoutError: after `timeout_s`.
-        CallLostError: when Ray lost the call, which may be made again.
-        RoleLostError: when the awaited role is dead.
-        QfleetError: what the role itself raised, or one of the checks (`cluster/waits.py`).
-        SystemExit: a signal came, and the role does not answer.
-    """
-    ray = import_ray()
-    wait = Wait(timeout_s)
-    try:
-        while True:
-            try:
-                return ray.get(ref, timeout=wait.slice_s)
-            except ray.exceptions.GetTimeoutError as error:
-                if not wait.goes_on():
-                    text = f"{waiter} waited {timeout_s:.0f} s for {awaited}"
-                    raise WaitTimeoutError(text) from error
-                if watch is not None:
-                    watch()
-    except ray.exceptions.ActorUnavailableError as error:
-        raise CallLostError(f"a call to {awaited} was lost: {first_line(error)}") from error
-    except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
-        raise RoleLostError(f"{awaited} died: {first_line(error)}") from error
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, QfleetError):
-            raise cause from error
-        raise
-
-
-def ask(
-    call: Callable[[], Any],
-    waiter: str,
-    awaited: str,
-    timeout_s: float = ANSWER_TIMEOUT_S,
-    *,
-    first: Any = None,
-) -> Any:
-    """`answer` to a call that may be made twice: one that is lost on its way is made again.
-
-    Args:
-        call: Makes it.
-        waiter: Who waits, in words.
-        awaited: For whom or what.
-        timeout_s: For how long at most for each answer.
-        first: The reference of the first call, where it was made before.
-
-    Raises:
-        WaitTimeoutError, RoleLostError, QfleetError: see `answer`.
-    """
-    ref = call() if first is None else first
-    for _ in range(MAX_CALLS - 1):
-        try:
-            return answer(ref, waiter, awaited, timeout_s)
-        except CallLostError:
-            ref = call()
-    return answer(ref, waiter, awaited, timeout_s)
-
-
-def first_line(error: BaseException) -> str:
-    """The most telling line of a Ray error: its last one when it carries a traceback."""
-    text = _ANSI_COLOUR.sub("", str(error))
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    # A role whose constructor raised comes with its stack, but without that heading.
-    has_stack = any(
-        "Traceback" in line or "creation task" in line or line.startswith("File ") for line in lines
-    )
-    return (lines[-1] if has_stack else lines[0])[:_LONGEST_REASON]
 
 
 class Roles:
     """Handles of every Ray actor of a run."""
 
-    def __init__(self, plans: RunPlans, spec: EnvironmentSpec, *, run_id: str, device: str) -> None:
-        from qfleet.actors.remote import remote_actor_class, remote_evaluator_class
+    def __init__(
+        self,
+        plans: RunPlans,
+        spec: EnvironmentSpec,
+        *,
+        run_id: str,
+        device: str,
+        surroundings: Surroundings = NOTHING_AROUND,
+    ) -> None:
+        from qfleet.actors.remote import remote_actor_class
+        from qfleet.actors.remote_evaluator import remote_evaluator_class
         from qfleet.learner.remote import remote_learner_class
         from qfleet.replay_server.remote import remote_replay_class
 
         self.plans, self.run_id = plans, run_id
+        self.surroundings, self._run_name = surroundings, surroundings.name or run_id
+        self.places = RolePlaces()
+        self.logs = RoleLogs(surroundings.logs, socket.gethostname())
         self._spec_json = spec.to_json()
         self._import_paths = paths_for_roles()
         self._actor_class = remote_actor_class()
         self._evaluator_class = remote_evaluator_class()
-        self._evaluators = 0
+        self._replay_class = remote_replay_class()
+        self._evaluators = self._later_shards = 0
         self.learner: Any = None
         self.shards: list[Any] = []
+        self.shard_names: list[str] = []
         self.actors: dict[int, Any] = {}
         self.evaluator: Any = None
-        self._group = self._reserve()
+        self._placement = Placement(import_ray(), plans.cluster)
         with self.ended_on_error():
             self._create_learner(remote_learner_class(), device)  # it takes longest to be ready
-            replay_class = remote_replay_class()
             for shard in range(plans.fleet.shards):
-                self._create_shard(replay_class, shard)
+                self.shard_names.append(f"replay-{shard}")
+                self.shards.append(self._new_shard(shard))
             self.create_evaluator()
 
     def _create_learner(self, learner_class: Any, device: str) -> None:
@@ -158,37 +72,43 @@ class Roles:
         self.learner = self._create(
             learner_class,
             "learner",
-            self._in_group(0),
+            self._placement.strategy(0),
             plan_to_json(learner),
             self._spec_json,
             self._import_paths,
             device,
-            num_cpus=learner.num_cpus,
-            num_gpus=learner.num_gpus,
+            **_ray_options(self.plans.cluster.learner.each),
         )
 
-    def _create_shard(self, replay_class: Any, shard: int) -> None:
-        self.shards.append(
-            self._create(
-                replay_class,
-                f"replay-{shard}",
-                self._in_group(1 + shard),
-                plan_to_json(self.plans.replay),
-                self._spec_json,
-                self.run_id,
-                shard,
-                num_cpus=self.plans.replay.num_cpus,
-            )
+    def _new_shard(self, shard: int) -> Any:
+        return self._create(
+            self._replay_class,
+            self.shard_names[shard],
+            self._placement.strategy(1 + shard),
+            plan_to_json(self.plans.replay),
+            self._spec_json,
+            self.run_id,
+            shard,
+            **_ray_options(self.plans.cluster.shards.each),
         )
+
+    def create_shard(self, shard: int) -> Any:
+        """A new, empty process in place of a shard that is lost."""
+        self._later_shards += 1
+        self.gone(self.shard_names[shard])
+        self.shard_names[shard] = f"replay-{shard}-{self._later_shards}"
+        self.shards[shard] = self._new_shard(shard)
+        return self.shards[shard]
 
     def create_evaluator(self) -> None:
         """The evaluator, or a new one in place of one that is lost."""
         if self.evaluator is not None:
             import_ray().kill(self.evaluator, no_restart=True)
+            self.gone(self.evaluator_name)
         self._evaluators += 1
         self.evaluator = self._create(
             self._evaluator_class,
-            f"evaluator-{self._evaluators}",
+            self.evaluator_name,
             None,
             plan_to_json(self.plans.evaluator),
             self._spec_json,
@@ -196,35 +116,49 @@ class Roles:
             num_cpus=self.plans.evaluator.num_cpus,
         )
 
-    def _reserve(self) -> Any:
-        from ray.util.placement_group import placement_group
+    @property
+    def evaluator_name(self) -> str:
+        """Of the newest one."""
+        return f"evaluator-{self._evaluators}"
 
-        learner = self.plans.learner
-        bundles: list[dict[str, float]] = [{"CPU": float(learner.num_cpus)}]
-        if learner.num_gpus:
-            bundles[0]["GPU"] = float(learner.num_gpus)
-        bundles += [{"CPU": self.plans.replay.num_cpus}] * self.plans.fleet.shards
-        return placement_group(bundles, strategy="PACK")
+    def tells_place(self, role: str, handle: Any, told: Mapping[str, Any]) -> None:
+        """A role has said where it runs."""
+        self.logs.follow(role, handle, self.places.take(role, told))
 
-    def _in_group(self, bundle: int) -> Any:
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+    def hosts(self) -> dict[str, tuple[str, int]]:
+        """Host and process of each role that has told, by its name without a number that counts."""
+        found = {}
+        for role, place in self.places.all().items():
+            kind, *numbers = role.split("-")
+            has_number = kind in ("actor", "replay")
+            found[f"{kind}-{numbers[0]}" if has_number else kind] = place.host, place.pid
+        return found
 
-        return PlacementGroupSchedulingStrategy(
-            placement_group=self._group, placement_group_bundle_index=bundle
-        )
+    def gone(self, role: str) -> None:
+        """A role's process has ended, or is as good as dead."""
+        self.logs.end(role)
+        self.places.forget(role)
 
     def _create(
         self, actor_class: Any, name: str, strategy: Any, *arguments: Any, **options: Any
     ) -> Any:
         if strategy is not None:
             options["scheduling_strategy"] = strategy
-        return actor_class.options(name=f"{self.run_id}/{name}", **options).remote(*arguments)
+        return actor_class.options(name=f"{self._run_name}/{name}", **options).remote(*arguments)
 
-    def create_actor(self, slot: int, incarnation: int) -> Any:
-        """Fill `slot` with a new process; the handle is kept in `actors`."""
+    def create_actor(
+        self, slot: int, incarnation: int, ladder: tuple[int, int] | None = None
+    ) -> Any:
+        """Fill `slot` with a new process; the handle is kept in `actors`.
+
+        `ladder`: its place in the ε ladder of so many actors; None: its slot's among all planned.
+        """
+        planned = self.plans.actor.count
+        # In a Ray of our own nobody else asks for CPUs, and there are those that the plan names.
+        is_extra = self.surroundings.is_own_ray and slot >= planned
         self.actors[slot] = self._create(
             self._actor_class,
-            f"actor-{slot}-{incarnation}",
+            actor_name(slot, incarnation),
             None,
             plan_to_json(self.plans.actor),
             self._spec_json,
@@ -232,7 +166,8 @@ class Roles:
             self.run_id,
             slot,
             incarnation,
-            num_cpus=self.plans.actor.num_cpus,
+            list(ladder or (slot, planned)),
+            **_ray_options({} if is_extra else self.plans.cluster.actors.each),
         )
         return self.actors[slot]
 
@@ -240,30 +175,46 @@ class Roles:
         """The shard that an actor slot writes to."""
         return self.shards[slot % len(self.shards)]
 
-    def lack_of_cpus(self, num_cpus: float) -> str | None:
-        """Why a role with so many CPUs has no place in the cluster now; None when it has one."""
-        free = import_ray().available_resources().get("CPU", 0.0)
-        return None if free >= num_cpus else f"wanted {num_cpus:g}, free {free:g}"
+    def lack_of_room(self) -> str | None:
+        """Why a new actor has no place in the cluster now; None when it has one.
 
-    def wait_until_ready(self) -> dict[str, int]:
-        """Process ids of learner and shards once they can answer.
+        In a Ray of our own it has: nobody else asks for anything.
+        """
+        if self.surroundings.is_own_ray:
+            return None
+        each, free = self.plans.cluster.actors.each, import_ray().available_resources()
+        if how_many_fit(each, free) >= 1:
+            return None
+        return f"wanted {in_words(each)}, free {in_words({n: free.get(n, 0.0) for n in each})}"
+
+    def wait_for_room(self, tell: Tell) -> None:
+        """Until learner, shards and the first actors have a place.
 
         Raises:
-            ResourcesError: when nothing could be placed in time.
+            ResourcesError: a table of wanted and available, after `ray.wait_for_resources_s`.
         """
-        pids = {}
-        try:
-            for index, shard in enumerate(self.shards):
-                who = f"replay-{index} to start"
-                pids[f"replay-{index}"] = ask(shard.ready.remote, "driver", who, START_TIMEOUT_S)
-            pids["learner"] = ask(
-                self.learner.ready.remote, "driver", "the learner to start", START_TIMEOUT_S
-            )
-        except WaitTimeoutError as error:
-            table = resource_table(self.plans.cluster)
-            raise ResourcesError(
-                f"{error}: the cluster did not place it\n{table}\n{SMALLER}"
-            ) from error
+        self._placement.wait(tell, with_actors=not self.actors)
+
+    def table_of_needs(self) -> str:
+        """Wanted and available, and what can be done."""
+        return f"{self._placement.table()}\n{SMALLER}"
+
+    def wait_until_ready(self) -> dict[str, int]:
+        """Process ids of learner and shards once they can answer; they have places.
+
+        Raises:
+            ResourcesError: a table, when they run with other versions than the driver's.
+        """
+        roles = dict(zip(["learner", *self.shard_names], [self.learner, *self.shards], strict=True))
+        pids = {
+            role: int(ask(handle.ready.remote, "driver", f"{role} to start", START_TIMEOUT_S))
+            for role, handle in reversed(roles.items())
+        }
+        asked = {role: handle.place.remote() for role, handle in roles.items()}
+        for role, handle in roles.items():
+            told = ask(handle.place.remote, "driver", role, first=asked[role])
+            self.tells_place(role, handle, told)
+        self.places.check_versions()
         return pids
 
     @contextmanager
@@ -277,15 +228,26 @@ class Roles:
 
     def kill_all(self) -> None:
         """End every role of this run at once; in a cluster that is gone nobody is left to end."""
+        self.logs.close()
         with suppress(ClusterLostError):
             ask_checks(time.monotonic())
             self._kill_all()
 
     def _kill_all(self) -> None:
         ray = import_ray()
-        from ray.util.placement_group import remove_placement_group
-
         for handle in [*self.actors.values(), self.evaluator, self.learner, *self.shards]:
             if handle is not None:  # an error came before it was created
                 ray.kill(handle, no_restart=True)
-        remove_placement_group(self._group)
+        self._placement.remove()
+
+
+def _ray_options(each: Amounts) -> dict[str, Any]:
+    """Ray's options for what a role asks for; none of a thing is said, for its default is one."""
+    custom = {name: amount for name, amount in each.items() if name not in ("CPU", "GPU")}
+    options: dict[str, Any] = {"num_cpus": each.get("CPU", 0.0), "num_gpus": each.get("GPU", 0.0)}
+    return options | ({"resources": custom} if custom else {})
+
+
+def actor_name(slot: int, incarnation: int) -> str:
+    """Of the process that fills a slot."""
+    return f"actor-{slot}-{incarnation}"

@@ -26,6 +26,7 @@ qfleet: distributed deep Q-learning. One command on a laptop, the same on a Ray 
   qfleet eval [RUN]               score a run over fresh greedy episodes
   qfleet play [RUN]               film a run, or show it in a window
   qfleet status [RUN]             where a run stands
+  qfleet scale RUN --actors N     more or fewer actors in a run that goes on
   qfleet study NAME|FILE          compare arms over seeds, with a report (target-network)
   qfleet report RUN...            compare runs: a table, or -o FILE.html, .csv, .json
   qfleet bench NAME               time one part of the system
@@ -64,8 +65,10 @@ Examples:
   qfleet train --config run.yaml --runtime local -n 200k
 """
 
-
-_COMMANDS = ("train", "eval", "play", "status", "study", "report", "bench", "doctor", "config")
+_COMMANDS = (
+    *("train", "eval", "play", "status", "scale", "study", "report"),
+    *("bench", "doctor", "config"),
+)
 _SHOW_HELP = """\
 qfleet config show [TARGET] [flags of train]   print the whole configuration, each key explained
 qfleet config schema                           print the JSON schema of a configuration file
@@ -164,12 +167,12 @@ def _unknown_command(command: str) -> NoReturn:
     ours = foreign_names.COMMANDS.get(command.replace("-", "_"))
     if ours is not None:
         _usage_error(f"there is no command {command}; here it is `qfleet {ours}`")
-    hint = foreign_names.did_you_mean(command, _COMMANDS)
-    if not hint:
-        from qfleet.settings import presets
+    from qfleet.settings import presets
 
-        if command in presets.names() or "-v" in command:
-            hint = f"; did you mean `qfleet train {command}`?"
+    if command in presets.names() or "-v" in command:
+        hint = f"; did you mean `qfleet train {command}`?"
+    else:
+        hint = foreign_names.did_you_mean(command, _COMMANDS)
     _usage_error(f"there is no command {command}{hint or f'; commands are {_listed()}'}")
 
 

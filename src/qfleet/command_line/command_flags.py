@@ -17,6 +17,9 @@ def parser_of(command: str) -> argparse.ArgumentParser:
         parser.add_argument(
             "run", nargs="?", default=LATEST_RUN, metavar="RUN", help=f"default: {LATEST_RUN}"
         )
+    if command == "scale":
+        parser.add_argument("run", metavar="RUN")
+        parser.add_argument("--actors", type=_count, required=True, metavar="N")
     if command == "bench":
         parser.add_argument("name", metavar="NAME", help="what to time")
     if command in ("study", "report"):

@@ -18,7 +18,7 @@ from qfleet.run_files.metrics import (
     read_metrics,
 )
 from qfleet.run_files.run_lock import live_owner
-from qfleet.run_files.summary import read_fleet_tables, read_summary
+from qfleet.run_files.summary import FleetTables, RunSummary, read_fleet_tables, read_summary
 from qfleet.terminal.console import duration
 
 
@@ -66,6 +66,7 @@ def run_status(run_dir: Path, *, now_s: float) -> dict[str, Any]:
         **_checkpoint_state(run_dir, now_s),
         "shards": [row.model_dump() for row in tables.shards],
         "slots": [row.model_dump() for row in tables.slots],
+        "roles": _roles(tables) if owner is not None else [],
         "solved": summary.solved if summary and owner is None else None,
         "exit_code": summary.exit_code if summary and owner is None else None,
         "resumable": summary.resumable if summary and owner is None else None,
@@ -85,6 +86,7 @@ def status_text(status: dict[str, Any]) -> str:
         "evaluation return": _number(status["eval_return_mean"]),
         **{f"shard {i}": _shard_text(row) for i, row in enumerate(status["shards"])},
         **{f"actor {row['slot']}": _slot_text(row) for row in status["slots"]},
+        **{row["role"]: _role_text(row) for row in status["roles"]},
         "last metrics": _ago(status["last_row_age_s"]),
         "last checkpoint": _checkpoint_text(status),
         "solved": {True: "yes", False: "no", None: None}[status["solved"]],
@@ -105,6 +107,19 @@ def _slot_text(row: dict[str, Any]) -> str:
         f"{row['env_steps']:,} env steps, {row['produced']:,} transitions, "
         f"incarnation {row['incarnation']}"
     )
+
+
+def _roles(tables: FleetTables | RunSummary) -> list[dict[str, Any]]:
+    rows = tables.roles if isinstance(tables, FleetTables) else []
+    return [row.model_dump() for row in rows]
+
+
+def _role_text(row: dict[str, Any]) -> str:
+    waits = f"waits for {row['waits_for']}" if row["waits_for"] else ""
+    if not row["host"]:
+        return f"not there; {waits}"
+    where = f"{row['host']} (process {row['pid']}), {row['rate']:,.0f} {row['unit']}"
+    return f"{where}, {waits}" if waits else where
 
 
 def _newest(rows: list[dict[str, Any]], name: str) -> float | None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, Protocol
 
+from qfleet.cluster.answers import answer, ask, first_line
+from qfleet.cluster.placing.host_pulse import HostPulse
 from qfleet.cluster.polled_call import PolledCall
 from qfleet.cluster.ray_cluster import import_ray
-from qfleet.cluster.roles import Waiting, answer, ask, first_line
 from qfleet.cluster.waits import ask_checks
 from qfleet.common.capture_stream import Streams, decode_capture
 from qfleet.common.errors import CallLostError, RoleLostError, WaitTimeoutError
@@ -22,19 +22,23 @@ from qfleet.common.params import encode_safetensors
 from qfleet.common.reports import LearnerStats
 from qfleet.common.threads import with_lowered_priority
 from qfleet.common.types import Array
-from qfleet.fleets.actor_watch import ActorWatch
 from qfleet.fleets.cuts import init_learner_params, restore_learner_and_replay
-from qfleet.fleets.evaluation_watch import EvaluationRecord, EvaluationWatch
 from qfleet.fleets.fleet import FleetReport, make_report
 from qfleet.fleets.started_roles import StartedRoles
 from qfleet.fleets.supervisor import StallWatch
+from qfleet.fleets.watches.actor_watch import ActorWatch
+from qfleet.fleets.watches.evaluation_watch import EvaluationWatch
+from qfleet.fleets.watches.host_watch import HostRecord, HostWatch
+from qfleet.fleets.watches.shard_watch import ShardWatch
 
 TICK_S = 0.05
 DRAIN_TIMEOUT_S = 5.0
 """For the last words of all roles together."""
+LAST_RETURN_TIMEOUT_S = 20.0
+"""At the end of a run, for a shard that is on its way back: without it no cut can be taken."""
 
 
-class AsyncSession(EvaluationRecord, Protocol):
+class AsyncSession(HostRecord, Protocol):
     """What the loop asks of the run's bookkeeping."""
 
     def stop_reason(self) -> str | None:
@@ -49,6 +53,10 @@ class AsyncSession(EvaluationRecord, Protocol):
         """Whether a checkpoint should be written now."""
         ...
 
+    def scale_request(self) -> int | None:
+        """How many actors somebody asks for now, or None."""
+        ...
+
     def save_checkpoint(self, files: Streams, params: bytes, learner_step: int) -> None:
         """Commit a checkpoint of that learner step."""
         ...
@@ -57,10 +65,13 @@ class AsyncSession(EvaluationRecord, Protocol):
 class AsyncLoop(StartedRoles):
     """One asynchronous run over Ray."""
 
-    def _start(self, incarnation: int, waiting: Waiting) -> None:
-        super()._start(incarnation, waiting)
+    def _start(self, incarnation: int) -> None:
+        super()._start(incarnation)
         self._actors = ActorWatch(self.roles, self._plans.fleet, incarnation)
+        self._shards = ShardWatch(self.roles, self._actors, self)
         self._evaluations = EvaluationWatch(self.roles, self._plans, self._spec)
+        pulse = HostPulse(import_ray(), self.roles.places)
+        self._hosts = HostWatch(pulse, self._actors, self._shards, self._evaluations)
         self._stall_watch = StallWatch()
         self._learner_status: dict[str, Any] | None = None
         self._shard_reports: dict[int, dict[str, Any]] = {}
@@ -95,29 +106,24 @@ class AsyncLoop(StartedRoles):
         self._actors.start()
         self._learner_run = self.roles.learner.run.remote()
         self._evaluations.ask()
-        polls = {
-            "learner": PolledCall(self.roles.learner.status.remote, "the learner"),
-            **{
-                f"replay-{i}": PolledCall(partial(self._ask_report, i), f"replay shard {i}")
-                for i in range(len(self.roles.shards))
-            },
-        }
+        poll = PolledCall(self.roles.learner.status.remote, "the learner")
         try:
             while True:
-                reason = self._tick(session, polls)
+                reason = self._tick(session, poll)
                 if reason is not None:
                     break
         except (RoleLostError, WaitTimeoutError, SystemExit):
             raise  # the roles are to be ended anyway: nobody waits for their last words
         except BaseException:
-            self._drain(session, polls)
+            self._drain(session, poll)
             raise
-        self._drain(session, polls)
+        self._bring_shards_back(session)
+        self._drain(session, poll)
         if reason.startswith("max_"):
             self._evaluations.finish(session)
         return reason
 
-    def _tick(self, session: AsyncSession, polls: dict[str, PolledCall]) -> str | None:
+    def _tick(self, session: AsyncSession, learner: PolledCall) -> str | None:
         evaluations = self._evaluations
         refs = [self._learner_run, evaluations.due, *self._actors.runs]
         if evaluations.evaluating is not None:
@@ -130,17 +136,38 @@ class AsyncLoop(StartedRoles):
                 evaluations.take_due()
             elif ref is self._learner_run:
                 if self._learner_has_ended():
-                    self._poll_all(session, polls, now_s)
+                    self._poll_all(session, learner, now_s)
                     return session.stop_reason() or "max_learner_steps"
             elif ref is not evaluations.evaluating:  # `go_on` takes that
                 self._actors.bury(ref, session.incident, self._learner_steps, now_s)
-        self._poll_all(session, polls, now_s)
+        self._poll_all(session, learner, now_s)
+        if self._learner_steps == 0:  # later a host with other versions is only left out
+            self.roles.places.check_versions()
+        self._hosts.go_on(session, now_s)
         evaluations.go_on(session, now_s)
-        self._actors.fill_slots(session.incident, now_s)
-        if session.checkpoint_due() and not any(p.hesitates(now_s) for p in polls.values()):
+        self._shards.go_on(session, self._shard_reports, now_s)
+        self._scale(session)
+        self._actors.fill_slots(session.incident, now_s, self._shards.is_there)
+        self.roles.logs.collect(now_s)
+        if session.checkpoint_due() and self._may_checkpoint(learner, now_s):
             # On a full machine the roles' work comes first: a cut must not hold up inserts.
-            with_lowered_priority(lambda: self.checkpoint(session))
+            with_lowered_priority(lambda: self._checkpoint_unless_lost(session))
         return session.stop_reason()
+
+    def close(self) -> None:
+        """End every role."""
+        self._hosts.close()
+        super().close()
+
+    def _scale(self, session: AsyncSession) -> None:
+        wanted = session.scale_request()
+        if wanted is not None and wanted != self._actors.wanted:
+            session.incident(f"scaled from {self._actors.wanted} to {wanted} actors")
+            self._actors.scale(wanted)
+
+    def _may_checkpoint(self, learner: PolledCall, now_s: float) -> bool:
+        polls = [learner, *self._shards.polls.values()]
+        return self._shards.are_all_there and not any(poll.hesitates(now_s) for poll in polls)
 
     def _learner_has_ended(self) -> bool:
         """Whether its loop came to its end; a call that was lost is made again."""
@@ -151,11 +178,12 @@ class AsyncLoop(StartedRoles):
             return False
         return True
 
-    def _poll_all(self, session: AsyncSession, polls: dict[str, PolledCall], now_s: float) -> None:
-        for name, poll in polls.items():
-            result = poll.poll(now_s)
-            if result is not None:
-                self._take_answer(name, result)
+    def _poll_all(self, session: AsyncSession, learner: PolledCall, now_s: float) -> None:
+        status = learner.poll(now_s)
+        if status is not None:
+            self._learner_status = status
+        for told in self._shards.poll(session, now_s):
+            self._take_report(told)
         self._actors.poll(session.incident, now_s)
         if self._learner_status and len(self._shard_reports) == len(self.roles.shards):
             report = self._newest_report()
@@ -168,29 +196,42 @@ class AsyncLoop(StartedRoles):
         status = self._learner_status
         return 0 if status is None else LearnerStats(*status["stats"]).learner_steps
 
-    def _take_answer(self, name: str, result: dict[str, Any]) -> None:
-        """Keep the newest counters, and every episode until the session has seen it."""
-        if name == "learner":
-            self._learner_status = result
-            return
-        result = self._new_only(result)
-        earlier = self._shard_reports.get(result["shard"])
+    def _take_report(self, report: dict[str, Any]) -> None:
+        """Keep a shard's newest counters, and every episode until the session has seen it."""
+        report = self._new_only(report)
+        earlier = self._shard_reports.get(report["shard"])
         if earlier is not None:
-            result["episodes"] = [*earlier["episodes"], *result["episodes"]]
-        self._shard_reports[result["shard"]] = result
+            report["episodes"] = [*earlier["episodes"], *report["episodes"]]
+        self._shard_reports[report["shard"]] = report
 
     def _newest_report(self) -> FleetReport:
         assert self._learner_status is not None
         shards = [self._shard_reports[i] for i in sorted(self._shard_reports)]
-        report = make_report(self._learner_status, shards, [])
+        report = make_report(self._learner_status, shards, [], self._evaluations.steps)
         for shard in shards:
             shard["episodes"] = []
         report.actors.extend(self._actors.reports)
         report.ended.extend(self._actors.ended)
+        report.hosts.update(self.roles.hosts())
+        report.absent.update(self._shards.absent | self._actors.absent)
         return report
+
+    def _checkpoint_unless_lost(self, session: AsyncSession) -> None:
+        """One of several shards may be lost meanwhile: the next tick deals with that."""
+        try:
+            self.checkpoint(session)
+        except (RoleLostError, WaitTimeoutError) as error:
+            if len(self.roles.shards) == 1:
+                raise
+            session.incident(f"a checkpoint was given up: {error}")
 
     def checkpoint(self, session: AsyncSession) -> None:
         """One cut: the learner between two blocks, then every shard."""
+        if not self._shards.are_all_there:
+            session.incident(
+                "a replay shard is not there: the last checkpoint is the one before it was lost"
+            )
+            return
         files = self.capture(self._plans.fleet.checkpoints_hold_replay)
         learner = decode_capture(b"".join(files["learner.qflt"]))
         arrays = {
@@ -202,7 +243,15 @@ class AsyncLoop(StartedRoles):
         # The step of the cut itself: the learner has gone on since the last report.
         session.save_checkpoint(files, params, int(learner.meta["learner_steps"]))
 
-    def _drain(self, session: AsyncSession, polls: dict[str, PolledCall]) -> None:
+    def _bring_shards_back(self, session: AsyncSession) -> None:
+        """Wait for shards on their way back, for the last cut; not for ever."""
+        ends_s = time.monotonic() + LAST_RETURN_TIMEOUT_S
+        while not self._shards.are_all_there and time.monotonic() < ends_s:
+            ask_checks(time.monotonic())
+            self._shards.go_on(session, self._shard_reports, time.monotonic())
+            time.sleep(TICK_S)
+
+    def _drain(self, session: AsyncSession, learner: PolledCall) -> None:
         """Stop the loops, take the last counters; what does not answer in time stays uncounted."""
         ray, ends_s = import_ray(), time.monotonic() + DRAIN_TIMEOUT_S
 
@@ -212,7 +261,7 @@ class AsyncLoop(StartedRoles):
         try:
             stops = [self.roles.learner.request_stop]
             stops += [self.roles.actors[slot].request_stop for slot in self._actors.runs.values()]
-            stops += [shard.open_gate for shard in self.roles.shards]
+            stops += [self.roles.shards[index].open_gate for index in self._shards.polls]
             self._tell_all(stops, ends_s)
             ray.wait([self._learner_run], timeout=left_s())
             runs = list(self._actors.runs)
@@ -220,8 +269,9 @@ class AsyncLoop(StartedRoles):
             for ref in ended:
                 self._actors.take(ray.get(ref, timeout=1.0), is_final=True)
             self._evaluations.take_last_due(ends_s)
-            for name, poll in polls.items():
-                self._take_answer(name, poll.last_answer(ends_s))
+            self._learner_status = learner.last_answer(ends_s)
+            for poll in self._shards.polls.values():
+                self._take_report(poll.last_answer(ends_s))
             session.observe(self._newest_report())
         except (ray.exceptions.RayError, RoleLostError, WaitTimeoutError) as error:
             session.incident(f"the last counters are missing: {first_line(error)}")

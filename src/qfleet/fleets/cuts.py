@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from qfleet.cluster.roles import Roles, answer, ask
+from qfleet.cluster.answers import answer, ask
+from qfleet.cluster.roles import Roles
 from qfleet.common.capture_stream import Streams, pieces_of, restoring
 from qfleet.common.inline_pieces import join, split
 from qfleet.common.messages import encode_snapshot
@@ -74,9 +75,14 @@ def restore_learner_and_replay(roles: Roles, files: Mapping[str, memoryview]) ->
     """The inverse of `capture_learner_and_replay`, from a checkpoint's mapped files."""
     states = [bytes(files[f"{name}.qflt"]) for name in ("learner", "planner")]
     ask(partial(roles.learner.restore.remote, *states), "driver", "the learner to restore")
-    for index, shard in enumerate(roles.shards):
-        who = f"replay shard {index} to restore"
-        _push(shard, _pieces(files, f"replay-{index}.qflt"), who)
+    for index in range(len(roles.shards)):
+        restore_shard(roles, index, files)
+
+
+def restore_shard(roles: Roles, index: int, files: Mapping[str, memoryview]) -> None:
+    """Give one shard its rows, sampler and ledger of a cut; it must be new."""
+    who = f"replay shard {index} to restore"
+    _push(roles.shards[index], _pieces(files, f"replay-{index}.qflt"), who)
 
 
 def _pieces(files: Mapping[str, memoryview], name: str) -> Iterator[memoryview]:

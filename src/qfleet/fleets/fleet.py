@@ -63,6 +63,12 @@ class FleetReport:
     learner_path: str = "eager"
     """`eager`, `compiled` or `cuda graph`: how the newest block was computed."""
     incidents: list[str] = field(default_factory=list)
+    hosts: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """Host and process by role, of roles on Ray that have told."""
+    absent: dict[str, str] = field(default_factory=dict)
+    """Roles that are to be there and are not, each with what it waits for."""
+    evaluator_steps: int = 0
+    """Vector steps of the newest evaluator."""
 
     @property
     def env_steps(self) -> int:
@@ -71,7 +77,10 @@ class FleetReport:
 
 
 def make_report(
-    status: dict[str, Any], shards: list[dict[str, Any]], actors: list[dict[str, Any]]
+    status: dict[str, Any],
+    shards: list[dict[str, Any]],
+    actors: list[dict[str, Any]],
+    evaluator_steps: int = 0,
 ) -> FleetReport:
     """The roles' answers as one report."""
     return FleetReport(
@@ -86,6 +95,7 @@ def make_report(
         limiters=[shard["limiter"] for shard in shards],
         sample_age_s=status["sample_age_s"],
         learner_path=status["learner_path"],
+        evaluator_steps=evaluator_steps,
         incidents=[
             f"a malformed chunk was refused {n} times: {reason}"
             for shard in shards

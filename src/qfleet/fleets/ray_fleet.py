@@ -6,11 +6,13 @@ Built by the composition root. Every wait has a timeout that says who waited for
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
+from qfleet.cluster.answers import START_TIMEOUT_S, answer, ask
 from qfleet.cluster.progress_watch import ProgressWatch
-from qfleet.cluster.roles import Waiting, answer
+from qfleet.cluster.roles import actor_name
 from qfleet.common.capture_stream import Streams
 from qfleet.common.messages import decode_snapshot
 from qfleet.common.params import encode_safetensors
@@ -28,8 +30,16 @@ LEARNER_TIMEOUT_S = 600.0
 class RayFleet(StartedRoles):
     """`Fleet` over Ray actors."""
 
-    def _start(self, incarnation: int, waiting: Waiting) -> None:
-        super()._start(incarnation, waiting)
+    def _start(self, incarnation: int) -> None:
+        super()._start(incarnation)
+        players = {actor_name(s, incarnation): a for s, a in self.roles.actors.items()}
+        players[self.roles.evaluator_name] = self.roles.evaluator
+        pings = {name: handle.ping.remote(True) for name, handle in players.items()}
+        for name, handle in players.items():
+            call, who = partial(handle.ping.remote, True), f"{name} to start"
+            told = ask(call, "driver", who, START_TIMEOUT_S, first=pings[name])
+            self.roles.tells_place(name, handle, told["place"])
+        self.roles.places.check_versions()
         self.publish()
 
     def act(self, n_env_steps: int | None) -> None:

@@ -1,4 +1,4 @@
-"""Decides what happens when an actor dies or nothing moves; the asynchronous loop carries it out.
+"""What happens when an actor or a shard dies or nothing moves; the asynchronous loop does it.
 
 Pure: it is told of deaths and of the time, so its rules are tested without Ray. A slot is filled
 again under the next incarnation, after a wait that doubles while nothing gets better; a slot that
@@ -7,7 +7,7 @@ keeps dying is given up, and too few living actors end the run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from qfleet.common.errors import RoleLostError, WaitTimeoutError
@@ -33,12 +33,22 @@ class ActorSupervisor:
     """Incarnations, waits and budgets of all actor slots."""
 
     min_count: int
+    first_incarnation: int = 0
+    """Of a slot that nobody has filled before."""
     slots: dict[int, _Slot] = field(default_factory=dict)
     last_reason: str = ""
+    _retired: dict[int, int] = field(default_factory=dict)
+    """Slots that were given back, each with its newest incarnation."""
 
-    def add(self, slot: int, incarnation: int) -> None:
-        """A slot that is filled now."""
-        self.slots[slot] = _Slot(incarnation)
+    def add(self, slot: int) -> int:
+        """A slot that is filled now; returns its incarnation, above all that it ever had."""
+        before = self._retired.pop(slot, self.first_incarnation - 1)
+        self.slots[slot] = _Slot(before + 1)
+        return before + 1
+
+    def retire(self, slot: int) -> None:
+        """Nobody fills the slot any more."""
+        self._retired[slot] = self.slots.pop(slot).incarnation
 
     def died(self, slot: int, reason: str, env_steps: int, learner_steps: int, now_s: float) -> str:
         """Note a death; returns what will be done, in words.
@@ -78,15 +88,43 @@ class ActorSupervisor:
                 f"last reason was {self.last_reason}"
             )
 
-    def due(self, now_s: float) -> dict[int, int]:
-        """Slots to fill now, each with its next incarnation."""
+    def due(
+        self, now_s: float, may_fill: Callable[[int], bool] = lambda slot: True
+    ) -> dict[int, int]:
+        """Slots to fill now, each with its next incarnation; those that may not be wait."""
         filled = {}
         for slot, state in self.slots.items():
-            if state.restart_at_s is not None and state.restart_at_s <= now_s:
+            is_due = state.restart_at_s is not None and state.restart_at_s <= now_s
+            if is_due and may_fill(slot):
                 state.restart_at_s = None
                 state.incarnation += 1
                 filled[slot] = state.incarnation
         return filled
+
+
+@dataclass
+class ShardSupervisor:
+    """How often each replay shard was lost in vain: before the one in its place had served."""
+
+    max_in_vain: int
+    _in_vain: dict[int, int] = field(default_factory=dict)
+
+    def died(self, shard: int, reason: str, now_s: float) -> float:
+        """Note a loss; returns when to begin anew, on the monotonic clock.
+
+        Raises:
+            RoleLostError: when it was in vain too often.
+        """
+        self._in_vain[shard] = in_vain = self._in_vain.get(shard, 0) + 1
+        if in_vain > self.max_in_vain:
+            raise RoleLostError(f"{reason} (run.max_role_restarts = {self.max_in_vain})")
+        # The first time at once: the others wait for nothing, but its actors wait for it.
+        wait_s = 0.0 if in_vain == 1 else FIRST_WAIT_S * 2.0**in_vain
+        return now_s + min(LONGEST_WAIT_S, wait_s)
+
+    def served(self, shard: int) -> None:
+        """It answers the learner again."""
+        self._in_vain.pop(shard, None)
 
 
 @dataclass

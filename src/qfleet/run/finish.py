@@ -167,7 +167,7 @@ def _summary(
         eval_cut_episodes=0 if score is None else score.cut_episodes,
         max_episode_steps=session.max_episode_steps,
         play=play_note(config.env),
-        actors=int(config.actors.count),
+        actors=session.counters.actors_wanted,
         replay_shards=config.replay.shards,
         startup_s=outcome.startup_s,
         train_s=outcome.train_s,

@@ -31,6 +31,8 @@ class Outcome:
     train_s: float = 0.0
     params_sha256: str = ""
     device: str = "cpu"
+    is_own_ray: bool = False
+    """Whether the run has started the Ray that it is in."""
     learner_path: PathAndReason = UNKNOWN_PATH
     """The one that was meant to be taken."""
     resume_kind: str | None = None

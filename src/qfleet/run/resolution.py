@@ -6,11 +6,12 @@ Called by the composition root before anything is started.
 from __future__ import annotations
 
 import os
+import sys
 
-import psutil
-
+from qfleet.cluster.ray_cluster import cluster_size, joins_cluster
 from qfleet.common.envs import describe_environment
 from qfleet.common.errors import ConfigError
+from qfleet.common.role_place import memory_bytes
 from qfleet.common.types import EnvironmentSpec
 from qfleet.learner.fast.backends import has_fast_form
 from qfleet.run.learner_path import local_device, remote_device
@@ -30,13 +31,15 @@ def check_and_resolve(config: Config) -> tuple[EnvironmentSpec, Config]:
     """
     spec = describe_environment(config.env)
     gpus, cpus = nvidia_gpus(), os.cpu_count() or 1
+    # In a cluster it is other hosts that count: they are asked once roles are there.
+    is_elsewhere = config.runtime == "ray" and joins_cluster(config.ray.address)
     problems = check_config(
         config,
         spec,
         cpus=cpus,
         gpus=gpus,
-        memory_bytes=psutil.virtual_memory().total,
-        cuda_available=gpus > 0 if config.ray.address is None else None,
+        memory_bytes=sys.maxsize if is_elsewhere else memory_bytes(),
+        cuda_available=None if is_elsewhere else gpus > 0,
     )
     if problems:
         raise ConfigError(error_message(problems))
@@ -45,8 +48,6 @@ def check_and_resolve(config: Config) -> tuple[EnvironmentSpec, Config]:
 
         try_factory(config.network, spec)
     if config.runtime == "ray" and "auto" in (config.actors.count, config.learner.num_gpus):
-        from qfleet.cluster.ray_cluster import cluster_size
-
         cpus, gpus = cluster_size(config.ray.address) or (cpus, gpus)
     resolved = resolve_config(config, spec, cpus=cpus, gpus=gpus)
     if resolved.learner.precision == "auto":

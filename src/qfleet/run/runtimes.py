@@ -1,7 +1,7 @@
 """Runs a session in one of the runtimes: build the roles, restore, loop, take the last cut.
 
-Called by the composition root. On Ray, a learner or replay shard that dies is restarted together
-with all other roles from the last cut, a bounded number of times.
+Called by the composition root. On Ray, a learner or an only replay shard that dies is restarted
+together with all other roles from the last cut, a bounded number of times.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from qfleet.cluster.background_imports import import_in_background
+from qfleet.cluster.placing.surroundings import Surroundings
+from qfleet.cluster.telling.ray_metrics import ray_metrics
 from qfleet.cluster.waits import asked_in_every_wait
 from qfleet.common.errors import ClusterLostError, NonFiniteError, RoleLostError, WaitTimeoutError
 from qfleet.fleets.fleet import Fleet
@@ -126,6 +128,9 @@ def _run_on_ray(session: Session, outcome: Outcome) -> None:
     try:
         session.stop.listen()  # again, in the place of the SIGTERM handler that ray.init installs
         outcome.device = remote_device(session.config)
+        outcome.is_own_ray = cluster.own is not None
+        if not outcome.is_own_ray:
+            session.progress.tell_row = ray_metrics(_run_name(session)).tell
         for text in unsafe_settings():
             session.incident(text)
         with (
@@ -181,6 +186,21 @@ def with_restarts(
             session.incident(f"{error}; all roles start again {where}")
 
 
+def _run_name(session: Session) -> str:
+    """By which a person recognises the run among others in a cluster."""
+    return f"{session.directory.path.absolute().name or 'run'}-{session.run_id[:4]}"
+
+
+def _surroundings(session: Session, outcome: Outcome) -> Surroundings:
+    return Surroundings(
+        name=_run_name(session),
+        is_own_ray=outcome.is_own_ray,
+        logs=session.directory.logs_path,
+        waiting=session.stop.interrupting,
+        tell=session.console.message,
+    )
+
+
 def _run_ray_lockstep(session: Session, outcome: Outcome) -> None:
     outcome.phases.enter(ROLES)
     from qfleet.fleets.ray_fleet import RayFleet
@@ -191,7 +211,7 @@ def _run_ray_lockstep(session: Session, outcome: Outcome) -> None:
         run_id=session.run_id,
         incarnation=_incarnation(session, outcome),
         device=outcome.device,
-        waiting=session.stop.interrupting,
+        surroundings=_surroundings(session, outcome),
     )
     try:
         _run_lockstep(session, fleet, outcome)
@@ -291,7 +311,7 @@ def _run_ray_async(session: Session, outcome: Outcome) -> None:
         run_id=session.run_id,
         incarnation=_incarnation(session, outcome),
         device=outcome.device,
-        waiting=session.stop.interrupting,
+        surroundings=_surroundings(session, outcome),
     )
     try:
         if outcome.point is not None:

@@ -57,6 +57,7 @@ class RunDirectory:
         self.best_path = path / BEST
         self.latest_path = path / LATEST
         self.videos_path = path / "videos"
+        self.logs_path = path.absolute() / "logs"
         self.learning_curve_path = path / LEARNING_CURVE_FILE
         self.summary_path = path / SUMMARY_FILE
         self.identity = RunIdentity(path)

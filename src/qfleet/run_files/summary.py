@@ -64,13 +64,29 @@ class SlotRow(BaseModel):
     incarnation: int
 
 
+class RoleRow(BaseModel):
+    """What one role does at this moment."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    role: str
+    host: str
+    """Empty: it is not there."""
+    pid: int
+    rate: float
+    unit: str
+    waits_for: str
+    """Empty: for nobody."""
+
+
 class FleetTables(BaseModel):
-    """Shards in order, and the actor slots that have played."""
+    """Shards in order, and the actor slots that have played; on Ray what every role does now."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     shards: list[ShardRow] = []
     slots: list[SlotRow] = []
+    roles: list[RoleRow] = []
 
 
 class RunSummary(BaseModel):

@@ -35,6 +35,8 @@ class Counters:
     totals: Totals = field(default_factory=Totals)
     report: FleetReport | None = None
     accounts: TransitionAccounts = field(default_factory=TransitionAccounts)
+    actors_wanted: int = 0
+    """Slots that are to be filled; `qfleet scale` changes it."""
     highest_params_version: int = 0
     """The newest version that any learner of this run has told of."""
 

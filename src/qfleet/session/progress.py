@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import collections
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from qfleet.common.reports import BlockStats
 from qfleet.common.types import EpisodeSummary
 from qfleet.run.fleet_tables import fleet_tables
+from qfleet.run.role_rows import RoleRates
 from qfleet.run_files.metrics import MetricsWriter
+from qfleet.run_files.summary import RoleRow
 from qfleet.session.bottleneck import Bottleneck
 from qfleet.session.budgets import Budgets
 from qfleet.session.counters import Counters
@@ -33,9 +36,12 @@ class Progress:
     writer: MetricsWriter
     console: Console
     incidents: list[str] = field(default_factory=list)
+    tell_row: Callable[[Mapping[str, float], Sequence[RoleRow]], None] = lambda row, roles: None
+    """Called with the values of each row and what every role does."""
 
     def __post_init__(self) -> None:
         self.bottleneck = Bottleneck()
+        self._rates = RoleRates()
         self._forecast = Forecast()
         self._recent: collections.deque[EpisodeSummary] = collections.deque(maxlen=RECENT_EPISODES)
         self._speeds = (0.0, 0.0)
@@ -112,19 +118,23 @@ class Progress:
         )
         self._last_row_s = now_s
         self._speeds_count_from_here()
+        row = metric_row(
+            counters.report,
+            self._recent,
+            env_steps_per_s=self._speeds[0],
+            learner_steps_per_s=self._speeds[1],
+            has_ladder=self.config.actors.epsilon_schedule == "ladder",
+        )
+        roles = self._rates.rows(counters.report, now_s)
+        self.tell_row(row, roles)
         self.writer.write(
-            metric_row(
-                counters.report,
-                self._recent,
-                env_steps_per_s=self._speeds[0],
-                learner_steps_per_s=self._speeds[1],
-                has_ladder=self.config.actors.epsilon_schedule == "ladder",
-            ),
+            row,
             env_steps=counters.env_steps,
             learner_steps=counters.learner_steps,
             wall_s=counters.wall_s,
         )
-        self.writer.write_fleet(fleet_tables(counters.report))
+        tables = fleet_tables(counters.report)
+        self.writer.write_fleet(tables.model_copy(update={"roles": roles}))
 
     def write_last_blocks(self) -> None:
         """A row for each block of a learner that diverged, after the last row there is.
@@ -151,7 +161,7 @@ class Progress:
         return RunStatus(
             elapsed_s=counters.elapsed_s,
             actors_alive=0 if report is None else len(report.actors),
-            actors_wanted=int(self.config.actors.count),
+            actors_wanted=counters.actors_wanted,
             env_steps=counters.env_steps,
             env_steps_per_s=self._speeds[0],
             learner_steps=counters.learner_steps,

@@ -8,12 +8,13 @@ has a file of its own; here they are put together and asked in the right order.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 from qfleet.common.capture_stream import Streams
 from qfleet.common.episode_limits import cuts_episodes, episode_limit
+from qfleet.common.errors import CheckpointError
 from qfleet.common.reports import EvaluationReport, EvaluationRequest
 from qfleet.common.types import EnvironmentSpec
 from qfleet.fleets.fleet import FleetReport
@@ -21,7 +22,9 @@ from qfleet.pictures.artifacts import Artifacts
 from qfleet.run.error_texts import write_error_text
 from qfleet.run.stop_signals import StopSignal
 from qfleet.run_files.durable import DiskWatch
+from qfleet.run_files.live.scale_request import take_scale_request, withdraw_scale_request
 from qfleet.run_files.metrics import MetricsWriter
+from qfleet.run_files.resume import find_point
 from qfleet.run_files.run_directory import RunDirectory
 from qfleet.session.budgets import Budgets
 from qfleet.session.checkpoints import Checkpoints
@@ -29,6 +32,7 @@ from qfleet.session.counters import Counters
 from qfleet.session.evaluations import Evaluations
 from qfleet.session.progress import Progress
 from qfleet.settings.config import Config
+from qfleet.settings.config_checks import least_actors
 from qfleet.terminal.console import Console, RunStatus
 
 ON_EVALUATION = "on_evaluation"
@@ -58,6 +62,8 @@ class Session:
 
     def __post_init__(self, on_evaluation: Callable[[EvaluationReport], object] | None) -> None:
         self.counters = Counters(self.clock)
+        self.counters.actors_wanted = int(self.config.actors.count)
+        withdraw_scale_request(self.directory.path)  # of a process before
         self.budgets = Budgets(self.config.run, self.counters)
         self.evaluations = Evaluations(
             self.config,
@@ -141,6 +147,28 @@ class Session:
         self.counters.rolled_back(report)
         self.evaluations.rolled_back()
         self.progress.rolled_back()
+
+    def scale_request(self) -> int | None:
+        """How many actors somebody asks for (`qfleet scale`), once; None when nobody does."""
+        wanted = take_scale_request(self.directory.path)
+        if wanted is not None and wanted < (least := least_actors(self.config)):
+            self.incident(f"{wanted} actors were asked for: at least {least} are needed")
+            return None
+        self.counters.actors_wanted = wanted or self.counters.actors_wanted
+        return wanted
+
+    def newest_cut(self) -> Mapping[str, memoryview] | None:
+        """The roles' files of the last checkpoint; None without a usable one."""
+        try:
+            point = find_point(self.directory)
+        except CheckpointError as error:
+            self.incident(f"{error}: it is left out")
+            return None
+        return None if point is None else point.role_files
+
+    def shard_rolled_back(self, slots: list[int]) -> None:
+        """What these slots had stored since the last cut is lost with their shard."""
+        self.counters.accounts.shard_rolled_back(slots)
 
     def stop_reason(self) -> str | None:
         """Why to stop now: a signal, `on_evaluation`, `solved`, or the name of a spent budget."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qfleet.fleets.fleet import FleetReport
+from qfleet.fleets.fleet import ActorReport, FleetReport
 from qfleet.run_files.summary import Accounting
 
 _Key = tuple[int, int]
@@ -26,6 +26,9 @@ class TransitionAccounts:
         self._numbered: dict[_Key, int] = {}
         self._complete: set[_Key] = set()
         """Those that numbered nothing after what they told last."""
+        self._rolled_back: set[int] = set()
+        """Slots whose shard went back to a cut: what it had taken since is lost, also of actors
+        that live."""
         self._is_complete = True
         """Whether no incarnation can have come and gone unheard."""
 
@@ -50,20 +53,29 @@ class TransitionAccounts:
         """All roles ended at once, and some may have played without having told of it."""
         self._is_complete = False
 
+    def shard_rolled_back(self, slots: list[int]) -> None:
+        """The shard of these slots was restored alone: it has forgotten what it acknowledged."""
+        self._rolled_back.update(slots)
+
+    def _in_flight(self, actor: ActorReport, missing: int) -> int:
+        """Of what a living actor has numbered and no shard has: what may still come."""
+        return min(missing, actor.unsent) if actor.slot in self._rolled_back else missing
+
     def accounting(self, report: FleetReport) -> Accounting:
         """The counts, and the names of those that are lower bounds."""
         came = {(a.slot, a.incarnation): a.stored + a.refused for a in report.arrivals}
         missing = {key: n - came.get(key, 0) for key, n in self._numbered.items()}
-        living = {(actor.slot, actor.incarnation) for actor in report.actors}
-        gone = missing.keys() - living
+        living = {(actor.slot, actor.incarnation): actor for actor in report.actors}
+        gone = missing.keys() - living.keys()
+        in_flight = sum(self._in_flight(living[key], missing[key]) for key in missing.keys() - gone)
         is_exact = self._is_complete and gone <= self._complete
         return Accounting(
             produced=sum(self._numbered.values()),
             resident=sum(shard.size for shard in report.shards),
             evicted=sum(shard.evicted for shard in report.shards),
             rejected=sum(arrival.refused for arrival in report.arrivals),
-            lost=sum(missing[key] for key in gone),
-            in_flight=sum(missing[key] for key in missing.keys() & living),
+            lost=sum(missing.values()) - in_flight,
+            in_flight=in_flight,
             at_least=[] if is_exact else LOWER_BOUNDS,
         )
 
@@ -72,6 +84,7 @@ class TransitionAccounts:
         return {
             "numbered": [[*key, n] for key, n in sorted(self._numbered.items())],
             "complete": sorted(self._complete),
+            "rolled_back": sorted(self._rolled_back),
             "is_complete": self._is_complete,
         }
 
@@ -80,4 +93,5 @@ class TransitionAccounts:
         for slot, incarnation, numbered in state["numbered"]:
             self._hear((slot, incarnation), numbered)
         self._complete |= {(slot, incarnation) for slot, incarnation in state["complete"]}
+        self._rolled_back.update(state.get("rolled_back", ()))
         self._is_complete &= state["is_complete"]

@@ -26,6 +26,15 @@ from qfleet.common.config import (
     parse_number,
 )
 
+
+def parse_resources(value: object) -> object:
+    """Refuse what Ray counts by itself: it has keys of its own."""
+    for name in value if isinstance(value, dict) else ():
+        if name in ("CPU", "GPU", "memory", "object_store_memory") or ":" in str(name):
+            raise ValueError(f"{name} is no custom resource; *.num_cpus and num_gpus set Ray's own")
+    return value
+
+
 AutoCount = Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], BeforeValidator(parse_count)]
 AutoGpus = Annotated[Annotated[int, Field(ge=0)] | Literal["auto"], BeforeValidator(parse_count)]
 _NUMBER = BeforeValidator(parse_number)
@@ -36,6 +45,7 @@ AutoFraction = Annotated[
     Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | Literal["auto"], _NUMBER
 ]
 AutoExponent = Annotated[Annotated[float, Field(ge=0, le=2)] | Literal["auto"], _NUMBER]
+Resources = Annotated[dict[str, Positive], BeforeValidator(parse_resources)]
 PositiveFraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), _NUMBER]
 
 
@@ -212,7 +222,13 @@ class RayConfig(Section):
     address: str | None = None
     """null: RAY_ADDRESS or a cluster of our own; `local`: always our own; `auto`: must exist."""
     wait_for_resources_s: NumberFromZero = 60.0
-    """How long to wait for the cluster to have the resources asked for."""
+    """How long a cluster may lack room for learner, shards and actors.min_count; 0: no wait."""
+    learner_resources: Resources = Field({})
+    """Custom resources of Ray that the learner takes, to pin it to hosts: `{gpu_host: 0.01}`."""
+    replay_resources: Resources = Field({})
+    """The same for each replay shard."""
+    actor_resources: Resources = Field({})
+    """The same for each actor."""
     ship: Annotated[tuple[str, ...], BeforeValidator(parse_list)] = ()
     """Python files or folders sent to every role, for custom environments and networks."""
     lean: bool | None = None

@@ -14,6 +14,7 @@ from qfleet.replay_server.rate_limiter import minimum_limiter_tolerance_samples
 from qfleet.settings.checks.family_checks import FAMILY_RULES
 from qfleet.settings.checks.frame_checks import FRAME_RULES
 from qfleet.settings.checks.machine_checks import Machine, check_devices, check_memory
+from qfleet.settings.checks.ray_checks import RAY_RULES
 from qfleet.settings.config import Config
 from qfleet.settings.config_auto import (
     block_periods,
@@ -98,6 +99,11 @@ def _check_actors(config: Config) -> Iterator[Problem]:
             f"must be at most actors.count ({count})",
             "lower it or raise actors.count",
         )
+
+
+def least_actors(config: Config) -> int:
+    """So many actors an asynchronous run must have: each shard is written to by one at least."""
+    return max(config.actors.min_count, config.replay.shards)
 
 
 def _check_replay_sizes(config: Config) -> Iterator[Problem]:
@@ -253,6 +259,7 @@ _RULES: tuple[Callable[[Config], Iterator[Problem]], ...] = (
     _check_network,
     *FAMILY_RULES,
     *FRAME_RULES,
+    *RAY_RULES,
     _check_epsilon_episodes,
     _check_actors,
     _check_replay_sizes,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from qfleet.actors.plan import ActorPlan, EvaluatorPlan
+from qfleet.cluster.placing.needs import RoleNeed
 from qfleet.cluster.plan import ClusterPlan, FleetPlan, RoundPlan, RunPlans
 from qfleet.common.errors import ConfigError
 from qfleet.learner.plan import LearnerPlan
@@ -36,7 +37,7 @@ def run_plans(config: Config) -> RunPlans:
             replay,
             learner,
             _fleet_plan(config, actor, learner),
-            _cluster_plan(config, actor, evaluator, replay, learner),
+            _cluster_plan(config, actor, replay, learner),
         )
     except ValidationError as error:
         fields = ", ".join(str(one["loc"][0]) for one in error.errors())
@@ -117,6 +118,7 @@ def _fleet_plan(config: Config, actor: ActorPlan, learner: LearnerPlan) -> Fleet
         actors=actor.count,
         min_actors=config.actors.min_count,
         shards=config.replay.shards,
+        max_role_restarts=config.run.max_role_restarts,
         checkpoints_hold_replay=config.run.checkpoint_replay == "full",
         step_timeout_s=config.run.step_timeout_s,
         rounds=_round_plan(config, actor, learner),
@@ -146,23 +148,32 @@ def _round_plan(config: Config, actor: ActorPlan, learner: LearnerPlan) -> Round
 
 
 def _cluster_plan(
-    config: Config,
-    actor: ActorPlan,
-    evaluator: EvaluatorPlan,
-    replay: ReplayPlan,
-    learner: LearnerPlan,
+    config: Config, actor: ActorPlan, replay: ReplayPlan, learner: LearnerPlan
 ) -> ClusterPlan:
+    lockstep, ray = config.effective_schedule == "lockstep", config.ray
     return ClusterPlan(
-        cpus=(
-            learner.num_cpus
-            + config.replay.shards * replay.num_cpus
-            + actor.count * actor.num_cpus
-            + evaluator.num_cpus
+        learner=_need(
+            "learner",
+            1,
+            {"CPU": learner.num_cpus, "GPU": learner.num_gpus, **ray.learner_resources},
         ),
-        gpus=learner.num_gpus,
-        address=config.ray.address,
-        wait_for_resources_s=config.ray.wait_for_resources_s,
-        ship=config.ray.ship,
+        shards=_need(
+            "replay shard", config.replay.shards, {"CPU": replay.num_cpus, **ray.replay_resources}
+        ),
+        actors=_need(
+            "actor",
+            actor.count,
+            {"CPU": actor.num_cpus, **ray.actor_resources},
+            least=actor.count if lockstep else config.actors.min_count,
+        ),
+        address=ray.address,
+        wait_for_resources_s=ray.wait_for_resources_s,
+        ship=ray.ship,
         # Shipped files are unpacked by an agent that a lean start leaves out.
-        is_lean=bool(config.ray.lean) and not config.ray.ship,
+        is_lean=bool(ray.lean) and not ray.ship,
     )
+
+
+def _need(role: str, count: int, each: dict[str, float], least: int | None = None) -> RoleNeed:
+    amounts = {name: float(amount) for name, amount in each.items() if amount}
+    return RoleNeed(role=role, count=count, least=count if least is None else least, each=amounts)

@@ -14,8 +14,9 @@ import psutil
 
 from qfleet.common.types import EnvironmentSpec
 from qfleet.learner.plan import LearnerPlan
+from qfleet.replay_server.row_bytes import ASSUMED_COMPRESSION
 from qfleet.session.forecast import LONG_S
-from qfleet.settings.checks.machine_checks import ASSUMED_COMPRESSION, replay_bytes
+from qfleet.settings.checks.machine_checks import replay_bytes
 from qfleet.settings.config import Config
 from qfleet.settings.plans import run_plans
 from qfleet.terminal.console import duration

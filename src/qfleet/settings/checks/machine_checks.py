@@ -5,29 +5,18 @@ Called by `config_checks.py`.
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
-
 from qfleet.common.messages import chunk_bytes
-from qfleet.common.pixels.stored_columns import frame_shape, held_columns
 from qfleet.common.types import EnvironmentSpec
 from qfleet.common.wire import MAX_CHUNK_BYTES
+from qfleet.replay_server.row_bytes import row_bytes
 from qfleet.settings.config import Config
 from qfleet.settings.problems import Problem
-
-ASSUMED_COMPRESSION = 4
-"""Of compressed frames before any was seen; Atari's and CartPole's need less room."""
-_PRIORITY_BYTES_PER_ROW = {
-    "uniform": 0,
-    "prioritized": 16,  # one float64 leaf and one inner node of the sum tree
-    "rank": 32,  # |TD error|, place in the order, weight of a rank and their running sum
-}
 
 
 class Machine(NamedTuple):
@@ -57,13 +46,8 @@ def nvidia_gpus() -> int:
 
 def replay_bytes(config: Config, spec: EnvironmentSpec) -> int:
     """Bytes that all shards together hold when full."""
-    row = sum(
-        np.dtype(column.dtype).itemsize * math.prod(column.shape) for column in held_columns(spec)
-    )
-    if spec.frame_stack is not None:
-        frame = math.prod(frame_shape(spec))  # each frame once, and one per step
-        row += frame if config.replay.compression == "none" else frame // ASSUMED_COMPRESSION
-    return config.replay.capacity * (row + _PRIORITY_BYTES_PER_ROW[config.replay.sampling])
+    replay = config.replay
+    return replay.capacity * row_bytes(spec, replay.sampling, replay.compression)
 
 
 def check_devices(config: Config, machine: Machine) -> Iterator[Problem]:

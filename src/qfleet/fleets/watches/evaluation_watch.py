@@ -10,11 +10,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
+from qfleet.cluster.answers import answer, ask
 from qfleet.cluster.plan import RunPlans
 from qfleet.cluster.polled_call import PolledCall
 from qfleet.cluster.progress_watch import StandStill
 from qfleet.cluster.ray_cluster import import_ray
-from qfleet.cluster.roles import Roles, answer, ask
+from qfleet.cluster.roles import Roles
 from qfleet.cluster.waits import ask_checks
 from qfleet.common.errors import CallLostError, RoleLostError, WaitTimeoutError
 from qfleet.common.messages import decode_snapshot
@@ -63,6 +64,8 @@ class EvaluationWatch:
         """The question to the learner for a snapshot that fell due."""
         self.evaluating: Any = None
         """The evaluation under way."""
+        self.steps = 0
+        """Of the newest evaluator."""
         self._since_s = 0.0
         self._asked_version = 0
         self._evaluated: Any = None
@@ -73,8 +76,12 @@ class EvaluationWatch:
         self._ping = self._new_ping()
 
     def _new_ping(self) -> PolledCall:
-        ask = self._roles.evaluator.ping.remote
-        return PolledCall(ask, "the evaluator", has_answered=False)
+        evaluator, name = self._roles.evaluator, self._roles.evaluator_name
+
+        def ping() -> Any:
+            return evaluator.ping.remote(self._roles.places.of(name) is None)
+
+        return PolledCall(ping, "the evaluator", has_answered=False)
 
     def ask(self) -> None:
         """Ask the learner for the next snapshot that falls due."""
@@ -126,6 +133,11 @@ class EvaluationWatch:
             return
         if result is None:
             return
+        if "place" in result:
+            self._roles.tells_place(
+                self._roles.evaluator_name, self._roles.evaluator, result["place"]
+            )
+        self.steps = result["steps"]
         still_s = self._steps.observe(result["steps"], self.evaluating is not None, now_s)
         if still_s > self._step_timeout_s:
             self._replace(
@@ -133,6 +145,10 @@ class EvaluationWatch:
                 f"run.step_timeout_s is {self._step_timeout_s:g}",
                 record,
             )
+
+    def lose_host(self, reason: str, record: EvaluationRecord) -> None:
+        """The evaluator's host is lost."""
+        self._replace(f"the evaluator is lost: {reason}", record)
 
     def _replace(self, reason: str, record: EvaluationRecord) -> None:
         self._deaths += 1

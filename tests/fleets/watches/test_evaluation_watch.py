@@ -8,7 +8,7 @@ import pytest
 
 from qfleet.common.errors import RoleLostError
 from qfleet.common.reports import EvaluationRequest
-from qfleet.fleets.evaluation_watch import (
+from qfleet.fleets.watches.evaluation_watch import (
     LAST_START_TIMEOUT_S,
     MAX_DEATHS_WITHOUT_AN_EVALUATION,
     EvaluationWatch,

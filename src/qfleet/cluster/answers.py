@@ -1,0 +1,112 @@
+"""Answers of roles: waited for with an end, asked again when a call is lost, errors as our own.
+
+Called by the driver's loops for every question to a role.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from qfleet.cluster.ray_cluster import import_ray
+from qfleet.cluster.waits import Wait
+from qfleet.common.errors import CallLostError, QfleetError, RoleLostError, WaitTimeoutError
+
+START_TIMEOUT_S = 180.0
+"""For a role that has a place to start."""
+ANSWER_TIMEOUT_S = 45.0
+"""A role that keeps the driver waiting for longer than this is taken for dead."""
+MAX_CALLS = 10
+"""Of one question, the lost ones included."""
+_LONGEST_REASON = 500
+"""Characters: an error may quote a whole message."""
+_ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def answer(
+    ref: Any,
+    waiter: str,
+    awaited: str,
+    timeout_s: float = ANSWER_TIMEOUT_S,
+    watch: Callable[[], None] | None = None,
+) -> Any:
+    """`ray.get` that says who waited for whom, and raises our own errors as themselves.
+
+    Args:
+        ref: What Ray gave for the call.
+        waiter: Who waits, in words.
+        awaited: For whom or what.
+        timeout_s: For how long at most.
+        watch: Called while nothing comes; raises when the role gets nowhere.
+
+    Raises:
+        WaitTimeoutError: after `timeout_s`.
+        CallLostError: when Ray lost the call, which may be made again.
+        RoleLostError: when the awaited role is dead.
+        QfleetError: what the role itself raised, or one of the checks (`cluster/waits.py`).
+        SystemExit: a signal came, and the role does not answer.
+    """
+    ray = import_ray()
+    wait = Wait(timeout_s)
+    try:
+        while True:
+            try:
+                return ray.get(ref, timeout=wait.slice_s)
+            except ray.exceptions.GetTimeoutError as error:
+                if not wait.goes_on():
+                    text = f"{waiter} waited {timeout_s:.0f} s for {awaited}"
+                    raise WaitTimeoutError(text) from error
+                if watch is not None:
+                    watch()
+    except ray.exceptions.ActorUnavailableError as error:
+        raise CallLostError(f"a call to {awaited} was lost: {first_line(error)}") from error
+    except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
+        raise RoleLostError(f"{awaited} died: {first_line(error)}") from error
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, QfleetError):
+            raise cause from error
+        raise
+
+
+def ask(
+    call: Callable[[], Any],
+    waiter: str,
+    awaited: str,
+    timeout_s: float = ANSWER_TIMEOUT_S,
+    *,
+    first: Any = None,
+) -> Any:
+    """`answer` to a call that may be made twice: one that is lost on its way is made again.
+
+    Args:
+        call: Makes it.
+        waiter: Who waits, in words.
+        awaited: For whom or what.
+        timeout_s: For how long at most for each answer.
+        first: The reference of the first call, where it was made before.
+
+    Raises:
+        WaitTimeoutError, RoleLostError, QfleetError: see `answer`.
+    """
+    ref = call() if first is None else first
+    for _ in range(MAX_CALLS - 1):
+        try:
+            return answer(ref, waiter, awaited, timeout_s)
+        except CallLostError:
+            ref = call()
+    return answer(ref, waiter, awaited, timeout_s)
+
+
+def first_line(error: BaseException) -> str:
+    """The most telling line of a Ray error: its last one when it carries a traceback."""
+    text = _ANSI_COLOUR.sub("", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    # A role whose constructor raised comes with its stack, but without that heading.
+    has_stack = any(
+        "Traceback" in line or "creation task" in line or line.startswith("File ") for line in lines
+    )
+    return (lines[-1] if has_stack else lines[0])[:_LONGEST_REASON]

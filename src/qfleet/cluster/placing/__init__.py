@@ -1,0 +1,1 @@
+"""Where roles run: what they ask for against what there is, and what they find there."""

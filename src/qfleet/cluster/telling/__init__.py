@@ -1,0 +1,1 @@
+"""What roles tell beside their counters: their logs, and metrics for Ray."""
