@@ -121,6 +121,7 @@ def test_findings_say_what_the_numbers_say(make_run) -> None:
         "without: reached 475 in 0 of 3 seeds, best parameters scored 9.0 (9.0–9.0), diverged in "
         "1 of 3 seeds, after 0 updates (median), mean Q-value up to 0.9",
         "The score of 'with' lies above that of 'without', interval against interval.",
+        "With 2 seeds such intervals are too narrow to rely on; five or more tell more.",
     ]
     japanese = findings(arms, compare(arms, 475.0), 475.0, Words("ja"))
     assert japanese[1].startswith("without: 3シード中0で475に到達")
@@ -133,7 +134,18 @@ def test_overlapping_intervals_are_said_to_tell_nothing(make_run) -> None:
         for name, values in (("a", (100.0, 300.0)), ("b", (120.0, 250.0)))
     ]  # fmt: skip
 
-    assert "not told apart" in findings(arms, compare(arms, None), None, Words("en"))[-1]
+    assert "not told apart" in findings(arms, compare(arms, None), None, Words("en"))[-2]
+
+
+def test_intervals_of_five_seeds_are_told_without_a_warning(make_run) -> None:
+    arms = [
+        arm_of(make_run, name, {seed: value + seed for seed in range(1, 6)})
+        for name, value in (("a", 100.0), ("b", 300.0))
+    ]
+
+    assert findings(arms, compare(arms, None), None, Words("en"))[-1] == (
+        "The score of 'b' lies above that of 'a', interval against interval."
+    )
 
 
 def arm_of(make_run, name: str, values: dict[int, float]) -> Arm:

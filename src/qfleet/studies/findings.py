@@ -13,6 +13,9 @@ from qfleet.run_files.metrics import LEARNER_Q_MEAN
 from qfleet.studies.comparison import Arm, Figures, budget_learner_steps, gain
 from qfleet.studies.words import Words
 
+ENOUGH_SEEDS = 5
+"""The bootstrap of two values spans them, which holds the true median half of the time."""
+
 
 def findings(
     arms: Sequence[Arm], found: Sequence[Figures], threshold: float | None, words: Words
@@ -22,7 +25,11 @@ def findings(
     end = budget_learner_steps(list(arms))
     lines += [line for arm in arms[1:] if (line := _gain(arm, arms[0], end, words))]
     verdict = _verdict(found, words)
-    return [*lines, verdict] if verdict else lines
+    if verdict is None:
+        return lines
+    fewest = min(each.score.n for each in found if each.score is not None)
+    few = [words("few_seeds", n=fewest)] if fewest < ENOUGH_SEEDS else []
+    return [*lines, verdict, *few]
 
 
 def _gain(arm: Arm, base: Arm, end: float, words: Words) -> str | None:

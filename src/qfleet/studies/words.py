@@ -87,6 +87,10 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "The score of '{best}' lies above that of '{worst}', interval against interval.",
         "「{best}」の得点は「{worst}」を上回り、区間も重ならない。",
     ),
+    "few_seeds": (
+        "With {n} seeds such intervals are too narrow to rely on; five or more tell more.",
+        "シードが{n}個では区間は狭く出すぎるため当てにならない。5個以上が望ましい。",
+    ),
     "no_score": ("no run was evaluated", "評価された実行なし"),
 }
 
