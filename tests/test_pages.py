@@ -59,6 +59,7 @@ REFUSED = "qfleet train --actor.count 4 --gamma 0.9"
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory with the configuration file that the README shows."""
+    (tmp_path / "my_env.py").touch()  # what a page ships must be there
     monkeypatch.chdir(tmp_path)
     blocks = FENCE.findall((ROOT / "README.md").read_text())
     (tmp_path / "run.yaml").write_text(next(text for kind, text in blocks if kind == "yaml"))

@@ -55,7 +55,7 @@ class ActorsConfig(Section):
     count: AutoCount = "auto"
     """Actor processes; `auto` takes the CPUs that learner and replay leave free (at least one)."""
     min_count: Count = 1
-    """Fewer living actors than this end the run (exit 5)."""
+    """So many must have room to begin and to go on (exit 2), and be left alive (exit 5)."""
     envs_per_actor: AutoCount = "auto"
     """Sub-environments that one actor steps as a vector; `auto` is 16, or 1 per-episode."""
     max_memory_gb: Positive | None = None

@@ -124,7 +124,7 @@ def test_wait_of_nothing_is_over_at_once_and_says_so_once(ray, make):
     told = []
     with pytest.raises(ResourcesError, match=r"wait_for_resources_s = 0\)"):
         make(0.0).wait(told.append, with_actors=True)
-    assert (told, ray.now_s - 100.0) == ([], pytest.approx(2.0, abs=0.3))
+    assert (told, ray.now_s - 100.0) == ([], pytest.approx(5.0, abs=0.3))
 
 
 @pytest.mark.parametrize(("with_actors", "waits"), [(True, True), (False, False)])

@@ -16,8 +16,9 @@ from qfleet.cluster.waits import SLICE_S, ask_checks
 from qfleet.common.errors import ResourcesError
 
 TELL_PERIOD_S = 5.0
-LEAST_WAIT_S = 2.0
-"""What is there is found within this; `ray.wait_for_resources_s` 0 waits no longer."""
+LEAST_WAIT_S = 5.0
+"""What is there, or was just given back, is found within this: `ray.wait_for_resources_s` 0 waits
+no longer."""
 
 
 class Placement:
