@@ -292,3 +292,33 @@ def test_what_holds_no_memory_is_refused_with_its_reason(
     )
     with pytest.raises(CheckpointError, match=r"no transitions: .*run.checkpoint_replay none"):
         qfleet.ReplayDataset(path)
+
+
+def test_memory_that_is_damaged_or_of_another_format_is_refused(
+    course_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_checkpoint(
+        tmp_path / "checkpoints",
+        learner_step=1,
+        generation=1,
+        files={"replay-0.qflt": [b"no capture"]},
+        manifest={},
+    )
+    with pytest.raises(CheckpointError, match=r"replay-0\.qflt is damaged: "):
+        qfleet.ReplayDataset(path)
+    monkeypatch.setattr("qfleet.replay_dataset.FORMAT_VERSION", 99)
+    with pytest.raises(CheckpointError, match=r"of format \d+, of an older qfleet: .* format 99"):
+        qfleet.ReplayDataset(course_run)
+
+
+def test_run_is_found_by_its_name_and_left_out_it_is_the_latest(
+    course_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").symlink_to(course_run)
+    (tmp_path / "runs" / "latest").symlink_to("mine")
+    monkeypatch.chdir(tmp_path)
+
+    paths = {str(qfleet.ReplayDataset(run).path) for run in (None, "mine", "runs/mine/latest")}
+
+    assert paths == {str((course_run / "latest").resolve())}
