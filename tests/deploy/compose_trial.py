@@ -183,8 +183,13 @@ class Compose:
 
     def processes(self, container: str) -> list[tuple[int, str]]:
         """(User id, command line) of each process in a container."""
-        lines = run("docker", "top", container, "-eo", "uid,args").splitlines()[1:]
-        return [(int(line.split()[0]), line.split(maxsplit=1)[1]) for line in lines]
+        lines = run("docker", "top", container, "-eo", "pid,uid,args").splitlines()[1:]
+        return [(int(line.split()[1]), line.split(maxsplit=2)[2]) for line in lines]
+
+    def roles(self, container: str) -> set[str]:
+        """Learner, Replay and Actor, those of them that a container holds, by Ray's titles."""
+        titles = " ".join(args for _, args in self.processes(container) if "ray::" in args)
+        return {role for role in ("Learner", "Replay", "Actor") if f"ray::{role}" in titles}
 
     def file(self, path: str) -> str:
         """Text of a file in the volume of runs; empty where there is none."""
@@ -205,13 +210,8 @@ def summary_of(compose: Compose, name: str) -> dict[str, Any]:
 def learner_steps(compose: Compose, name: str) -> int:
     """As far as a live run has come."""
     rows = compose.file(f"{name}/metrics.jsonl").splitlines()
-    steps = [json.loads(row).get("learner_steps") for row in rows if row.endswith("}")]
+    steps = [json.loads(row).get("time/learner_steps") for row in rows if row.endswith("}")]
     return max((step for step in steps if step is not None), default=0)
-
-
-def roles_in(compose: Compose, container: str, role: str) -> list[str]:
-    """Processes of a container that hold a role, by the title that Ray gives them."""
-    return [args for _, args in compose.processes(container) if args.startswith(f"ray::{role}")]
 
 
 def expect(holds: bool, what: str) -> None:
@@ -241,6 +241,22 @@ def solve(compose: Compose) -> None:
     summary = summary_of(compose, FIRST)
     expect(code == "0" and bool(summary.get("solved")), f"not solved: {code}, {compose.follow()}")
     print(f"  return {summary['eval_return_mean']} after {summary['env_steps']} env steps")
+
+
+def places_are_taken(compose: Compose, actors: int) -> bool:
+    """Whether so many containers of actors hold actors."""
+    containers = compose.containers("actors")
+    return len(containers) == actors and all("Actor" in compose.roles(c) for c in containers)
+
+
+def check_places(compose: Compose, actors: int) -> None:
+    """Learner, shards and actors are where the compose file says, and nowhere else."""
+    expect(places_are_taken(compose, actors), f"a container of {actors} has no actor")
+    places = {"head": "Learner", "replay": "Replay", "actors": "Actor"}
+    for service, role in places.items():
+        for container in compose.containers(service):
+            roles = compose.roles(container)
+            expect(roles == {role}, f"in a container of {service}: {roles}")
 
 
 def stop_one(compose: Compose) -> None:
@@ -288,11 +304,17 @@ def trial(steps: Steps, keep: ExitStack) -> None:
         check_exposure(compose)
     with steps.step("CartPole solved"):
         solve(compose)
-    with steps.step("actors in containers of their own, 2 to 3"):
-        endless = "cartpole --eval.stop_when_solved false --run.max_learner_steps 1e9"
-        changes = {"RUN": SECOND, "TRAIN": endless}
-        compose("up", "-d", "--scale", "actors=3", timeout_s=UP_TIMEOUT_S, **changes)
+    with steps.step("a second run, every role in its own container"):
+        endless = "cartpole --actors.count 6 --eval.stop_when_solved false"
+        changes = {"RUN": SECOND, "TRAIN": f"{endless} --run.max_learner_steps 1e9"}
+        compose("up", "-d", *scale, timeout_s=UP_TIMEOUT_S, **changes)
         until("learner steps", lambda: learner_steps(compose, SECOND) > 1000, SOLVE_TIMEOUT_S)
+        check_places(compose, 2)
+    with steps.step("actors scaled from 2 containers to 3"):
+        more = ("--scale", "actors=3")
+        compose("up", "-d", "--no-recreate", *more, timeout_s=UP_TIMEOUT_S, **changes)
+        until("an actor in the third container", lambda: places_are_taken(compose, 3), 180)
+        check_places(compose, 3)
         check_exposure(compose)
     with steps.step("one actor container stopped, the run goes on"):
         stop_one(compose)

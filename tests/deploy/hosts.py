@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 SETUP = (
     "mkdir -p /tmp/ray; mount -t tmpfs -o size=1g,mode=1777 tmpfs /tmp/ray; "
-    "mount -t tmpfs -o size=1g tmpfs /dev/shm; "
+    "mount -t tmpfs -o size=50% tmpfs /dev/shm; "
     'mount --bind "$0" /etc/hosts; mount --bind "$0.resolv" /etc/resolv.conf; '
     'touch "$1"; exec "$2" -c "$3"'
 )
@@ -51,6 +51,7 @@ class Host:
         ready = self.home / "up"
         self._first = subprocess.Popen(
             [
+                *("setpriv", "--pdeathsig", "KILL"),  # a host does not outlive its test
                 *("ip", "netns", "exec", namespace),
                 *("unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"),
                 *("sh", "-c", SETUP, str(folder / "hosts"), str(ready), sys.executable, INIT),

@@ -104,8 +104,9 @@ def test_service_starts_a_node_with_options_that_ray_takes(name: str) -> None:
     assert taken["head"] is (name == "head")
     assert taken["address"] == (None if name == "head" else "head:6379")
     assert taken["num_gpus"] == (1 if name == "learner" else None)
-    resources = {"replay": {"replay": 100}, "actors": {"actors": 100}}.get(name, {})
-    assert json.loads(taken["resources"]) == resources
+    # The learner takes the GPU where there is one, else it is with the head.
+    role = "learner" if name == "head" else name
+    assert json.loads(taken["resources"]) == {role: 100}
     assert 2 * taken["object_store_memory"] < 2**30, "it lies in /dev/shm: shm_size"
 
 
@@ -120,6 +121,8 @@ def test_job_is_a_training_run_that_may_be_repeated() -> None:
         arguments.target, arguments.files, arguments.settings, problems=arguments.problems
     )
     assert (config.env.id, config.run.dir) == ("CartPole-v1", "/runs/cartpole")
+    pinned = [config.ray.learner_resources, config.ray.replay_resources, config.ray.actor_resources]
+    assert pinned == [{"learner": 0.01}, {"replay": 0.01}, {"actors": 0.01}]
 
 
 FAKE_RAY = """#!/bin/sh

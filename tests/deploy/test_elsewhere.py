@@ -59,7 +59,7 @@ def test_rayjob_has_the_fields_of_its_custom_resource() -> None:
     cluster = KUBERNETES[2]["spec"]["rayClusterSpec"]
     assert cluster["authOptions"] == {"mode": "token", "secretName": "qfleet-token"}
     assert cluster["rayVersion"] == ray.__version__
-    check_train_command(KUBERNETES[2]["spec"]["entrypoint"].split())
+    check_train_command(shlex.split(KUBERNETES[2]["spec"]["entrypoint"]))
 
 
 def test_every_pod_is_under_the_network_policy_and_not_root() -> None:
