@@ -41,6 +41,7 @@ OTHER = {
         "capacity": 1001,
         "shards": 4,
         "sampling": "prioritized",
+        "compression": "none",
         "priority_exponent": 0.7,
         "importance_sampling_exponent": 0.5,
         "priority_epsilon": 1e-4,
