@@ -18,11 +18,7 @@ from qfleet.actors.plan import ActorPlan
 from qfleet.actors.policy import Exploration, select_actions
 from qfleet.actors.recorder import Recorder
 from qfleet.common import seeding
-from qfleet.common.errors import (
-    CheckpointError,
-    NonFiniteError,
-    QfleetError,
-)
+from qfleet.common.errors import CheckpointError, NonFiniteError, QfleetError
 from qfleet.common.network_plan import n_layer_noise
 from qfleet.common.q_functions import NetworkFunction
 from qfleet.common.stage_clock import ACTING, ENCODING, ENVIRONMENT, StageClock
@@ -294,11 +290,8 @@ class Actor:
             self._env.restore(get_part(capture, "env"))
             return
         # The step count in the seed keeps a repeated incarnation from replaying its first episodes.
-        first = self._env.reset(
-            seeding.seed_int(
-                self._plan.seed, "actor.env", self._slot, self._incarnation, self.env_steps
-            )
-        )
+        name = "actor.env", self._slot, self._incarnation, self.env_steps
+        first = self._env.reset(seeding.seed_int(self._plan.seed, *name))
         self._recorder.begin_anew(first)
 
     def check_valid(self) -> None:

@@ -50,8 +50,7 @@ shard for much longer means that a call was lost (`learner/remote_feed.py`)."""
 CONCURRENCY_GROUPS = {"insert": 16, "sample": 1, "update": 1, "params": 4}
 """Threads beside the control calls' one. So many inserts wait for the limiter, the rest behind
 them; `update` takes what the learner tells, `params` answers actors."""
-IN_ORDER_S = 1.0
-"""How long a chunk with frames waits for one that was sent before it."""
+IN_ORDER_S = 1.0  # for a chunk with frames to wait for one that was sent before it
 RAY_OPTIONS: dict[str, Any] = {
     "concurrency_groups": CONCURRENCY_GROUPS,
     "max_restarts": 0,

@@ -14,10 +14,10 @@ from qfleet.common.atari import play_note
 from qfleet.common.errors import QfleetError
 from qfleet.common.reports import EvaluationReport
 from qfleet.common.seeding import seed_int
-from qfleet.run.fleet_tables import fleet_tables
 from qfleet.run.learner_path import reason_of
 from qfleet.run.outcome import Outcome
 from qfleet.run.phases import ARTIFACTS, FINAL_SCORE
+from qfleet.run.tables.fleet_tables import fleet_tables
 from qfleet.run_files.find_runs import SUMMARY_FILE
 from qfleet.run_files.run_directory import environment_report
 from qfleet.run_files.summary import FleetTables, RunSummary, write_summary

@@ -7,14 +7,13 @@ together with all other roles from the last cut, a bounded number of times.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
 from dataclasses import asdict
 
 from qfleet.cluster.background_imports import import_in_background
 from qfleet.cluster.placing.surroundings import Surroundings
 from qfleet.cluster.telling.ray_metrics import ray_metrics
 from qfleet.cluster.waits import asked_in_every_wait
-from qfleet.common.errors import ClusterLostError, NonFiniteError, RoleLostError, WaitTimeoutError
+from qfleet.common.errors import NonFiniteError
 from qfleet.fleets.fleet import Fleet
 from qfleet.fleets.round_loop import run_rounds
 from qfleet.replay_server.rate_limiter import LearningDebt
@@ -22,8 +21,8 @@ from qfleet.run.learner_path import local_device, remote_device
 from qfleet.run.milestones import loop_ended, training_begins, training_ended
 from qfleet.run.outcome import Outcome
 from qfleet.run.phases import CHECKPOINT, EVALUATION, RAY, ROLES, SHUTDOWN, PhaseClock
+from qfleet.run.restarts import with_restarts
 from qfleet.run.stop_signals import HangBrokenError
-from qfleet.run_files.resume import find_point
 from qfleet.session.session import Session
 from qfleet.settings.plans import run_plans
 
@@ -143,47 +142,6 @@ def _run_on_ray(session: Session, outcome: Outcome) -> None:
     finally:
         outcome.phases.enter(SHUTDOWN)
         disconnect(cluster)
-
-
-def with_restarts(
-    session: Session,
-    outcome: Outcome,
-    run_once: Callable[[Session, Outcome], None],
-    settle: Callable[[], None],
-) -> None:
-    """`run_once`, again from the last cut when a role is lost, while the budget lasts.
-
-    A restart after which the run gets further than before is paid back: only a role that keeps
-    dying at the same point ends the run. `settle` raises when the whole cluster is gone.
-
-    Raises:
-        ClusterLostError: nothing is left to restart a role in.
-        RoleLostError: with the last reason, after `run.max_role_restarts` in vain.
-    """
-    in_vain, furthest = 0, -1
-    while True:
-        try:
-            run_once(session, outcome)
-            return
-        except ClusterLostError:
-            raise
-        except (RoleLostError, WaitTimeoutError) as error:
-            settle()
-            progressed = session.learner_steps > furthest
-            furthest = max(furthest, session.learner_steps)
-            in_vain = 1 if progressed else in_vain + 1
-            limit = session.config.run.max_role_restarts
-            if in_vain > limit or session.stop.name is not None:
-                raise RoleLostError(f"{error} (run.max_role_restarts = {limit})") from error
-            outcome.role_restarts += 1
-            session.counters.accounts.ended_unheard()
-            outcome.point = find_point(session.directory)
-            where = (
-                "from the beginning: there is no checkpoint yet"
-                if outcome.point is None
-                else f"from learner step {outcome.point.checkpoint.learner_step:,}"
-            )
-            session.incident(f"{error}; all roles start again {where}")
 
 
 def _run_name(session: Session) -> str:

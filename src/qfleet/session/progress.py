@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from qfleet.common.reports import BlockStats
 from qfleet.common.types import EpisodeSummary
-from qfleet.run.fleet_tables import fleet_tables
-from qfleet.run.role_rows import RoleRates
+from qfleet.run.tables.fleet_tables import fleet_tables
+from qfleet.run.tables.role_rows import RoleRates
 from qfleet.run_files.metrics import MetricsWriter
 from qfleet.run_files.summary import RoleRow
 from qfleet.session.bottleneck import Bottleneck

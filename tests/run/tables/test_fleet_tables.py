@@ -5,7 +5,7 @@ from __future__ import annotations
 from qfleet.common.reports import LearnerStats
 from qfleet.common.types import ReplayStats, SlotStats
 from qfleet.fleets.fleet import ActorReport, FleetReport
-from qfleet.run.fleet_tables import fleet_tables
+from qfleet.run.tables.fleet_tables import fleet_tables
 
 
 def test_tables_are_of_every_shard_and_every_slot_that_played():

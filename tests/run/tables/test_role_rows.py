@@ -5,7 +5,7 @@ from __future__ import annotations
 from qfleet.common.reports import LearnerStats
 from qfleet.common.types import ReplayStats
 from qfleet.fleets.fleet import ActorReport, FleetReport
-from qfleet.run.role_rows import RoleRates
+from qfleet.run.tables.role_rows import RoleRates
 
 HOSTS = {
     "learner": ("gpu-box", 11),
