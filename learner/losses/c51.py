@@ -50,23 +50,36 @@ class C51Loss:
     def targets(self, experience: Experience) -> Tensor:
         """The projected distributions Φ(R + γz), `float [B, N]`."""
         outputs = experience.next_outputs
+        probabilities = torch.softmax(self._logits(outputs), dim=-1)
         choosing = experience.next_q_choosing
-        best = (self.q_values(outputs) if choosing is None else choosing).argmax(dim=-1)
-        probabilities = torch.softmax(of_actions(self._logits(outputs), best), dim=-1)
-        return self.project(moved(experience, self._atoms(outputs)), probabilities)
+        if choosing is None:
+            choosing = probabilities @ self._atoms(outputs)
+        chosen = of_actions(probabilities, choosing.argmax(dim=-1))
+        return self.project(moved(experience, self._atoms(outputs)), chosen)
 
     def project(self, atoms: Tensor, probabilities: Tensor) -> Tensor:
         """Probabilities of `atoms` shared out to the nearest of z, `float [B, N]`, each [B, N].
 
-        Atom i gets (1 − |b_j − i|)⁺ of each p_j, b_j being where atom j lies among z: what
-        algorithm 1 gives to the floor and the ceiling of b_j. A sum instead of a scatter adds up
-        in the same order on every device.
+        A GPU scatters in any order, which is no longer the same bits; there it is a sum.
         """
-        places = (atoms.clamp(self.value_min, self.value_max) - self.value_min) / self._step
-        index = torch.arange(self.n_atoms, dtype=atoms.dtype, device=atoms.device)
-        shares = (1.0 - (places.unsqueeze(1) - index.unsqueeze(1)).abs()).clamp(
-            min=0.0
-        )  # [B, N, N]
+        cut = atoms.clamp(self.value_min, self.value_max)
+        places = (cut - self.value_min) / self._step  # b of algorithm 1
+        return (self.summed if atoms.is_cuda else self.scattered)(places, probabilities)
+
+    def scattered(self, places: Tensor, probabilities: Tensor) -> Tensor:
+        """Each p_j to the atoms below and above its place, by how near they are."""
+        # The last atom is above the last but one: nothing is lost where a place is an atom.
+        lower = places.floor().clamp(max=self.n_atoms - 2)
+        above = probabilities * (places - lower)
+        index = lower.long()
+        shared = torch.zeros_like(probabilities).scatter_add(1, index, probabilities - above)
+        return shared.scatter_add(1, index + 1, above)
+
+    def summed(self, places: Tensor, probabilities: Tensor) -> Tensor:
+        """The same: atom i gets (1 − |b_j − i|)⁺ of each p_j."""
+        index = torch.arange(self.n_atoms, dtype=places.dtype, device=places.device)
+        distances = (places.unsqueeze(1) - index.unsqueeze(1)).abs()  # [B, N, N]
+        shares = (1.0 - distances).clamp(min=0.0)
         return torch.matmul(shares, probabilities.unsqueeze(-1)).squeeze(-1)
 
     def items(

@@ -82,6 +82,9 @@ def test_project_table(atoms: list[float], expected: list[float]) -> None:
     projected = THREE.project(torch.tensor([atoms]), torch.tensor([[0.2, 0.3, 0.5]]))
 
     torch.testing.assert_close(projected, torch.tensor([expected]))
+    places = torch.tensor([atoms]).clamp(-1.0, 1.0) + 1.0
+    summed = THREE.summed(places, torch.tensor([[0.2, 0.3, 0.5]]))  # a GPU's
+    torch.testing.assert_close(summed, torch.tensor([expected]))
 
 
 @pytest.mark.parametrize("double_q", [True, False])
