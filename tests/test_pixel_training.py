@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -138,6 +140,38 @@ def test_train_tutorial_pixels_is_the_courses_schedule(tmp_path, capsys):
     epsilons = [event["epsilon"] for event in episodes]
     np.testing.assert_allclose(epsilons, [1 - 0.995 * k / 4 for k in range(4)])
     assert read_summary(tmp_path / "run").run_id == summary.run_id
+
+
+def test_train_tutorial_pixels_with_the_chapters_own_class(tmp_path, monkeypatch):
+    """`ConvNet(8, 2)` as the chapter prints it, in a file of the working directory."""
+    beside = (Path(__file__).parent / "common" / "test_conv_networks.py").read_text()
+    network = re.search(r"^class ConvNet.*?^        \)$", beside, re.MULTILINE | re.DOTALL)
+    (tmp_path / "chapter.py").write_text(f"from torch import nn\n\n\n{network[0]}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    wanted = load_config(
+        "tutorial-pixels",
+        [],
+        {
+            "runtime": "local",
+            "network.factory": "chapter:ConvNet",
+            "learner.batch_size": 4,
+            "learner.updates_per_episode": 2,
+            "learner.publish_period_learner_steps": 2,
+            "learner.target_update_period_learner_steps": 2,
+            "eval.period_learner_steps": 1_000,
+            "eval.episodes": 1,
+            "eval.confirm_episodes": 1,
+            "eval.max_episode_steps": 5,
+            "run.max_episodes": 2,
+            "metrics.console": "none",
+        },
+    )
+
+    summary = train(wanted, run_dir=tmp_path / "run")
+
+    assert (summary.learner_steps, summary.stop_reason) == (4, "max_episodes")
+    held = qfleet.load_policy(tmp_path / "run" / "latest", allow_code=True)
+    assert held.q_values(np.zeros((8, 84, 84), dtype=np.uint8)).shape == (1, 2)
 
 
 @pytest.mark.parametrize("sampling", ["uniform", "prioritized"])
