@@ -9,6 +9,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import ray
 
 from qfleet.cluster import addresses
 from qfleet.cluster.addresses import PROBE_TIMEOUT_S, join, probe, resolve
@@ -83,7 +84,7 @@ def test_resolve_or_probe_of_no_address_is_exit_2(address):
 
 
 def joined_by(init):
-    fake = SimpleNamespace(init=init)
+    fake = SimpleNamespace(init=init, exceptions=ray.exceptions)
     with pytest.raises(ResourcesError) as raised:
         join(fake, "10.0.0.1:6379", {})
     return str(raised.value)
@@ -99,6 +100,17 @@ def test_join_with_a_wrong_token_says_token(capfd):
     assert "RAY_AUTH_TOKEN" in text
     assert "ray start" not in text
     assert capfd.readouterr().err == ""  # what native code wrote is not the user's matter
+
+
+def test_join_without_a_token_says_where_it_belongs():
+    def init(**_):
+        raise ray.exceptions.AuthenticationError(
+            "RAY_AUTH_TOKEN_PATH is set but file cannot be opened or is empty: /dev/null"
+        )
+
+    text = joined_by(init)
+    assert "at 10.0.0.1:6379 refuses who has no token: give this host the token" in text
+    assert "RAY_AUTH_TOKEN_PATH" in text
 
 
 def test_join_that_fails_otherwise_shows_the_last_words():
@@ -117,7 +129,7 @@ def test_join_of_one_that_goes_away_meanwhile_ends_soon(monkeypatch):
         address = f"127.0.0.1:{listening.getsockname()[1]}"
     began_s = time.monotonic()
     # As Ray waits for a GCS that is gone: in a call that nothing ends.
-    fake = SimpleNamespace(init=lambda **_: ended.wait(60.0))
+    fake = SimpleNamespace(init=lambda **_: ended.wait(60.0), exceptions=ray.exceptions)
     with pytest.raises(ResourcesError, match="could not be joined: it is gone") as raised:
         join(fake, address, {})
     ended.set()

@@ -24,6 +24,8 @@ PROBE_TIMEOUT_S = 2.0
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 """How an HTTP/2 client begins, with empty settings; a server of gRPC answers with its own."""
 _WRONG_TOKEN = b"InvalidAuthToken"
+_NO_TOKEN = "RAY_AUTH_TOKEN"
+"""Stands in every word of Ray about a token that it looked for in vain."""
 
 
 def resolve(address: str) -> tuple[str, list[str]]:
@@ -91,14 +93,15 @@ def join(ray: Any, address: str, options: dict[str, Any]) -> None:
     with _native_log() as log:
         try:
             call_beside(partial(ray.init, address=address, **options), check)
-        except ConnectionError as error:
+        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
             raise ResourcesError(_refusal(address, str(error), log())) from error
 
 
 def _refusal(address: str, said: str, log: bytes) -> str:
-    if _WRONG_TOKEN in log:
+    if _WRONG_TOKEN in log or _NO_TOKEN in said:
+        whom = "our token" if _WRONG_TOKEN in log else "who has no token"
         return (
-            f"the Ray cluster at {address} refuses our token: give this host the token that it was "
+            f"the Ray cluster at {address} refuses {whom}: give this host the token that it was "
             "started with (RAY_AUTH_TOKEN, or the file that RAY_AUTH_TOKEN_PATH names, by default "
             "~/.ray/auth_token) and RAY_AUTH_MODE=token"
         )
