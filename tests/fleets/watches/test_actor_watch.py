@@ -234,10 +234,10 @@ def test_fewer_actors_with_room_than_needed_end_the_run_after_the_wait(
         by_hand.actors[slot].open("run")[0].answer(ray.dead)
     bury(watch, told, 1.0)
     fill(watch, told, 3.0)
-    for second in range(4, 69):
+    for second in range(4, 185):
         play(float(second), {})
-    with pytest.raises(ResourcesError, match=r"0 actors .* for 60 s \(.* is 1:\na table"):
-        play(70.0, {})
+    with pytest.raises(ResourcesError, match=r"0 actors .* for 180 s, .* is 1:\na table"):
+        play(190.0, {})
 
 
 def test_shard_in_place_of_another_is_told_to_its_slots_alone(watch, by_hand, new_handle):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from qfleet.cluster.answers import START_TIMEOUT_S
 from qfleet.cluster.roles import Roles
 from qfleet.common.errors import ResourcesError
 
@@ -19,7 +20,8 @@ class RoomWatch:
 
     def __init__(self, roles: Roles, min_count: int) -> None:
         self._roles, self._min_count = roles, min_count
-        self._limit_s = roles.plans.cluster.wait_for_resources_s
+        # An actor that has a place and is slow to start looks like one without.
+        self._limit_s = max(START_TIMEOUT_S, roles.plans.cluster.wait_for_resources_s)
         self._lack: str | None = None
         self._asked_at_s = self._told_at_s = -1e9
         self._told: tuple[int, str] | None = None
@@ -38,7 +40,7 @@ class RoomWatch:
 
         Raises:
             ResourcesError: a table, when fewer than `actors.min_count` have had room for longer
-                than `ray.wait_for_resources_s`.
+                than `ray.wait_for_resources_s` and than an actor may take to start.
         """
         news = (waiting, self._lack or "")
         if waiting and self._lack and news != self._told:
@@ -55,7 +57,7 @@ class RoomWatch:
             self._too_few_since_s = now_s
         if now_s - self._too_few_since_s >= self._limit_s:
             raise ResourcesError(
-                f"{with_room} actors have had room for {self._limit_s:g} s "
-                f"(ray.wait_for_resources_s), actors.min_count is {self._min_count}:\n"
+                f"{with_room} actors have had room for {self._limit_s:g} s, actors.min_count is "
+                f"{self._min_count}:\n"
                 f"{self._roles.table_of_needs()}"
             )
