@@ -201,6 +201,23 @@ class Compose:
         return self("logs", "--no-color", "--tail=40", "train")
 
 
+def bring_up(compose: Compose, *words: str, **changes: str) -> None:
+    """`up -d`, repeated as a person would.
+
+    Ray gives a node 30 s to join; on a machine whose cores are taken that is too short at times,
+    and older composes take a container that starts again for one that is ill.
+    """
+    for again in (True, True, False):
+        try:
+            compose("up", "-d", *words, timeout_s=UP_TIMEOUT_S, **changes)
+        except TrialError:
+            if not again:
+                raise
+            print("  up once more", flush=True)
+        else:
+            return
+
+
 def summary_of(compose: Compose, name: str) -> dict[str, Any]:
     """summary.json of a run; empty before there is one."""
     text = compose.file(f"{name}/summary.json")
@@ -300,19 +317,19 @@ def trial(steps: Steps, keep: ExitStack) -> None:
     keep.callback(compose, "down", "--volumes", "--remove-orphans", timeout_s=300)
     with steps.step("up"):
         scale = ("--scale", "actors=2")
-        compose("up", "-d", *scale, timeout_s=UP_TIMEOUT_S, RUN=FIRST, TRAIN="cartpole")
+        bring_up(compose, *scale, RUN=FIRST, TRAIN="cartpole")
         check_exposure(compose)
     with steps.step("CartPole solved"):
         solve(compose)
     with steps.step("a second run, every role in its own container"):
         endless = "cartpole --actors.count 6 --eval.stop_when_solved false"
         changes = {"RUN": SECOND, "TRAIN": f"{endless} --run.max_learner_steps 1e9"}
-        compose("up", "-d", *scale, timeout_s=UP_TIMEOUT_S, **changes)
+        bring_up(compose, *scale, **changes)
         until("learner steps", lambda: learner_steps(compose, SECOND) > 1000, SOLVE_TIMEOUT_S)
         check_places(compose, 2)
     with steps.step("actors scaled from 2 containers to 3"):
         more = ("--scale", "actors=3")
-        compose("up", "-d", "--no-recreate", *more, timeout_s=UP_TIMEOUT_S, **changes)
+        bring_up(compose, "--no-recreate", *more, **changes)
         until("an actor in the third container", lambda: places_are_taken(compose, 3), 180)
         check_places(compose, 3)
         check_exposure(compose)
