@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from qfleet.cluster.answers import START_TIMEOUT_S, ask
-from qfleet.cluster.placing.needs import SMALLER, Amounts, how_many_fit, in_words
+from qfleet.cluster.placing.needs import SMALLER, Amounts, free_in_words, how_many_fit, in_words
 from qfleet.cluster.placing.placement import Placement
 from qfleet.cluster.placing.role_places import RolePlaces
 from qfleet.cluster.placing.surroundings import NOTHING_AROUND, Surroundings, Tell
@@ -185,7 +185,7 @@ class Roles:
         each, free = self.plans.cluster.actors.each, import_ray().available_resources()
         if how_many_fit(each, free) >= 1:
             return None
-        return f"wanted {in_words(each)}, free {in_words({n: free.get(n, 0.0) for n in each})}"
+        return f"wanted {in_words(each)}, free {free_in_words(each, free)}"
 
     def wait_for_room(self, tell: Tell) -> None:
         """Until learner, shards and the first actors have a place.

@@ -110,7 +110,7 @@ def test_wait_says_every_5_s_who_waits_for_what_and_ends_with_the_table(ray, mak
         make(12.0).wait(lambda text: told.append((ray.now_s - 100.0, text)), with_actors=True)
     lack = (
         "1 learner (CPU 1, GPU 1) and 2 replay shards (CPU 0.5, big 1) want places together; "
-        "free are CPU 0.5"
+        "free are CPU 0.5, GPU 0, big 0"
     )
     assert [text for _, text in told] == [
         f"waiting for room ({s} of 12 s): {lack}" for s in (0, 5, 10)
@@ -136,5 +136,5 @@ def test_first_actors_must_have_room_and_no_more_of_them(ray, make, with_actors,
         ray.free = {"CPU": 1.0}  # a host has come: room for two of the eight
 
     make(60.0).wait(tell, with_actors=with_actors)
-    said = "2 of 8 actors (CPU 0.5) want places; free are CPU 0.5"
+    said = "2 of 8 actors (CPU 0.5) want places; free are CPU 0.5, GPU 0, big 0"
     assert told == [f"waiting for room (0 of 60 s): {said}"] * waits

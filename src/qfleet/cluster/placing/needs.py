@@ -37,6 +37,11 @@ def in_words(amounts: Amounts) -> str:
     return ", ".join(f"{name} {amount:g}" for name, amount in amounts.items() if amount) or "none"
 
 
+def free_in_words(names: Iterable[str], free: Amounts) -> str:
+    """What is free of those; nothing of one is said too, for that is what is waited for."""
+    return ", ".join(f"{name} {free.get(name, 0.0):g}" for name in names)
+
+
 def total(needs: Iterable[RoleNeed]) -> dict[str, float]:
     """What all of them ask for together; CPU and GPU always."""
     together = {"CPU": 0.0, "GPU": 0.0}

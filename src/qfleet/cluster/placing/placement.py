@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from qfleet.cluster.placing.needs import SMALLER, how_many_fit, in_words, table
+from qfleet.cluster.placing.needs import SMALLER, free_in_words, how_many_fit, table
 from qfleet.cluster.placing.surroundings import Tell
 from qfleet.cluster.plan import ClusterPlan
 from qfleet.cluster.waits import SLICE_S, ask_checks
@@ -79,7 +79,8 @@ class Placement:
         return None
 
     def _free(self, free: dict[str, float]) -> str:
-        return in_words({name: free.get(name, 0.0) for name in self._plan.resources})
+        wanted = [name for name, amount in self._plan.resources.items() if amount]
+        return free_in_words(wanted, free)
 
     def table(self) -> str:
         """See `needs.table`."""
