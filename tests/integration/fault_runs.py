@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
-START_TIMEOUT_S, ANSWER_TIMEOUT_S = 120.0, 150.0
+START_TIMEOUT_S, ANSWER_TIMEOUT_S = 300.0, 150.0
 SMALL = {
     "actors.count": 2,
     "actors.envs_per_actor": 2,
