@@ -160,17 +160,10 @@ Part = Callable[[], list[dict[str, Any]]]
 
 def answered(fault: Callable[[], Answers]) -> list[dict[str, Any]]:
     """One row per runtime."""
+    keys = ("name", "runtime", "within_s", "seconds", "answer")
     name = str(fault.__doc__).rstrip(".")
-    return [
-        {
-            "name": name,
-            "runtime": runtime,
-            "within_s": within_s,
-            "seconds": round(s, 2),
-            "answer": text,
-        }
-        for runtime, within_s, s, text in fault()
-    ]
+    rows = [dict(zip(keys, (name, *answer), strict=True)) for answer in fault()]
+    return [{**row, "seconds": round(row["seconds"], 2)} for row in rows]
 
 
 def main(names: Sequence[str]) -> int:

@@ -88,13 +88,6 @@ class Load:
         busy += getattr(machine, "irq", 0.0) + getattr(machine, "softirq", 0.0)
         return CpuTimes(shards, clients, rays, busy - shards - clients - rays)
 
-    def idle(self) -> Step:
-        """Nobody asks for anything."""
-        before, started_s = self.cpu_times(), time.monotonic()
-        time.sleep(self._seconds)
-        spent = self.cpu_times().since(before)
-        return Step(0.0, 0.0, (), spent, time.monotonic() - started_s)
-
     def hold(self, calls_per_s: float) -> Step:
         """Every producer pushes at its share of the pace."""
         seconds, n = self._seconds, len(self.producers)
@@ -186,7 +179,6 @@ def chunk_row(spec: Any, rows: int) -> Measurement:
 
 
 def measure_inserts(load: Load, cell: str, chunk: int, arguments: Any) -> list[Measurement]:
-    idle = load.idle()
     steps = climb(load, arguments)
     offered = steps[-1].offered_per_s
     saturated = [load.hold(offered) for _ in range(arguments.repeats)]
@@ -213,7 +205,6 @@ def measure_inserts(load: Load, cell: str, chunk: int, arguments: Any) -> list[M
         cpu_row(f"{cell}, CPU per call, half load", [half.cpu_ms_per_call()]),
         cpu_row(f"{cell}, CPU per call, saturating", [s.cpu_ms_per_call() for s in saturated]),
         Measurement(f"{cell}, RSS of a shard", "MB", load.shard_rss_mb()),
-        Measurement(f"{cell}, idle", "cores", (sum(idle.cores().values()),), idle.cores()),
         *(step_row(cell, step) for step in steps),
     ]
 
