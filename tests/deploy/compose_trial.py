@@ -227,7 +227,7 @@ def summary_of(compose: Compose, name: str) -> dict[str, Any]:
 def learner_steps(compose: Compose, name: str) -> int:
     """As far as a live run has come."""
     rows = compose.file(f"{name}/metrics.jsonl").splitlines()
-    steps = [json.loads(row).get("time/learner_steps") for row in rows if row.endswith("}")]
+    steps = [json.loads(row).get("learner_steps") for row in rows if row.endswith("}")]
     return max((step for step in steps if step is not None), default=0)
 
 
