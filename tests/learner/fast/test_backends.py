@@ -24,7 +24,7 @@ from qfleet.learner.learner import Learner
 from qfleet.learner.plan import LearnerPlan
 
 SPEC = EnvironmentSpec("CartPole-v1", (4,), "<f4", 2, 475.0, 500)
-IMAGES = EnvironmentSpec("images", (3, 2, 2), "|u1", 2, None, None)
+TABLES = EnvironmentSpec("tables", (3, 4), "|u1", 2, None, None)
 Plans = Callable[..., LearnerPlan]
 Samples = Callable[..., ReplaySample]
 
@@ -202,13 +202,13 @@ def test_learner_custom_network_on_images_uses_its_package(
     (tmp_path / "images_network.py").write_text(CUSTOM)
     monkeypatch.syspath_prepend(tmp_path)
     plan = plan_of(factory="images_network:Images")
-    eager = Learner(plan, IMAGES)
+    eager = Learner(plan, TABLES)
     assert eager.path == "eager"
-    prebuild(plan, IMAGES)
-    ours = Learner(plan, IMAGES)
+    prebuild(plan, TABLES)
+    ours = Learner(plan, TABLES)
     assert ours.path == "compiled"
     for seed in range(50):
-        errors = [one.update_block(sample(seed, spec=IMAGES)) for one in (ours, eager)]
+        errors = [one.update_block(sample(seed, spec=TABLES)) for one in (ours, eager)]
         np.testing.assert_allclose(*errors, rtol=1e-3, atol=1e-4)
     for name, array in ours.params().items():
         np.testing.assert_allclose(array, eager.params()[name], rtol=1e-3, atol=1e-4)

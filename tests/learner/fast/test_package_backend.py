@@ -28,7 +28,7 @@ from qfleet.learner.torch_backend import TorchBackend
 from qfleet.learner.update import Batches, BlockResult, LearnerState
 
 SPEC = EnvironmentSpec("CartPole-v1", (4,), "<f4", 2, 475.0, 500)
-IMAGES = EnvironmentSpec("images", (3, 2, 2), "|u1", 2, None, None)
+TABLES = EnvironmentSpec("tables", (3, 4), "|u1", 2, None, None)
 Plans = Callable[..., LearnerPlan]
 Samples = Callable[..., ReplaySample]
 
@@ -154,10 +154,10 @@ def test_learner_of_a_schedule_steps_as_far_as_it_says_on_either_backend(
 def test_package_backend_takes_observations_as_they_are_stored(
     plan_of: Plans, sample: Samples
 ) -> None:
-    ours, eager = learners(PackageSpec(plan_of(learning_rate=1e-6), IMAGES))
+    ours, eager = learners(PackageSpec(plan_of(learning_rate=1e-6), TABLES))
     for seed in range(3):
         for learner in (ours, eager):
-            learner.update_block(sample(seed, spec=IMAGES))
+            learner.update_block(sample(seed, spec=TABLES))
     assert_same_bits(ours, eager)
 
 
@@ -165,7 +165,7 @@ def test_package_backend_takes_observations_as_they_are_stored(
     ("changes", "message"),
     [
         ({"k": 3}, r"4 updates of batch 4 per call, got \[3, 4\]"),
-        ({"spec": IMAGES}, r"takes observations float32\[4\], got uint8\[3, 2, 2\]"),
+        ({"spec": TABLES}, r"takes observations float32\[4\], got uint8\[3, 4\]"),
         (
             {"spec": replace(SPEC, observation_dtype="<f8")},
             r"takes observations float32\[4\], got float64\[4\]",

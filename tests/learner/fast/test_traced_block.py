@@ -141,12 +141,12 @@ def test_trace_block_of_each_member_equals_eager(
 def test_trace_block_takes_observations_as_they_are_stored(
     plan_of: Callable[..., LearnerPlan],
 ) -> None:
-    stored = replace(SPEC, observation_dtype="|u1", observation_shape=(3, 2, 2))
+    stored = replace(SPEC, observation_dtype="|u1", observation_shape=(3, 4))
     spec = PackageSpec(plan_of(learning_rate=1e-6), stored)
     rule, state, hyper = inputs_of(spec)
     graph, flat = trace_block(spec, rule, state, hyper)
     observations = flat[len(flat_state(state))]
-    assert (observations.dtype, tuple(observations.shape)) == (torch.uint8, (4, 4, 3, 2, 2))
+    assert (observations.dtype, tuple(observations.shape)) == (torch.uint8, (4, 4, 3, 4))
     batches = batches_of(1, spec, 4)
     results = [
         run(*flat_state(state), *batches.tensors(), *hyper)
