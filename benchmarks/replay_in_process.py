@@ -103,6 +103,7 @@ def make_shard(sampling: str, rows: int, samples: int, spec: EnvironmentSpec) ->
         limiter_tolerance_samples=1,
         largest_chunk_transitions=FILL_CHUNK,
         largest_request_samples=samples,
+        compression="none",
     )
     return build_shard(plan, spec, run_id="bench", shard=0)
 
@@ -212,8 +213,7 @@ def measure_frames(
     side: str, batch: int, rows: int, repeats: int, repeat_s: float
 ) -> dict[str, object]:
     """One row of the results, with what a transition takes of this process's memory."""
-    samples = FRAME_BATCHES_PER_CALL[batch] * batch
-    row: dict[str, object] = {"sampling": "frames", "batch": batch}
+    samples, row = FRAME_BATCHES_PER_CALL[batch] * batch, {"sampling": "frames", "batch": batch}
     if side == "qfleet":
         make_qfleet_frames_call(samples, FRAME_CHUNK)  # what is imported is no row's
     before = resident_bytes()

@@ -369,3 +369,18 @@ def test_page_shows_each_shape_of_record(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_page_without_records_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Nothing has been measured yet." in program("report", monkeypatch).page({})
+
+
+@pytest.mark.parametrize(("sampling", "batch"), [("prioritized", 8), ("frames", 32)])
+def test_replay_in_process_measures_states_and_frames(
+    sampling: str, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replay = program("replay_in_process", monkeypatch)
+    monkeypatch.setattr(replay, "MEASUREMENTS", ((sampling, batch),))
+    arguments = {"side": "qfleet", "only": None, "rows": 100, "frame_rows": 500}
+
+    (row,) = replay.measure(argparse.Namespace(**arguments, repeats=1, repeat_s=0.01))
+
+    assert (row["sampling"], row["batch"]) == (sampling, batch)
+    assert row["samples_per_s"] > 0
+    assert ("bytes_per_transition" in row) == (sampling == "frames")
