@@ -260,11 +260,11 @@ class AsyncLoop(StartedRoles):
 
         try:
             stops = [self.roles.learner.request_stop]
-            stops += [self.roles.actors[slot].request_stop for slot in self._actors.runs.values()]
+            stops += [self.roles.actors[slot].request_stop for slot in self._actors.placed.values()]
             stops += [self.roles.shards[index].open_gate for index in self._shards.polls]
             self._tell_all(stops, ends_s)
             ray.wait([self._learner_run], timeout=left_s())
-            runs = list(self._actors.runs)
+            runs = list(self._actors.placed)
             ended, _ = ray.wait(runs, num_returns=len(runs), timeout=left_s())
             for ref in ended:
                 self._actors.take(ray.get(ref, timeout=1.0), is_final=True)

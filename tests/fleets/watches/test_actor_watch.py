@@ -197,9 +197,11 @@ def test_slot_without_room_has_no_place_in_the_ladder(watch, play, by_hand, told
     for second in range(8):
         play(float(second), {0: counters(0, second)})
     assert set_ladders(by_hand, 0)[0] == (0, 1)
+    assert list(watch.placed.values()) == [0]  # the end of a run waits for those that can answer
     by_hand.lack = None
     play(9.0, {0: counters(0, 9, ladder=[0, 1]), 1: counters(1, 1)})
     assert set_ladders(by_hand, 0)[-1] == (0, 2)
+    assert sorted(watch.placed.values()) == [0, 1]
 
 
 def test_actor_is_asked_where_it_runs_until_it_has_told(watch, play, by_hand, ray, told):

@@ -80,6 +80,11 @@ class ActorWatch:
             for slot in sorted(self._supervisor.slots.keys() - self._reports.keys())
         }
 
+    @property
+    def placed(self) -> dict[Any, int]:
+        """`runs` of actors that have a place, or may have one: the others have nothing to drain."""
+        return {ref: slot for ref, slot in self.runs.items() if not self._roster.lacks_room(slot)}
+
     def start(self) -> None:
         """Let every actor play."""
         for slot in self._roles.actors:

@@ -53,6 +53,10 @@ class SlotRoster:
         """How many slots wait for room."""
         return len(self._without_room - self.leaving)
 
+    def lacks_room(self, slot: int) -> bool:
+        """Whether no host has room for the slot's actor, as far as is known."""
+        return slot in self._without_room
+
     def has_room(self, slot: int, has_room: bool) -> None:
         """Whether a host has room for the slot's actor."""
         if has_room == (slot in self._without_room):
