@@ -82,6 +82,8 @@ class FramePool:
     def check_run(self, run: FrameRun, slot: int, incarnation: int) -> None:
         """Raise `InvariantError` unless `admit` can take it.
 
+        A run may come after its successor, which then had rows that name frames unknown here.
+
         Raises:
             InvariantError: when frames are of another shape, or numbers were given before.
         """
@@ -92,20 +94,27 @@ class FramePool:
             )
         writer = self._writers.get(slot)
         known = writer.end if writer is not None and writer.incarnation == incarnation else 0
-        if run.first < known or not 0 <= run.keep_from <= run.end:
+        numbers = np.arange(run.first, min(run.end, known))
+        is_repeated = len(numbers) > 0 and (self.places(slot, numbers) != UNKNOWN).any()
+        if is_repeated or not 0 <= run.keep_from <= run.end:
             raise InvariantError(
                 f"frames {run.first}…{run.end - 1}, kept from {run.keep_from}, "
                 f"do not follow frame {known - 1} (actor {slot})"
             )
 
     def admit(self, run: FrameRun, slot: int, incarnation: int) -> None:
-        """Hold the frames of a chunk for its writer; call `keep` once its rows are in."""
+        """Hold the frames of a chunk for its writer; call `keep` once its rows are in.
+
+        Those of a run that comes after its successor are not taken: who named them was left out.
+        """
         writer = self._writers.get(slot)
         if writer is None or writer.incarnation != incarnation:
             if writer is not None:
                 self._unuse(writer.places)
             writer = _Writer(incarnation, run.first, np.empty(0, dtype=np.int64))
             self._writers[slot] = writer
+        if run.first < writer.end:
+            return
         lost = np.full(run.first - writer.end, UNKNOWN)
         places = self._taken(len(run.frames))
         self._frames.put(places, run.frames)

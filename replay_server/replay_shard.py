@@ -124,7 +124,7 @@ class ReplayShard:
 
     def _check_chunk(self, chunk: TransitionChunk) -> None:
         check_columns(chunk.columns, self._chunk_columns, len(chunk))
-        if self._framed is not None:
+        if self._framed is not None and self.is_new(chunk.chunk_id):
             self._framed.check(chunk)
         if chunk.priorities is not None:
             if chunk.priorities.shape != (len(chunk),):

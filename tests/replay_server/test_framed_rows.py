@@ -32,11 +32,14 @@ from qfleet.common.types import (
 )
 from qfleet.common.vector_envs import StepResult
 from qfleet.replay_server import frame_pool
+from qfleet.replay_server.build import build_shard
+from qfleet.replay_server.chunk_ledger import ACCEPTED, DUPLICATE
 from qfleet.replay_server.frame_pool import FramePool
 from qfleet.replay_server.frame_stores import Compression, ZlibFrames
 from qfleet.replay_server.framed_rows import FramedRows
 from qfleet.replay_server.frozen_frames import FrozenFrames
 from qfleet.replay_server.frozen_rows import FrozenRows
+from qfleet.replay_server.plan import ReplayPlan
 from qfleet.replay_server.storage import RingStorage
 
 SHAPE = (2, 3)
@@ -306,6 +309,55 @@ def test_a_repeated_run_is_refused() -> None:
 
     with pytest.raises(InvariantError, match=r"frames 0…9, .* do not follow frame 9 \(actor 0\)"):
         memory.insert(chunk, full)
+
+
+def test_a_chunk_that_comes_after_its_successor_is_left_out() -> None:
+    writer, memory = writer_and_memory()
+    chunks = []
+    for _ in range(3):
+        for _ in range(4):
+            writer.step()
+        chunks.append(writer.chunk())
+
+    for index in (0, 2, 1):
+        memory.insert(*chunks[index])
+        memory.check_equal()
+    left_out = memory.left_out
+    assert left_out >= len(chunks[1][0])
+    play(writer, memory, 3)
+
+    memory.check_equal()
+    assert memory.left_out == left_out
+
+
+def test_a_shard_takes_a_chunk_of_frames_once() -> None:
+    """Its answer was late or lost, so the actor sent it again: a duplicate, not a mistake."""
+    writer, _ = writer_and_memory()
+    for _ in range(4):
+        writer.step()
+    chunk, _ = writer.chunk()
+    plan = ReplayPlan(
+        seed=3,
+        num_cpus=0.5,
+        capacity=40,
+        sampling="uniform",
+        compression="none",
+        priority_exponent=1.0,
+        priority_epsilon=1e-6,
+        min_size_to_sample=1,
+        samples_per_insert=None,
+        limiter_tolerance_samples=1,
+        largest_chunk_transitions=40,
+        largest_request_samples=1,
+    )
+    shard = build_shard(plan, writer.spec, run_id="r", shard=0)
+
+    acks = [shard.insert(chunk, 0.0).status for _ in range(3)]
+
+    assert acks == [ACCEPTED, DUPLICATE, DUPLICATE]
+    assert shard.size == len(chunk)
+    assert shard.stats().duplicate_chunks == 2
+    shard.check_valid()
 
 
 def test_a_chunk_without_frames_is_refused() -> None:
