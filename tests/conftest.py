@@ -22,10 +22,13 @@ ensure_token()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start Ray run on one worker: two clusters at once are more than two cores hold."""
+    """For `--dist loadgroup`: a file stays on one worker, and so do all tests that start Ray.
+
+    Two clusters at once are more than two cores hold; a package is built once for its file.
+    """
     for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+        group = "ray" if item.get_closest_marker("ray") else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(autouse=True)
