@@ -18,6 +18,8 @@ RUN = {
     "runtime": "local",
     "network.hidden_sizes": [8],
     "network.normalization": "batch",
+    "network.value_min": None,
+    "network.value_max": None,
     "actors.count": 1,
     "actors.envs_per_actor": 2,
     "replay.min_size_to_sample": 20,
