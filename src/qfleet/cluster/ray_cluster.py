@@ -31,6 +31,12 @@ _SHUTDOWN_TIMEOUT_S = 10.0
 Tell = Callable[[str], None]
 _METRICS_COLLECTION = "RAY_enable_metrics_collection"
 _OBJECT_STORE_BYTES = 512 * 2**20
+_SOON_AGAIN = {
+    "RAY_raylet_client_connect_timeout_milliseconds": "20",
+    "RAY_raylet_client_num_connect_attempts": "500",
+}
+"""A raylet whose object store is not there yet asks again after a second, ten times: one start in
+three took that second. The same ten seconds in smaller steps."""
 _INIT_OPTIONS: dict[str, Any] = {
     "log_to_driver": False,
     "namespace": "qfleet",
@@ -80,6 +86,8 @@ def connect(plan: ClusterPlan, tell: Tell = print) -> Cluster:
     if address in (None, "local") and plan.is_lean:
         # Metrics agents cost two seconds of start-up and nobody reads them on a private cluster.
         os.environ.setdefault(_METRICS_COLLECTION, "0")
+        for name, value in _SOON_AGAIN.items():
+            os.environ.setdefault(name, value)
     ray = import_ray()
     if ray.is_initialized():
         if plan.ship:
