@@ -6,6 +6,7 @@ that the roles ask for, so that four actors run on a two-core laptop.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import math
 import os
@@ -174,6 +175,8 @@ def cluster_size(address: str | None) -> tuple[int, int] | None:
 def disconnect(cluster: Cluster) -> None:
     """Shut Ray down if we connected; a cluster that was there before stays."""
     if cluster.connected_by_us:
+        # What a later collection finds of Ray's, in whatever thread, ends the process with 1.
+        gc.collect()
         # Where the cluster is gone, Ray looks for it; nobody waits for that.
         end = threading.Thread(target=import_ray().shutdown, name="ray-shutdown", daemon=True)
         end.start()
