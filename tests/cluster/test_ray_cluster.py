@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -134,3 +136,22 @@ def test_auto_says_the_address_that_it_found_and_warns_of_others(
 
     assert told == [said]
     assert cluster.own is None
+
+
+def test_what_a_cycle_holds_is_collected_before_ray_is_shut_down(monkeypatch):
+    class Node:
+        pass
+
+    node = Node()
+    node.itself = node
+    alive, seen = weakref.ref(node), []
+    fake = SimpleNamespace(shutdown=lambda: seen.append(alive()))
+    monkeypatch.setattr(ray_cluster, "import_ray", lambda: fake)
+    gc.disable()
+    try:
+        del node
+        assert alive() is not None
+        ray_cluster.disconnect(ray_cluster.Cluster(True, None, "ours"))
+    finally:
+        gc.enable()
+    assert seen == [None]
