@@ -99,7 +99,9 @@ def start_roles(config: Config, spec: EnvironmentSpec, n_actors: int) -> TimedRo
     actor_class = ray.remote(**actor_shell.RAY_OPTIONS)(TimedActorShell)
     actor_class = actor_class.options(num_cpus=plans.actor.num_cpus)
     texts = (plan_to_json(plans.actor), spec.to_json(), [], RUN_ID)
-    actors = {slot: actor_class.remote(*texts, slot, 0) for slot in range(n_actors)}
+    actors = {
+        slot: actor_class.remote(*texts, slot, 0, [slot, n_actors]) for slot in range(n_actors)
+    }
     shards = start_shards(config, spec, config.replay.shards)
     answer(learner.ready.remote(), "benchmark", "the learner to start", START_TIMEOUT_S)
     for actor in actors.values():

@@ -261,6 +261,7 @@ class ReplayShard:
             self._framed.check_valid()
         self._sampler.check_valid(self.size)
         self._ledger.check_valid()
+        self.slots.check_valid()
         counters = self._counters
         if not self.size <= counters.inserted <= self._storage.appended:
             given = self._storage.appended

@@ -9,6 +9,7 @@ import collections
 from dataclasses import dataclass, field
 from typing import Any
 
+from qfleet.common.errors import InvariantError
 from qfleet.common.types import SlotStats, TransitionChunk
 
 TARGETS_KEPT = 1000
@@ -37,13 +38,20 @@ class SlotRecords:
 
     def __init__(self) -> None:
         self._slots: dict[int, _Slot] = {}
+        # Asked for with every sample: counted as they come, not summed over slots.
+        self.env_steps = 0
+        """Of all slots."""
+        self.episodes = 0
+        """Of all slots."""
 
     def accepted(self, chunk: TransitionChunk, rows: int) -> None:
         """Count a chunk of which so many rows were stored."""
         slot = self._slots.setdefault(chunk.chunk_id.actor_slot, _Slot())
         slot.incarnation = chunk.chunk_id.incarnation
         slot.env_steps += chunk.env_steps
+        self.env_steps += chunk.env_steps
         slot.episodes += len(chunk.episodes)
+        self.episodes += len(chunk.episodes)
         slot.transitions += rows
         slot.params_version, slot.target_version = chunk.params_version, chunk.target_version
         newest = slot.targets_acted[-1] if slot.targets_acted else 0
@@ -54,17 +62,8 @@ class SlotRecords:
         """Env steps by slot that were played, whether or not their transitions are here."""
         for number, steps in env_steps.items():
             slot = self._slots.setdefault(number, _Slot())
+            self.env_steps += max(0, steps - slot.env_steps)
             slot.env_steps = max(slot.env_steps, steps)
-
-    @property
-    def env_steps(self) -> int:
-        """Of all slots."""
-        return sum(slot.env_steps for slot in self._slots.values())
-
-    @property
-    def episodes(self) -> int:
-        """Of all slots."""
-        return sum(slot.episodes for slot in self._slots.values())
 
     def stats(self) -> list[SlotStats]:
         """Of every slot, in order."""
@@ -97,3 +96,12 @@ class SlotRecords:
         for number, *counts, targets in state:
             self._slots[number] = _Slot(*counts)
             self._slots[number].targets_acted.extend(targets)
+        self.env_steps = sum(slot.env_steps for slot in self._slots.values())
+        self.episodes = sum(slot.episodes for slot in self._slots.values())
+
+    def check_valid(self) -> None:
+        """Raise `InvariantError` unless the totals are those of the slots."""
+        slots = self._slots.values()
+        summed = (sum(slot.env_steps for slot in slots), sum(slot.episodes for slot in slots))
+        if (self.env_steps, self.episodes) != summed:
+            raise InvariantError(f"{self.env_steps}, {self.episodes} counted, {summed} by slot")
