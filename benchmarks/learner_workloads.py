@@ -1,4 +1,4 @@
-"""What `learner_speed.py` measures: two presets and a convolutional network, with batches of noise.
+"""What `learner_speed.py` measures: presets and a convolutional network, with batches of noise.
 
 Observations of the convolutional network are stacks of four 84x84 frames as bytes, as they would
 lie in the replay; they become numbers on the device.
@@ -6,6 +6,7 @@ lie in the replay; they become numbers on the device.
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,8 @@ PRESETS = {
     "tutorial-state": "the course's MLP with BatchNorm, batch 32, MSE, no double Q",
     "cartpole": "the default preset: no normalization, batch 64, double Q, Huber, clipping",
 }
+if importlib.util.find_spec("Box2D"):
+    PRESETS["lunarlander"] = "two layers of 256, batch 128, Adam, double Q, Huber, clipping"
 FRAMES_BATCHES = {"frames-32": 32, "frames-512": 512}
 
 

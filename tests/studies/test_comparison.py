@@ -137,6 +137,30 @@ def test_overlapping_intervals_are_said_to_tell_nothing(make_run) -> None:
     assert "not told apart" in findings(arms, compare(arms, None), None, Words("en"))[-2]
 
 
+@pytest.mark.parametrize(
+    ("losses", "is_said"),
+    [
+        (({"loss": "mse"}, {"loss": "huber"}), True),
+        (({"loss": "mse"}, {"loss": "mse"}), False),
+        (({"loss": "mse"}, {"loss": "huber", "distribution": "qr"}), False),
+    ],
+    ids=["mse-huber", "same", "distribution"],
+)
+def test_arms_whose_losses_differ_in_scale_are_said_to(make_run, losses, is_said) -> None:
+    arms = []
+    for place, loss in enumerate(losses):
+        distribution = loss.get("distribution", "none")
+        path = make_run(f"arm-{place}", learner={"loss": loss["loss"]})
+        config = path / "config.yaml"
+        config.write_text(f"{config.read_text()}network: {{distribution: {distribution}}}\n")
+        arms.append(Arm(f"arm {place}", [read_run(path)]))
+
+    english, japanese = (findings(arms, compare(arms, None), None, Words(x)) for x in ("en", "ja"))
+
+    assert any("MSE's gradient is twice Huber's" in line for line in english) == is_said
+    assert any("MSEの勾配はHuberの2倍" in line for line in japanese) == is_said
+
+
 def test_intervals_of_five_seeds_are_told_without_a_warning(make_run) -> None:
     arms = [
         arm_of(make_run, name, {seed: value + seed for seed in range(1, 6)})

@@ -103,6 +103,22 @@ def test_own_file(tmp_path) -> None:
     assert study.config("batch 128").run.max_env_steps == 100_000
 
 
+def test_an_arm_may_start_from_another_preset() -> None:
+    study = Study(
+        name="s",
+        title="t",
+        preset="cartpole",
+        overrides={"learner.batch_size": 16},
+        arms={"a": {}, "b": {"preset": "rainbow", "actors.n_step": 2}},
+    )
+
+    assert [study.preset_of(arm) for arm in study.arms] == ["cartpole", "rainbow"]
+    assert "preset" not in study.settings("b")
+    found = study.config("b")
+    assert found.network.noisy
+    assert (found.learner.batch_size, found.actors.n_step) == (16, 2)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -113,6 +129,10 @@ def test_own_file(tmp_path) -> None:
         (
             "preset: cartpole\ntitle: x\narms: {a: {learner.batch_sise: 3}}\n",
             r"arm 'a' of study s: .*learner\.batch_sise",
+        ),
+        (
+            "preset: cartpole\ntitle: x\narms: {a: {preset: rainbo}}\n",
+            r"arm 'a' of study s: .*rainbo",
         ),
         ("just words", "must hold a mapping"),
     ],

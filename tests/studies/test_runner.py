@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from qfleet.command_line.cli import main
+from qfleet.settings.yaml_settings import load_plain
 from qfleet.studies import study_forecast
 from qfleet.studies.definition import load_study
-from qfleet.studies.runner import arms_of, cells, nested
+from qfleet.studies.runner import arms_of, cells, nested, start
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 STUDY = """\
@@ -120,6 +121,23 @@ def test_interrupted_study_ends_its_runs_and_says_how_to_go_on(study_file, tmp_p
         summary = json.loads((file.parent / "summary.json").read_text())
         assert (summary["status"], summary["exit_code"]) == ("stopped", 130)
         assert summary["resumable"]
+
+
+def test_run_starts_from_its_arms_preset(study_file, tmp_path, monkeypatch) -> None:
+    study_file.write_text(STUDY.replace("larger: {", "larger: {preset: apex, "))
+    commands = []
+    monkeypatch.setattr(
+        "qfleet.studies.runner.subprocess.Popen", lambda command, **_: commands.append(command)
+    )
+    study = load_study(str(study_file), {})
+
+    for cell in cells(study, tmp_path)[:2]:
+        start(study, cell)
+
+    assert [command[3:5] for command in commands] == [["train", "cartpole"], ["train", "apex"]]
+    settings = [load_plain(Path(command[6]).read_text(), "s") for command in commands]
+    assert [s["learner"].get("learning_rate") for s in settings] == [None, 0.04]
+    assert not any("preset" in s for s in settings)
 
 
 def test_study_with_a_mistake_starts_nothing(study_file, tmp_path, capsys) -> None:

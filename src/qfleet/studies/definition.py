@@ -10,6 +10,7 @@ before the first run starts.
     arms:
       batch 64: {}
       batch 128: {learner.batch_size: 128}
+      rainbow: {preset: rainbow}
 """
 
 from __future__ import annotations
@@ -63,9 +64,15 @@ class Study(BaseModel):
         """The seeds of every arm: the same ones."""
         return list(range(self.first_seed, self.first_seed + self.seeds))
 
+    def preset_of(self, arm: str) -> str:
+        """What an arm starts from: the study's preset, unless it names its own."""
+        return str(self.arms[arm].get("preset", self.preset))
+
     def settings(self, arm: str) -> dict[str, Any]:
-        """What an arm changes in the preset, by dotted key."""
-        return {**IN_EVERY_ARM, **self.overrides, **self.arms[arm]}
+        """What an arm changes in its preset, by dotted key."""
+        settings = {**IN_EVERY_ARM, **self.overrides, **self.arms[arm]}
+        settings.pop("preset", None)
+        return settings
 
     def config(self, arm: str) -> Config:
         """The whole configuration of an arm.
@@ -74,7 +81,7 @@ class Study(BaseModel):
             ConfigError: naming the arm, with everything that is wrong in it.
         """
         try:
-            return Config.preset(self.preset, self.settings(arm))
+            return Config.preset(self.preset_of(arm), self.settings(arm))
         except ConfigError as error:
             raise ConfigError(f"arm '{arm}' of study {self.name}: {error}") from error
 

@@ -20,8 +20,13 @@ ENOUGH_SEEDS = 5
 def findings(
     arms: Sequence[Arm], found: Sequence[Figures], threshold: float | None, words: Words
 ) -> list[str]:
-    """One line for each arm, what each gains on the first, and whether their scores differ."""
+    """One line for each arm, what each gains on the first, and whether their scores differ.
+
+    Between the two what makes the arms unlike beyond what was meant to differ.
+    """
     lines = [_of_arm(arm, each, threshold, words) for arm, each in zip(arms, found, strict=True)]
+    if {"mse", "huber"} <= _losses_of_td_errors(arms):
+        lines.append(words("loss_gradients"))
     end = budget_learner_steps(list(arms))
     lines += [line for arm in arms[1:] if (line := _gain(arm, arms[0], end, words))]
     verdict = _verdict(found, words)
@@ -30,6 +35,16 @@ def findings(
     fewest = min(each.score.n for each in found if each.score is not None)
     few = [words("few_seeds", n=fewest)] if fewest < ENOUGH_SEEDS else []
     return [*lines, verdict, *few]
+
+
+def _losses_of_td_errors(arms: Sequence[Arm]) -> set[str]:
+    """`learner.loss` where it counts: a distribution has its own."""
+    configs = [run.config for arm in arms for run in arm.runs]
+    return {
+        str(config.get("learner.loss"))
+        for config in configs
+        if config.get("network.distribution", "none") == "none"
+    }
 
 
 def _gain(arm: Arm, base: Arm, end: float, words: Words) -> str | None:

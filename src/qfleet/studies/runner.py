@@ -127,7 +127,8 @@ def start(study: Study, cell: Cell, *flags: str) -> subprocess.Popen[bytes]:
     cell.path.parent.mkdir(parents=True, exist_ok=True)
     settings = cell.path.parent / "settings.yaml"
     settings.write_text(dump(nested(study.settings(cell.arm))))
-    command = [sys.executable, "-m", "qfleet", "train", study.preset, "--config", str(settings)]
+    command = [sys.executable, "-m", "qfleet", "train", study.preset_of(cell.arm)]
+    command += ["--config", str(settings)]
     command += ["--seed", str(cell.seed), "--run-dir", str(cell.path), "--resume", "auto", *flags]
     search = [str(Path.cwd()) if path == "" else path for path in sys.path]
     log = cell.path.parent / f"{cell.path.name}.log"

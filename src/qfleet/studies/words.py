@@ -91,6 +91,12 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "With {n} seeds such intervals are too narrow to rely on; five or more tell more.",
         "シードが{n}個では区間は狭く出すぎるため当てにならない。5個以上が望ましい。",
     ),
+    "loss_gradients": (
+        "Arms differ in their loss: MSE is δ², Huber δ²/2 near 0, so that MSE's gradient is twice "
+        "Huber's. At one learning rate MSE steps twice as far.",
+        "条件によって損失関数が異なる。MSEはδ²、Huberは0の近くでδ²/2なので、MSEの勾配はHuberの2倍になる。"
+        "学習率が同じなら、MSEの一歩は2倍の大きさになる。",
+    ),
     "no_score": ("no run was evaluated", "評価された実行なし"),
 }
 
