@@ -161,6 +161,16 @@ def cut(fleet, replay_contents=True):
             "actors__n_step": 1,
             "replay__sampling": "prioritized",
         },
+        {
+            "network__normalization": "layer",
+            "learner__target_network": False,
+            "learner__double_q": False,
+            "learner__loss": "mse",
+            "learner__optimizer": "radam",
+            "learner__learning_rate_schedule": "cosine",
+            "learner__learning_rate_end_learner_steps": 100,
+            "actors__max_abs_reward": 0.5,
+        },
     ],
     ids=[
         "uniform",
@@ -172,6 +182,7 @@ def cut(fleet, replay_contents=True):
         "qr-noisy-prioritized",
         "iqn-noisy-dueling-rank",
         "munchausen-prioritized",
+        "no-target-mse-layer-radam-cosine-clipped",
     ],
 )
 def test_restore_goes_on_bit_for_bit(make_fleet, changes):

@@ -42,19 +42,30 @@ VARIANTS = {
         "replay__shards": 2,
         "replay__sampling": "prioritized",
     },
-    "pixels": {
+    "pixels-iqn": {
         "env__observation": "pixels",
         "env__renderer": "fast",
         "env__frame_size": 36,
         "network__kind": "small",
         "network__normalization": "batch",
+        "network__distribution": "iqn",
         "actors__count": 2,
         "actors__n_step": 3,
         "replay__shards": 2,
         "replay__sampling": "prioritized",
         "replay__capacity": 600,
     },
-    "batch-norm-and-an-empty-shard": {"network__normalization": "batch", "replay__shards": 2},
+    "munchausen-batch-norm-radam-rank-and-an-empty-shard": {
+        "network__normalization": "batch",
+        "learner__munchausen": True,
+        "learner__double_q": False,
+        "actors__n_step": 1,
+        "learner__loss": "mse",
+        "learner__optimizer": "radam",
+        "learner__learning_rate_schedule": "cosine",
+        "replay__sampling": "rank",
+        "replay__shards": 2,
+    },
 }
 COMPARED = (
     *("params_sha256", "env_steps", "learner_steps", "target_syncs", "params_version"),

@@ -179,3 +179,15 @@ def test_compiled_1000_updates_float64_equal_eager(
     library = BlockLibrary(prebuild(spec.plan, SPEC, "float64"))
     block = block_of(machine_code(library), inputs.rule)
     assert distance_of_blocks(block, spec, inputs) < TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_compiled_member_of_the_family_equals_eager_after_1000_updates_float64(
+    member: dict[str, Any], plan_of: Callable[..., LearnerPlan]
+) -> None:
+    spec = PackageSpec(plan_of(**member), SPEC, "float64")
+    inputs = inputs_of(spec)
+    library = BlockLibrary(prebuild(spec.plan, SPEC, "float64"))
+    block = block_of(machine_code(library), inputs.rule)
+    assert distance_of_blocks(block, spec, inputs) < TOLERANCE
