@@ -102,6 +102,11 @@ class LearnerShell:
             self._feed.replace_shard(index, shard)
 
     @ray.method(concurrency_group="control")
+    def let_rest(self, shards: list[int]) -> None:
+        """Draw from the other shards alone; `status` tells it."""
+        self._feed.let_rest(shards)
+
+    @ray.method(concurrency_group="control")
     def request_stop(self) -> None:
         """End `run` after the current block, and `await_evaluation` at once."""
         self._stop.set()
@@ -117,6 +122,7 @@ class LearnerShell:
             "times": dict(self._clock.seconds),
             "sample_age_s": self._feed.sample_age_s,
             "blocks_per_request": self._feed.blocks_per_request.size,
+            "resting": sorted(self._feed.resting),
         }
 
     @ray.method(concurrency_group="evaluation")

@@ -4,8 +4,8 @@ Called by the learner's Ray shell. Twin of `block_runner.LockstepFeed`: the same
 requests are in flight while the learner trains, and a call that is lost is made again.
 
 What the feed owns of a shard is its handle, newest counters and open questions; nothing of it is in
-a checkpoint. A shard that dies is left out until `replace_shard` brings a new handle: the others
-are drawn from meanwhile.
+a checkpoint. A shard that dies is left out until `replace_shard` brings a new handle, and one that
+no actor writes to while it is said to rest: the others are drawn from meanwhile.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import collections
 import queue
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,6 +76,8 @@ class ReplayFeed:
         self._lines: list[ShardLine] = []
         self._requests: collections.deque[_Request] = collections.deque()
         self._replacements: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
+        self.resting: frozenset[int] = frozenset()
+        """Shards that nothing is drawn from, for nobody writes to them."""
         self.sample_age_s = 0.0
         self.blocks_per_request = AdaptiveSize(
             1,
@@ -97,6 +99,13 @@ class ReplayFeed:
         From any thread; it happens before the next answer is waited for.
         """
         self._replacements.put((index, shard))
+
+    def let_rest(self, shards: Collection[int]) -> None:
+        """Draw from all shards but these, which no actor writes to, from now on; from any thread.
+
+        Their limiters keep the ratio of draws to inserts: asked on, they would hold everybody back.
+        """
+        self.resting = frozenset(shards)
 
     def blocks(self, learner: Learner) -> Generator[ReplaySample]:
         """Blocks until stopped, in the order in which they come; see `BlockFeed`."""
@@ -158,8 +167,9 @@ class ReplayFeed:
         return [line.stats for line in self._lines]
 
     def _ask(self) -> _Request | None:
-        """A new request, split by mass; None while no shard holds anything."""
-        stats = self._stats()
+        """A new request, split by mass; None while no shard that may be asked holds anything."""
+        resting = self.resting
+        stats = [s._replace(mass=0.0) if i in resting else s for i, s in enumerate(self._stats())]
         if not any(s.mass > 0 for s in stats):
             for line in self._lines:
                 line.ask_stats()
@@ -174,9 +184,9 @@ class ReplayFeed:
         return request
 
     def _is_broken(self, request: _Request) -> bool:
-        """Whether it waits for a shard that is gone: its draws are split anew."""
+        """Whether it waits for a shard that is gone or rests: its draws are split anew."""
         waiting = {draws.shard for draws in request.draws if draws.part is None}
-        return any(not self._lines[shard].is_there for shard in waiting)
+        return any(not self._lines[i].is_there or i in self.resting for i in waiting)
 
     def _listen(self) -> None:
         """Wait for the next answer of any shard and take it."""

@@ -9,6 +9,7 @@ import pytest
 from qfleet.cluster.polled_call import HESITATION_S, PolledCall
 from qfleet.fleets import async_loop
 from qfleet.fleets.async_loop import AsyncLoop
+from qfleet.fleets.watches.rest_watch import RestWatch
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def loop(by_hand, hand_ray, monkeypatch):
         return lambda *_: loop.order.append(name)
 
     loop._actors = SimpleNamespace(
-        runs={}, poll=noting("actors polled"), fill_slots=noting("actors replaced")
+        runs={}, writers=[0, 2], poll=noting("actors polled"), fill_slots=noting("actors replaced")
     )
     loop._evaluations = SimpleNamespace(
         due=by_hand.learner.await_evaluation.remote(),
@@ -34,6 +35,7 @@ def loop(by_hand, hand_ray, monkeypatch):
     loop._shards = SimpleNamespace(
         polls={}, are_all_there=True, is_there=None, poll=lambda *_: [], go_on=noting("shards")
     )
+    loop._rests = RestWatch(2)
     loop._hosts = SimpleNamespace(go_on=lambda *_: None)
     loop.checkpoint = noting("cut")
     return loop
@@ -90,3 +92,19 @@ def test_request_for_other_actors_is_handed_on_and_told_once(loop, session, by_h
     loop._tick(session, learner)
     loop._tick(session, learner)
     assert (scaled, said) == ([8], ["scaled from 2 to 8 actors"])
+
+
+def test_learner_is_told_of_shards_that_nobody_writes_to(loop, session, by_hand, monkeypatch):
+    said, learner = [], by_hand.learner
+    session.incident, by_hand.shards = said.append, [None, None]
+    monkeypatch.setattr(AsyncLoop, "_learner_steps", 1)
+    poll = PolledCall(learner.status.remote, "the learner")
+    answers = [[], [], [1], [1]]
+    for _ in range(50):
+        loop._tick(session, poll)
+        for call in learner.open("status")[: len(answers)]:
+            call.answer({"resting": answers.pop(0)})
+    assert not answers
+    told = [call.arguments for call in learner.calls if call.method == "let_rest"]
+    assert told == [([1],), ([1],)]  # again until it says so
+    assert said == ["no actor writes to replay shard 1: it rests, the others are drawn from"]

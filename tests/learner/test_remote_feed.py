@@ -252,6 +252,38 @@ def test_others_are_drawn_from_while_one_shard_is_gone_and_the_new_one_joins(
     assert drawn.min() > 0.3 * drawn.sum()
 
 
+def test_shard_that_rests_holds_nobody_back_and_is_drawn_from_again_afterwards(make_fleet):
+    fleet = make_fleet([9.0, 9.0])
+    blocks = fleet.feed.blocks(fleet.learner)
+    for _ in range(4):
+        next(blocks)
+    serve, asked_until_s = fleet.serve, fleet.ray.now_s + 5.0
+
+    def hold():
+        """Shard 1 holds back what is asked of it; the driver says after a while that it rests."""
+        serve()
+        for call in fleet.handles[1].open("sample"):
+            call.answer(None)
+        if fleet.ray.now_s > asked_until_s:
+            fleet.feed.let_rest([1])
+
+    fleet.silent, fleet.ray.on_idle = {1}, hold
+    for _ in range(2):  # what had come before, or had no draws of shard 1
+        next(blocks)
+    asked = fleet.asked(1)
+    for _ in range(20):
+        assert set(next(blocks).shards.ravel().tolist()) == {0}
+    assert fleet.ray.now_s > asked_until_s
+    assert fleet.asked(1) == asked
+
+    fleet.silent, fleet.ray.on_idle = set(), serve
+    fleet.feed.let_rest([])
+    drawn = np.zeros(2)
+    for _ in range(60):
+        drawn += np.bincount(next(blocks).shards.ravel(), minlength=2)
+    assert drawn.min() > 0.3 * drawn.sum()
+
+
 def test_shard_replaced_before_its_death_is_noticed_answers_what_was_open(make_fleet, new_handle):
     fleet = make_fleet([9.0])
     blocks = fleet.feed.blocks(fleet.learner)

@@ -17,7 +17,6 @@ from qfleet.run_files.live.scale_request import (
 )
 from qfleet.run_files.resume import load_saved_config
 from qfleet.run_files.run_lock import LockOwner, live_owner
-from qfleet.settings.config_checks import least_actors
 
 TAKEN_TIMEOUT_S = 20.0
 """A driver looks four times a second; one that starts its roles takes longer."""
@@ -50,12 +49,11 @@ def _check_scalable(run: Path, actors: int) -> None:
             f"{run} runs in lockstep, whose actors are part of its bits (run.schedule): only an "
             "asynchronous run can be scaled"
         )
-    least = least_actors(config)
+    least = config.actors.min_count
     if actors < least:
         raise ConfigError(
-            f"--actors must be at least {least} here, got {actors}: the run has "
-            f"{config.replay.shards} replay shards, each needs an actor that writes to it, and "
-            f"actors.min_count is {config.actors.min_count}"
+            f"--actors must be at least {least} here, got {actors}: a run keeps at least "
+            "actors.min_count actors"
         )
 
 

@@ -29,6 +29,7 @@ from qfleet.fleets.supervisor import StallWatch
 from qfleet.fleets.watches.actor_watch import ActorWatch
 from qfleet.fleets.watches.evaluation_watch import EvaluationWatch
 from qfleet.fleets.watches.host_watch import HostRecord, HostWatch
+from qfleet.fleets.watches.rest_watch import RestWatch
 from qfleet.fleets.watches.shard_watch import ShardWatch
 
 TICK_S = 0.05
@@ -72,6 +73,7 @@ class AsyncLoop(StartedRoles):
         self._evaluations = EvaluationWatch(self.roles, self._plans, self._spec)
         pulse = HostPulse(import_ray(), self.roles.places)
         self._hosts = HostWatch(pulse, self._actors, self._shards, self._evaluations)
+        self._rests = RestWatch(len(self.roles.shards))
         self._stall_watch = StallWatch()
         self._learner_status: dict[str, Any] | None = None
         self._shard_reports: dict[int, dict[str, Any]] = {}
@@ -182,6 +184,8 @@ class AsyncLoop(StartedRoles):
         status = learner.poll(now_s)
         if status is not None:
             self._learner_status = status
+            writers, resting = self._actors.writers, status["resting"]
+            self._rests.observe(writers, resting, self.roles.learner, session.incident)
         for told in self._shards.poll(session, now_s):
             self._take_report(told)
         self._actors.poll(session.incident, now_s)

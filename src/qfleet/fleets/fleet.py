@@ -67,6 +67,8 @@ class FleetReport:
     """Host and process by role, of roles on Ray that have told."""
     absent: dict[str, str] = field(default_factory=dict)
     """Roles that are to be there and are not, each with what it waits for."""
+    resting: list[int] = field(default_factory=list)
+    """Shards that no actor writes to: the learner draws from the others."""
     evaluator_steps: int = 0
     """Vector steps of the newest evaluator."""
 
@@ -95,6 +97,7 @@ def make_report(
         limiters=[shard["limiter"] for shard in shards],
         sample_age_s=status["sample_age_s"],
         learner_path=status["learner_path"],
+        resting=list(status["resting"]),
         evaluator_steps=evaluator_steps,
         incidents=[
             f"a malformed chunk was refused {n} times: {reason}"

@@ -32,7 +32,6 @@ from qfleet.session.counters import Counters
 from qfleet.session.evaluations import Evaluations
 from qfleet.session.progress import Progress
 from qfleet.settings.config import Config
-from qfleet.settings.config_checks import least_actors
 from qfleet.terminal.console import Console, RunStatus
 
 ON_EVALUATION = "on_evaluation"
@@ -151,7 +150,7 @@ class Session:
     def scale_request(self) -> int | None:
         """How many actors somebody asks for (`qfleet scale`), once; None when nobody does."""
         wanted = take_scale_request(self.directory.path)
-        if wanted is not None and wanted < (least := least_actors(self.config)):
+        if wanted is not None and wanted < (least := self.config.actors.min_count):
             self.incident(f"{wanted} actors were asked for: at least {least} are needed")
             return None
         self.counters.actors_wanted = wanted or self.counters.actors_wanted

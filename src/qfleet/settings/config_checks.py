@@ -101,11 +101,6 @@ def _check_actors(config: Config) -> Iterator[Problem]:
         )
 
 
-def least_actors(config: Config) -> int:
-    """So many actors an asynchronous run must have: each shard is written to by one at least."""
-    return max(config.actors.min_count, config.replay.shards)
-
-
 def _check_replay_sizes(config: Config) -> Iterator[Problem]:
     replay = config.replay
     if replay.shards > replay.capacity:

@@ -63,3 +63,18 @@ def test_slot_that_is_given_up_has_no_place():
     supervisor.slots[1].given_up = True
     roster.spread()
     assert roster.places == {0: (0, 2), 2: (1, 2)}
+
+
+def test_slots_that_write_are_all_but_those_given_up_or_without_room():
+    supervisor = ActorSupervisor(min_count=0)
+    roster = SlotRoster(supervisor, 5)
+    for slot in range(5):
+        supervisor.add(slot)
+    roster.has_room(1, False)
+    roster.leaves(2)  # it has yet to hand over what it played
+    supervisor.died(3, "why", 10, 1, 0.0)  # a new one comes
+    supervisor.slots[4].given_up = True
+    assert roster.writers == [0, 2, 3]
+    roster.has_left(2)
+    roster.has_room(1, True)
+    assert roster.writers == [0, 1, 3]

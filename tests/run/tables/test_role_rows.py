@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from qfleet.common.reports import LearnerStats
 from qfleet.common.types import ReplayStats
 from qfleet.fleets.fleet import ActorReport, FleetReport
@@ -74,6 +76,15 @@ def test_counters_of_a_process_that_took_over_begin_at_nothing():
     rates.rows(report(10), 1.0)
     row = rates.rows(report(1, incarnation=1), 2.0)[4]
     assert (row.role, row.rate) == ("actor-1", 30.0)
+
+
+def test_shard_that_rests_waits_for_an_actor():
+    later = replace(report(2), resting=[1])
+    rates = RoleRates()
+    rates.rows(report(1), 1.0)
+    waits = {row.role: row.waits_for for row in rates.rows(later, 2.0)}
+    assert waits["replay-0"] == "actors' transitions"
+    assert waits["replay-1"] == "an actor; the others are drawn from"
 
 
 def test_roles_in_one_process_have_no_rows():

@@ -95,6 +95,11 @@ class ActorWatch:
         self._roster.want(count)
 
     @property
+    def writers(self) -> list[int]:
+        """See `SlotRoster.writers`."""
+        return self._roster.writers
+
+    @property
     def wanted(self) -> int:
         """How many actors there are to be."""
         return self._roster.wanted
@@ -114,8 +119,7 @@ class ActorWatch:
         return actor_name(slot, self._supervisor.slots[slot].incarnation)
 
     def _run(self, slot: int) -> None:
-        ref = self._roles.actors[slot].run.remote(self._roles.shard_of(slot))
-        self.runs[ref] = slot
+        self.runs[self._roles.actors[slot].run.remote(self._roles.shard_of(slot))] = slot
 
     def poll(self, incident: Incident, now_s: float) -> None:
         """Take counters that have come; an actor that says nothing or hangs is ended."""
@@ -260,8 +264,7 @@ class ActorWatch:
         Raises:
             EnvironmentFailedError: the second time.
         """
-        last = self._reports.get(slot)
-        has_ended_episodes = last is not None and last.episodes > 0
+        has_ended_episodes = slot in self._reports and self._reports[slot].episodes > 0
         if slot in self._failed_environments and not has_ended_episodes:
             raise EnvironmentFailedError(
                 f"{error}; actor {slot} failed twice without ending an episode in between"

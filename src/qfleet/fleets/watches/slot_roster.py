@@ -49,6 +49,12 @@ class SlotRoster:
         self.spread()
 
     @property
+    def writers(self) -> list[int]:
+        """Slots whose actor writes to its shard, or is about to; those that are leaving as well."""
+        slots = self._supervisor.slots.items()
+        return [s for s, state in slots if not state.given_up and s not in self._without_room]
+
+    @property
     def without_room(self) -> int:
         """How many slots wait for room."""
         return len(self._without_room - self.leaving)

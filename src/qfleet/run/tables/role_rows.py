@@ -80,6 +80,8 @@ def _shard_rows(before: FleetReport, report: FleetReport, span_s: float) -> Iter
         waits_for = ""
         if max(insert_s, sample_s) > WAITS_SHARE * span_s:
             waits_for = "the learner's draws" if insert_s > sample_s else "actors' transitions"
+        if shard in report.resting:
+            waits_for = "an actor; the others are drawn from"
         done = report.shards[shard].inserted - earlier
         yield _row(report, f"replay-{shard}", done / span_s, INSERTS, waits_for)
 
