@@ -1,13 +1,15 @@
-"""Wall time from the shell command to a solved CartPole-v1: qfleet beside other libraries.
+"""Wall time from the shell command to a solved environment: qfleet beside other libraries.
 
 Every run is a new process and is timed from outside, from its start to its exit, with everything
 in it: imports, Ray, evaluation, confirmation, files. Seed by seed the contestants take turns, and
 the order is turned round each time, so that a slow minute of the machine hits all of them.
 
     make bench ARGS="--seeds 5 --only qfleet-ray,sb3"
+    make bench ARGS="--seeds 3 --only qfleet-ray,sb3 --preset lunarlander --timeout-s 1800"
 
-Solved means the same for all: 20 greedy episodes with a mean of 475 or more, confirmed by 100 on
-other seeds. A run that hits its timeout, or ends unsolved, counts as slower than every solved one.
+Solved means the same for all: 20 greedy episodes with a mean of 475 or more (LunarLander: 200),
+confirmed by 100 on other seeds. A run that hits its timeout, or ends unsolved, counts as slower
+than every solved one.
 qfleet takes part twice: with the compiled block that `make prebuild` makes and with an empty cache.
 """
 
@@ -27,6 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qfleet.bench.bench_record import machine
+from qfleet.settings.config_loading import Config
 
 FOLDER = Path(__file__).resolve().parent
 PEERS = FOLDER / "peers"
@@ -66,25 +69,26 @@ def qfleet_contestant(runtime: str, preset: str, *, empty_cache: bool = False) -
     return Contestant(python, command, writes_summary=True, empty_cache=empty_cache)
 
 
-def peer_contestant(name: str, script: str) -> Contestant:
+def peer_contestant(name: str, script: str, env_id: str) -> Contestant:
     """A script of `peers/` in the virtual environment that `make_venvs.sh` made for it."""
     python = PEERS / f".venv-{name}" / "bin" / "python"
 
     def command(seed: int, run_dir: Path) -> list[str]:
-        return [str(python), str(PEERS / script), "--seed", str(seed)]
+        return [str(python), str(PEERS / script), "--seed", str(seed), "--env", env_id]
 
     return Contestant(python, command, writes_summary=False)
 
 
 def contestants(preset: str) -> dict[str, Contestant]:
     """Everyone, by the name that `--only` takes."""
+    env_id = Config.preset(preset).env.id
     return {
         "qfleet-ray": qfleet_contestant("ray", preset),
         "qfleet-local": qfleet_contestant("local", preset),
         "qfleet-ray-empty-cache": qfleet_contestant("ray", preset, empty_cache=True),
         "qfleet-local-empty-cache": qfleet_contestant("local", preset, empty_cache=True),
-        "sb3": peer_contestant("sb3", "sb3_dqn.py"),
-        "cleanrl": peer_contestant("cleanrl", "cleanrl_dqn.py"),
+        "sb3": peer_contestant("sb3", "sb3_dqn.py", env_id),
+        "cleanrl": peer_contestant("cleanrl", "cleanrl_dqn.py", env_id),
     }
 
 

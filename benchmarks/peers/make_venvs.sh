@@ -23,5 +23,5 @@ make_venv() {
 }
 
 # Gymnasium's version is left to Stable-Baselines3, which caps it.
-make_venv sb3 torch==2.13.0 stable-baselines3==2.9.2 "gymnasium[classic-control]"
+make_venv sb3 torch==2.13.0 stable-baselines3==2.9.2 "gymnasium[classic-control,box2d]"
 make_venv cleanrl torch==2.13.0 numpy==2.4.6 "gymnasium[classic-control]==1.4.0"

@@ -118,8 +118,9 @@ def test_findings_say_what_the_numbers_say(make_run) -> None:
     assert lines == [
         "with: reached 475 in 2 of 2 seeds after 200 updates (median), best parameters scored "
         "480.0 (480.0–480.0), mean Q-value up to 48",
-        "without: reached 475 in 0 of 3 seeds, best parameters scored 9.0 (9.0–9.0), diverged in "
-        "1 of 3 seeds, after 0 updates (median), mean Q-value up to 0.9",
+        "without: reached 475 in 0 of 3 seeds, best parameters scored 9.0 (9.0–9.0) in the 2 seeds "
+        "that were evaluated, diverged in 1 of 3 seeds, after 0 updates (median), mean Q-value up "
+        "to 0.9",
         "The score of 'with' lies above that of 'without', interval against interval.",
         "With 2 seeds such intervals are too narrow to rely on; five or more tell more.",
     ]

@@ -67,7 +67,8 @@ def _of_arm(arm: Arm, found: Figures, threshold: float | None, words: Words) -> 
     if found.score is not None:
         score = found.score
         value, low, high = (f"{x:.1f}" for x in (score.value, score.low, score.high))
-        parts.append(words("scored", value=value, low=low, high=high))
+        key = "scored" if score.n == n else "scored_few"
+        parts.append(words(key, value=value, low=low, high=high, k=score.n))
     elif n:
         parts.append(words("no_score"))
     if arm.diverged:

@@ -71,6 +71,10 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "best parameters scored {value} ({low}–{high})",
         "最良パラメータの得点は{value}({low}–{high})",
     ),
+    "scored_few": (
+        "best parameters scored {value} ({low}–{high}) in the {k} seeds that were evaluated",
+        "最良パラメータの得点は、評価に至った{k}シードで{value}({low}–{high})",
+    ),
     "q_grew": ("mean Q-value up to {value}", "行動価値の平均は最大{value}"),
     "gained": (
         "Against '{base}', '{arm}' returns {value} ({low} to {high}) over the whole training, "
