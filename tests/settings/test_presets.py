@@ -93,6 +93,16 @@ def test_tutorial_state_is_the_courses_program():
     assert (learner.double_q, learner.max_grad_norm) == (False, None)
 
 
+def test_both_of_the_courses_programs_have_the_authors_schedules():
+    """What the text leaves open: ε by episode, the target every fifth one, 200 episodes."""
+    for config in (load("tutorial-state"), load("tutorial-pixels")):
+        actors = config.actors
+        assert (actors.epsilon_schedule, actors.epsilon_decay_episodes) == ("linear", 200)
+        assert (actors.epsilon_start, actors.epsilon_end) == (1.0, 0.005)
+        assert config.learner.target_update_period_learner_steps == 5_000
+        assert config.run.max_episodes == 200
+
+
 def test_tutorial_pixels_is_the_courses_second_program():
     config = load("tutorial-pixels")
 
@@ -107,17 +117,10 @@ def test_tutorial_pixels_is_the_courses_second_program():
     )
     actors = config.actors
     assert (actors.count, actors.envs_per_actor, actors.n_step) == (1, 1, 1)
-    assert (actors.epsilon_schedule, actors.epsilon_start, actors.epsilon_end) == (
-        "linear",
-        1.0,
-        0.005,
-    )
-    assert actors.epsilon_decay_episodes == config.run.max_episodes == 200
     assert (config.replay.capacity, config.replay.sampling) == (10_000, "uniform")
     learner = config.learner
     assert (learner.optimizer, learner.learning_rate, learner.momentum) == ("sgd", 1e-3, 0.9)
     assert (learner.batch_size, learner.updates_per_episode, learner.loss) == (32, 1000, "huber")
-    assert learner.target_update_period_learner_steps == 5_000
     assert (learner.double_q, learner.max_grad_norm) == (False, None)
 
 

@@ -32,6 +32,18 @@ def test_exercise_1_is_the_courses_program_but_for_the_target_network() -> None:
     assert with_it["runtime"] == "local"
 
 
+@pytest.mark.parametrize("name", ["target-network", "dueling-per"])
+def test_exercises_explore_by_env_steps_and_sync_after_each_episode(name) -> None:
+    study = load_study(name, {})
+
+    for arm in study.arms:
+        config = study.config(arm)
+        actors = config.actors
+        assert (actors.epsilon_schedule, actors.epsilon_end) == ("exponential", 0.01)
+        assert (actors.epsilon_decay_env_steps, actors.epsilon_decay_episodes) == (2_000, None)
+        assert config.learner.target_update_period_learner_steps == 1_000
+
+
 def flat(config) -> dict[str, object]:
     return {
         f"{section}.{key}": value

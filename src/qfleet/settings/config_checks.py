@@ -82,7 +82,7 @@ def _check_epsilon_episodes(config: Config) -> Iterator[Problem]:
             actors.epsilon_decay_episodes,
             "needs actors.epsilon_schedule linear and learner.updates_per_episode: only then one "
             "actor counts all episodes",
-            "set both, or actors.epsilon_decay_env_steps instead",
+            "set both, or null (then actors.epsilon_decay_env_steps counts)",
         )
 
 
