@@ -2,13 +2,15 @@
 
     python benchmarks/learner_speed.py [--json FILE]
     python benchmarks/learner_speed.py --device cuda [--json FILE]      # without Ray, a few minutes
+    python benchmarks/learner_speed.py --workloads course-frames-32 --twin-updates 16 --repeats 3
 
 On a CPU the fast form is the compiled package (built first where it is missing, half a minute), on
-a GPU the CUDA graph. Each workload is a preset or, on a GPU, a network of convolutions on frames;
-batches of noise lie in host memory, in blocks of the workload's K, and the TD errors come back
-there. The forms take turns within each repeat, so that a busy machine slows both. `block` is the
-block alone, `update_block` the whole `Learner`: statistics, target syncs, publishing. The learning
-twin: the largest relative distance of parameters from eager after 1,000 updates.
+a GPU the CUDA graph. Each workload is a preset or, on a GPU, a network of convolutions on frames,
+in float32 and with `learner.precision bfloat16`; batches of noise lie in host memory, in blocks of
+the workload's K, and the TD errors come back there. The forms take turns within each repeat, so
+that a busy machine slows both. `block` is the block alone, `update_block` the whole `Learner`:
+statistics, target syncs, publishing. The learning twin: the largest relative distance of parameters
+from eager after 1,000 updates.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from learner_workloads import FRAMES_BATCHES, PRESETS, Workload, accelerator, workload
+from learner_workloads import ON_FRAMES, PRESETS, Workload, accelerator, workload
 from machine import finish, make_parser
 
 from qfleet.bench.bench_record import Measurement
@@ -31,6 +33,7 @@ from qfleet.learner.backend import LearnerBackend
 from qfleet.learner.fast.backends import eager_backend, starting_backend
 from qfleet.learner.fast.package_spec import cpu_identity
 from qfleet.learner.learner import Learner
+from qfleet.learner.plan import LearnerPlan
 
 Calls = dict[str, Callable[[], object]]
 
@@ -58,14 +61,23 @@ def side_by_side(name: str, calls: Calls, updates: int, arguments: Any) -> list[
     return found
 
 
-def backends(load: Workload, device: str) -> dict[str, LearnerBackend]:
-    """Eager, and the fast form under its name where the device has one for this network."""
-    found = {"eager": eager_backend(load.plan, load.environment, device)}
-    if device != "cpu" or not load.plan.network.is_convolutional:
-        required = replace(load.plan, compile="required")
-        fast = starting_backend(required, load.environment, device)
-        found[fast.path] = fast
+def forms(load: Workload, device: str) -> dict[str, LearnerPlan]:
+    """Eager, the device's fast form for this network, and of convolutions both in bfloat16."""
+    is_convolutional = load.plan.network.is_convolutional
+    found = {"eager": replace(load.plan, compile="off")}
+    if device != "cpu" or not is_convolutional:
+        fast = "compiled" if device == "cpu" else "cuda graph"
+        found[fast] = replace(load.plan, compile="required")
+    if is_convolutional:
+        rounded = {f: replace(plan, precision="bfloat16") for f, plan in found.items()}
+        found |= {f"{form}, bfloat16": plan for form, plan in rounded.items()}
     return found
+
+
+def backends(load: Workload, device: str) -> dict[str, LearnerBackend]:
+    """What carries out the updates, by form."""
+    plans = forms(load, device)
+    return {form: starting_backend(p, load.environment, device) for form, p in plans.items()}
 
 
 def advance(backend: LearnerBackend, sample: ReplaySample) -> None:
@@ -83,15 +95,12 @@ def learn(learner: Learner, sample: ReplaySample) -> None:
 def measure(load: Workload, arguments: Any) -> list[Measurement]:
     device, sample, k = arguments.device, load.sample(), load.plan.updates_per_call
     started_s = time.perf_counter()
-    forms = backends(load, device)
+    ready = backends(load, device)
     ready_s = time.perf_counter() - started_s
-    blocks: Calls = {form: partial(advance, backend, sample) for form, backend in forms.items()}
-    modes = {form: "off" if form == "eager" else "required" for form in forms}
+    blocks: Calls = {form: partial(advance, backend, sample) for form, backend in ready.items()}
     learners: Calls = {
-        form: partial(
-            learn, Learner(replace(load.plan, compile=mode), load.environment, device), sample
-        )
-        for form, mode in modes.items()
+        form: partial(learn, Learner(plan, load.environment, device), sample)
+        for form, plan in forms(load, device).items()
     }
     about = {
         "batch_size": load.plan.batch_size,
@@ -100,7 +109,7 @@ def measure(load: Workload, arguments: Any) -> list[Measurement]:
         **distances(load, sample, arguments),
     }
     found = side_by_side(f"{load.name}, block", blocks, k, arguments)
-    found[len(forms) - 1] = replace(found[len(forms) - 1], detail=about)
+    found[len(ready) - 1] = replace(found[len(ready) - 1], detail=about)
     return found + side_by_side(f"{load.name}, update_block", learners, k, arguments)
 
 
@@ -110,18 +119,18 @@ def distances(load: Workload, sample: ReplaySample, arguments: Any) -> dict[str,
     `eager again` is how far two eager runs are apart, which on a GPU is not nothing.
     """
     updates, device = arguments.twin_updates, arguments.device
-    forms = {
+    compared = {
         **backends(load, device),
         "eager again": eager_backend(load.plan, load.environment, device),
     }
     for _ in range(updates // sample.n_batches):
-        for backend in forms.values():
+        for backend in compared.values():
             advance(backend, sample)
             backend.sync_target()
-    eager = forms.pop("eager").online()
+    eager = compared.pop("eager").online()
     return {
         f"{form} from eager after {updates}": f"{apart(eager, backend.online()):.1e}"
-        for form, backend in forms.items()
+        for form, backend in compared.items()
     }
 
 
@@ -133,7 +142,7 @@ def apart(a: dict[str, Any], b: dict[str, Any]) -> float:
 def main() -> int:
     parser = make_parser(__doc__)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--workloads", nargs="+", choices=[*PRESETS, *FRAMES_BATCHES])
+    parser.add_argument("--workloads", nargs="+", choices=[*PRESETS, *ON_FRAMES])
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--repeat-s", type=float, default=0.4)
     parser.add_argument("--twin-updates", type=int, default=1_000)
@@ -147,7 +156,7 @@ def main() -> int:
     torch.set_num_threads(1)
     names = arguments.workloads or [
         *PRESETS,
-        *(FRAMES_BATCHES if arguments.device != "cpu" else ()),
+        *(ON_FRAMES if arguments.device != "cpu" else ()),
     ]
     loads = [workload(name) for name in names]
     found = [one for load in loads for one in measure(load, arguments)]

@@ -1,7 +1,7 @@
-"""What `learner_speed.py` measures: presets and a convolutional network, with batches of noise.
+"""What `learner_speed.py` measures: presets and networks of convolutions, with batches of noise.
 
-Observations of the convolutional network are stacks of four 84x84 frames as bytes, as they would
-lie in the replay; they become numbers on the device.
+Observations of the networks of convolutions are stacks of 84x84 frames as bytes, as they would lie
+in the replay; they become numbers on the device.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ PRESETS = {
 if importlib.util.find_spec("Box2D"):
     PRESETS["lunarlander"] = "two layers of 256, batch 128, Adam, double Q, Huber, clipping"
 FRAMES_BATCHES = {"frames-32": 32, "frames-512": 512}
+COURSE_FRAMES = "course-frames-32"
+ON_FRAMES = (*FRAMES_BATCHES, COURSE_FRAMES)
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Workload:
         rng = np.random.default_rng(0)
         k, batch_size = self.plan.updates_per_call, self.plan.batch_size
         sample = random_sample(rng, k, batch_size, self.environment)
-        if self.environment == FRAMES:
+        if self.environment.frame_stack is not None:
             for name in (OBSERVATION, NEXT_OBSERVATION):
                 shape = sample.columns[name].shape
                 sample.columns[name] = rng.integers(0, 256, shape, dtype=np.uint8)
@@ -58,6 +60,12 @@ def workload(name: str) -> Workload:
     if name in PRESETS:
         config, environment = resolved_preset(name, {"learner.device": "cpu"})
         return Workload(name, PRESETS[name], run_plans(config).learner, environment)
+    if name == COURSE_FRAMES:
+        per_block = {"learner.updates_per_call": FRAMES_UPDATES_PER_BLOCK, "learner.device": "cpu"}
+        changes = {"env.renderer": "fast", **per_block}  # nothing is drawn
+        config, environment = resolved_preset("tutorial-pixels", changes)
+        about = "the course's ConvNet with BatchNorm, 84x84x8 frames, batch 32, SGD, Huber"
+        return Workload(name, about, run_plans(config).learner, environment)
     batch_size, k = FRAMES_BATCHES[name], FRAMES_UPDATES_PER_BLOCK
     learner: dict[str, Any] = {
         "device": "cpu",

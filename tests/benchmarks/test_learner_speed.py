@@ -42,6 +42,19 @@ def test_without_a_gpu_the_error_names_the_remedy(run) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_the_courses_network_is_measured_on_its_own_frames(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from learner_workloads import workload
+
+    load = workload("course-frames-32")
+
+    plan = load.plan
+    assert (plan.network.kind, plan.network.normalization) == ("convnet", "batch")
+    assert (plan.batch_size, plan.optimizer, plan.loss) == (32, "sgd", "huber")
+    assert load.environment.observation_shape == (8, 84, 84)
+    assert load.sample().columns["observation"].dtype == "uint8"
+
+
 def test_frames_on_a_cpu_are_eager_and_recorded(run, tmp_path: Path) -> None:
     record = tmp_path / "record.json"
     limits = ["--repeats", "3", "--repeat-s", "0", "--twin-updates", "8"]
@@ -49,7 +62,10 @@ def test_frames_on_a_cpu_are_eager_and_recorded(run, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     report = json.loads(record.read_text())
     figures = {row["name"]: row for row in report["results"]}
-    assert set(figures) == {"frames-32, block, eager", "frames-32, update_block, eager"}
-    block = figures["frames-32, block, eager"]
+    timed = {f"frames-32, {part}, eager" for part in ("block", "update_block")}
+    rounded = {f"{name}, bfloat16" for name in timed}
+    assert set(figures) == timed | rounded | {f"{name} over eager" for name in rounded}
+    block = figures["frames-32, block, eager, bfloat16"]
     assert (block["unit"], block["count"], block["detail"]["batch_size"]) == ("updates/s", 3, 32)
     assert block["detail"]["eager again from eager after 8"] == "0.0e+00"
+    assert float(block["detail"]["eager, bfloat16 from eager after 8"]) > 0
