@@ -94,14 +94,14 @@ class HandRay:
     def wait(self, refs: list[Call], *, num_returns: int = 1, timeout: float, **_: Any) -> Any:
         ready = [ref for ref in refs if ref.outcome][:num_returns]
         if not ready and timeout:
-            self.now_s += timeout
+            self.now_s += max(timeout, 1e-6)  # below that a float of this size does not move
             self.on_idle()
         return ready, [ref for ref in refs if ref not in ready]
 
     def get(self, refs: Any, timeout: float) -> Any:
         if isinstance(refs, list):
             return [self.get(ref, timeout) for ref in refs]
-        if not refs.outcome:
+        if not refs.outcome and not self.wait([refs], timeout=timeout)[0] and not refs.outcome:
             raise self.exceptions.GetTimeoutError("by hand")
         [value] = refs.outcome
         if isinstance(value, BaseException):

@@ -298,7 +298,10 @@ def stop_run(compose: Compose) -> None:
         summary.get("status") == "stopped", f"status {summary.get('status')}: {compose.follow()}"
     )
     last = int(Path(newest).name.split("-")[1])
-    expect(last == summary["learner_steps"], f"{newest}, after {summary['learner_steps']} steps")
+    expect(
+        last == summary["learner_steps"],
+        f"{newest}, after {summary['learner_steps']} steps: {compose.follow()}",
+    )
     print(f"  checkpoint of learner step {last}, exit code {summary['exit_code']}")
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 from types import SimpleNamespace
 
 import pytest
 
+from qfleet.cluster import waits
 from qfleet.cluster.polled_call import HESITATION_S, PolledCall
 from qfleet.fleets import async_loop
-from qfleet.fleets.async_loop import AsyncLoop
+from qfleet.fleets.async_loop import TELL_TIMEOUT_S, AsyncLoop
 from qfleet.fleets.watches.rest_watch import RestWatch
+from qfleet.run import stop_signals
+from qfleet.run.stop_signals import PATIENCE_S, StopSignal
 
 
 @pytest.fixture
@@ -108,3 +112,30 @@ def test_learner_is_told_of_shards_that_nobody_writes_to(loop, session, by_hand,
     told = [call.arguments for call in learner.calls if call.method == "let_rest"]
     assert told == [([1],), ([1],)]  # again until it says so
     assert said == ["no actor writes to replay shard 1: it rests, the others are drawn from"]
+
+
+def test_actor_that_does_not_answer_at_the_end_costs_no_last_checkpoint(
+    loop, session, by_hand, ray, monkeypatch
+):
+    """Its host may have gone a moment ago; the signal's patience is for one wait."""
+    for module in (stop_signals, waits):
+        monkeypatch.setattr(module, "time", async_loop.time)  # the clock by hand
+    said, stop = [], StopSignal()
+    session.incident = said.append
+    stop.note(signal.SIGTERM, None)
+    loop._actors.placed = {by_hand.actors[s].run.remote(): s for s in (0, 1)}
+    loop._actors.take = loop._evaluations.take_last_due = lambda *_, **__: None
+
+    def serve():
+        """Everybody but actor 1 answers."""
+        for handle in (by_hand.learner, by_hand.actors[0]):
+            for call in [c for c in handle.calls if not c.outcome]:
+                call.answer({"resting": []})
+
+    ray.on_idle, began_s = serve, ray.now_s
+    loop._newest_report = lambda: None
+    with waits.asked_in_every_wait(stop.end_wait):
+        loop._drain(session, PolledCall(by_hand.learner.status.remote, "the learner"))
+    assert ray.now_s - began_s > TELL_TIMEOUT_S
+    assert TELL_TIMEOUT_S < PATIENCE_S
+    assert said == []

@@ -35,6 +35,11 @@ from qfleet.fleets.watches.shard_watch import ShardWatch
 TICK_S = 0.05
 DRAIN_TIMEOUT_S = 5.0
 """For the last words of all roles together."""
+TELL_TIMEOUT_S = 3.0
+"""The part of it until all have heard that they should stop: shorter than the patience after a
+signal, for one role that does not answer must not cost the last checkpoint."""
+LAST_ANSWERS_S = 1.0
+"""The part of it that is left for learner and shards when an actor does not end."""
 LAST_RETURN_TIMEOUT_S = 20.0
 """At the end of a run, for a shard that is on its way back: without it no cut can be taken."""
 
@@ -266,10 +271,11 @@ class AsyncLoop(StartedRoles):
             stops = [self.roles.learner.request_stop]
             stops += [self.roles.actors[slot].request_stop for slot in self._actors.placed.values()]
             stops += [self.roles.shards[index].open_gate for index in self._shards.polls]
-            self._tell_all(stops, ends_s)
+            self._tell_all(stops, time.monotonic() + TELL_TIMEOUT_S)
             ray.wait([self._learner_run], timeout=left_s())
             runs = list(self._actors.placed)
-            ended, _ = ray.wait(runs, num_returns=len(runs), timeout=left_s())
+            play_on_s = max(0.0, left_s() - LAST_ANSWERS_S)
+            ended, _ = ray.wait(runs, num_returns=len(runs), timeout=play_on_s)
             for ref in ended:
                 self._actors.take(ray.get(ref, timeout=1.0), is_final=True)
             self._evaluations.take_last_due(ends_s)

@@ -104,6 +104,7 @@ def test_newcomer_without_a_place_waits_for_room_and_is_no_death(watch, play, by
     by_hand.actors[1].open("run")[0].answer(ray.dead)
     bury(watch, told, 1.0)
     watch.fill_slots(lambda text, whole="": None, 3.0)
+    assert list(watch.placed.values()) == [0]  # at the end of the run nobody waits for it
     by_hand.lack = "wanted CPU 0.5, free CPU 0"
     for second in range(4, 400):
         play(float(second), {0: counters(0, second)})
@@ -113,6 +114,7 @@ def test_newcomer_without_a_place_waits_for_room_and_is_no_death(watch, play, by
     by_hand.lack = None
     play(400.0, {0: counters(0, 400), 1: counters(1, 1, incarnation=1)})
     assert told[-1] == "actor 1 plays again (incarnation 1)"
+    assert sorted(watch.placed.values()) == [0, 1]
 
 
 def test_run_call_that_ray_lost_is_made_again_and_nobody_is_replaced(watch, by_hand, ray, told):

@@ -82,8 +82,9 @@ class ActorWatch:
 
     @property
     def placed(self) -> dict[Any, int]:
-        """`runs` of actors that have a place, or may have one: the others have nothing to drain."""
-        return {ref: slot for ref, slot in self.runs.items() if not self._roster.lacks_room(slot)}
+        """`runs` of actors that play; a newcomer that has not answered may have no place."""
+        lacks, new = self._roster.lacks_room, self._newcomers
+        return {ref: slot for ref, slot in self.runs.items() if slot not in new and not lacks(slot)}
 
     def start(self) -> None:
         """Let every actor play."""
@@ -224,19 +225,18 @@ class ActorWatch:
             del self._roles.actors[slot]
             incident(f"actor {slot} has left; {self.wanted} are wanted", whole_text)
             return
-        env_steps = 0 if last is None else last.env_steps
-        done = self._supervisor.died(slot, reason, env_steps, learner_steps, now_s)
+        done = self._supervisor.died(slot, reason, last.env_steps, learner_steps, now_s)
         self._roster.spread()
         incident(done, whole_text)
 
-    def _forget(self, slot: int) -> ActorReport | None:
+    def _forget(self, slot: int) -> ActorReport:
         """End the process of a slot, keep the last that it told of and return it."""
         self._pings.pop(slot, None)
         self._newcomers.pop(slot, None)
-        last = self._reports.pop(slot, None)
         self._roles.gone(self._name(slot))
         incarnation = self._supervisor.slots[slot].incarnation
-        self.ended.append(last or ActorReport(slot, 0, 0, 0, 0, incarnation=incarnation))
+        unheard = ActorReport(slot, 0, 0, 0, 0, incarnation=incarnation)
+        self.ended.append(last := self._reports.pop(slot, unheard))
         import_ray().kill(self._roles.actors[slot], no_restart=True)
         return last
 
