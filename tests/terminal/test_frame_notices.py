@@ -49,6 +49,12 @@ def test_frame_notices_forecast_the_courses_hours_and_name_the_cheaper_command()
     )
 
 
+def test_frame_notices_forecast_no_further_than_the_budget_of_updates():
+    _, line = notices("tutorial-pixels", frames(8), rate=2.5, run__max_learner_steps=49_500)
+
+    assert "6 m 40 s for the 1,000 updates after each episode and 5 h 30 m for 50 episodes" in line
+
+
 def test_frame_notices_of_another_preset_name_the_cheaper_network():
     changes = {
         "learner__updates_per_episode": 1000,

@@ -7,6 +7,7 @@ of progress comes after an episode's updates, which take a CPU minutes.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -52,7 +53,9 @@ def frame_notices(
     if per_episode is None or episodes is None or not on_cpu:
         return
     rate = (updates_per_s or measured_updates_per_s)(run_plans(config).learner, spec)
-    if episodes * per_episode / rate <= LONG_S:
+    updates = episodes * per_episode
+    updates = min(updates, config.run.max_learner_steps or updates)
+    if updates / rate <= LONG_S:
         return
     cheaper = (
         f"`{_CHEAPER}` learns from the same pixels with far cheaper updates"
@@ -61,9 +64,9 @@ def frame_notices(
     )
     yield (
         f"forecast: {rate:.1f} updates/s on this CPU, so {duration(per_episode / rate)} for the "
-        f"{per_episode:,} updates after each episode and {duration(episodes * per_episode / rate)} "
-        f"for {episodes} episodes (sooner when solved); a GPU is used when there is one, and "
-        f"{cheaper}"
+        f"{per_episode:,} updates after each episode and {duration(updates / rate)} for "
+        f"{math.ceil(updates / per_episode)} episodes (sooner when solved); a GPU is used when "
+        f"there is one, and {cheaper}"
     )
 
 
