@@ -142,6 +142,11 @@ class Learner:
         return on_period and not self.is_published
 
     @property
+    def params_version(self) -> int:
+        """The newest version that was published."""
+        return self._version
+
+    @property
     def is_published(self) -> bool:
         """Whether the newest version holds exactly the current parameters."""
         return self._published_at_learner_step == self.learner_steps

@@ -78,6 +78,7 @@ class ReplayFeed:
         self._replacements: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
         self.resting: frozenset[int] = frozenset()
         """Shards that nothing is drawn from, for nobody writes to them."""
+        self._params_version = 0
         self.sample_age_s = 0.0
         self.blocks_per_request = AdaptiveSize(
             1,
@@ -110,7 +111,7 @@ class ReplayFeed:
     def blocks(self, learner: Learner) -> Generator[ReplaySample]:
         """Blocks until stopped, in the order in which they come; see `BlockFeed`."""
         while not self._stop.is_set():
-            asked_from_s = time.perf_counter()
+            asked_from_s, self._params_version = time.perf_counter(), learner.params_version
             request = self._next_request()
             if request is None:
                 return
@@ -178,7 +179,7 @@ class ReplayFeed:
         request = _Request(stats, [self._planner.split(stats) for _ in range(n_blocks)])
         for line, draws in zip(self._lines, zip(*request.splits, strict=True), strict=True):
             if sum(draws):
-                request.draws.append(line.ask(sum(draws)))
+                request.draws.append(line.ask(sum(draws), self._params_version))
             else:
                 line.ask_stats()
         return request

@@ -42,6 +42,8 @@ class Draws:
 
     shard: int
     n: int
+    params_version: int
+    """The learner's newest when they were asked."""
     calls: list[_Call] = field(default_factory=list)
     """Those that may still bring them: more than one when some may be lost."""
     part: ShardSample | None = None
@@ -82,11 +84,11 @@ class ShardLine:
             draws.calls.clear()
             self._call(draws)
 
-    def ask(self, n_draws: int) -> Draws:
-        """Ask for so many draws."""
+    def ask(self, n_draws: int, params_version: int) -> Draws:
+        """Ask for so many draws, of a learner whose newest parameters have that version."""
         if not self._open:
             self._heard()  # before that, the shard had nothing to say
-        draws = Draws(self._index, n_draws)
+        draws = Draws(self._index, n_draws, params_version)
         self._open.append(draws)
         self._call(draws)
         return draws
@@ -106,7 +108,9 @@ class ShardLine:
         if not self.is_there:
             return
         n_pieces = pieces_for(shard_sample_bytes(self._spec, draws.n))
-        refs = self._shard.sample.options(num_returns=n_pieces).remote(draws.n, True, n_pieces)
+        refs = self._shard.sample.options(num_returns=n_pieces).remote(
+            draws.n, True, n_pieces, draws.params_version
+        )
         draws.calls.append(_Call(self._n_calls, [refs] if n_pieces == 1 else list(refs)))
         self._n_calls += 1
 

@@ -20,8 +20,9 @@ from qfleet.common.types import ParamsOffer, ParamsSnapshot
 
 INLINE_SNAPSHOT_BYTES = 100_000
 """Ray sends arguments up to this size inside the call; larger ones go through its object store."""
-LOOK_S = 0.005
-"""How often a call under way is looked after while a newer version waits behind it."""
+PERIOD_S = 0.02
+"""Between two announcements, and between two looks at calls under way: a compiled block would else
+share its time with a thread that encodes versions which nobody acts with."""
 SILENCE_S = 1.0
 """A shard that has not confirmed after this is told again: the call may be lost."""
 
@@ -45,9 +46,9 @@ class SnapshotPublisher:
     """Encodes the newest snapshots and announces them to every shard.
 
     Kept are at most three: the latest, the target and the one to evaluate. A version that is
-    replaced before a shard could take it is never announced. `publish` only hands over; everything
-    else happens in a thread that lives from `start` to `stop`. Without it, in lockstep, `offer`
-    encodes for the caller.
+    replaced before a shard could take it, or within `PERIOD_S`, is never announced. `publish` only
+    hands over; everything else happens in a thread that lives from `start` to `stop`. Without it,
+    in lockstep, `offer` encodes for the caller.
     """
 
     def __init__(self) -> None:
@@ -61,6 +62,7 @@ class SnapshotPublisher:
         self._is_closed = False
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._announced_s = 0.0
         self._encoding = threading.Lock()
         self._payloads: dict[int, Any] = {}
 
@@ -158,7 +160,9 @@ class SnapshotPublisher:
                 waits = self._tell(offer)
                 with self._changed:
                     news = partial(self._has_news, offer)
-                    self._changed.wait_for(news, LOOK_S if waits else None)
+                    self._changed.wait_for(news, PERIOD_S if waits else None)
+                    rest_s = self._announced_s + PERIOD_S - time.monotonic()
+                    self._changed.wait_for(lambda: self._is_closed, max(0.0, rest_s))
         except BaseException as error:
             self._error = error
             raise
@@ -189,7 +193,7 @@ class SnapshotPublisher:
                 continue
             if each.awaits(offer.version):
                 each.ref, each.version = each.shard.announce.remote(*offer), offer.version
-                each.since_s = now_s
+                each.since_s = self._announced_s = now_s
         return any(each.ref is not None for each in told)
 
     def _confirmed(self, told: _Told, now_s: float) -> bool:

@@ -31,13 +31,8 @@ from qfleet.common.role_place import read_logs, role_place
 from qfleet.common.signals import die_of_sigterm
 from qfleet.common.stage_clock import INSERT_HELD, REPLAY, SAMPLE_HELD, SAMPLING, StageClock
 from qfleet.common.threads import limit_threads
-from qfleet.common.types import (
-    ChunkId,
-    EnvironmentSpec,
-    EpisodeSummary,
-    ParamsOffer,
-    TransitionChunk,
-)
+from qfleet.common.types import ChunkId, EnvironmentSpec, EpisodeSummary, TransitionChunk
+from qfleet.replay_server.announced_params import AnnouncedParams
 from qfleet.replay_server.build import build_shard
 from qfleet.replay_server.cut_traffic import CutTraffic
 from qfleet.replay_server.held_calls import HeldCalls
@@ -73,8 +68,8 @@ class ReplayServerShell:
         """Guards everything below and the core."""
         self._inserting, self._sampling = HeldCalls(self._lock), HeldCalls(self._lock)
         self._held_chunks: set[ChunkId] = set()
-        self._announced, self._stored = (threading.Condition(self._lock) for _ in range(2))
-        self._offer = ParamsOffer()
+        self._stored = threading.Condition(self._lock)
+        self._params = AnnouncedParams(self._lock)
         self._episodes: list[EpisodeSummary] = []
         self._first_episode = 0
         self._malformed_chunks = Rejections()
@@ -101,16 +96,16 @@ class ReplayServerShell:
         chunk = self._decode(data)
         decoding_s = time.thread_time() - started_s
         with self._lock:
-            if wait:
-                self._hold_back(chunk)
+            was_held = wait and self._hold_back(chunk)
             started_s = time.perf_counter()
             ack = self._core.insert(chunk, time.time())
-            if ack.status == "accepted":
-                self._episodes.extend(chunk.episodes)
+            self._episodes.extend(chunk.episodes if ack.status == "accepted" else ())
             self._sampling.wake()
             self._stored.notify_all()
             self._replay_s += decoding_s + time.perf_counter() - started_s
-            return [list(ack), list(self._offer.beyond(*held))]
+            if was_held:
+                self._params.await_coming()
+            return [list(ack), list(self._params.newest.beyond(*held))]
 
     def _decode(self, data: bytes) -> TransitionChunk:
         try:
@@ -120,17 +115,22 @@ class ReplayServerShell:
                 self._malformed_chunks.add(str(error))
             raise
 
-    def _hold_back(self, chunk: TransitionChunk) -> None:
-        """Wait, the lock released; a chunk that would not be stored has nothing to wait for."""
+    def _hold_back(self, chunk: TransitionChunk) -> bool:
+        """Wait, the lock released, for the limiter if it must; whether that was so.
+
+        A chunk that would not be stored has nothing to wait for.
+        """
         rows, name = len(chunk), chunk.chunk_id
         self._held_chunks.add(name)
         if chunk.frames is not None:  # its rows may name frames of the chunk before
             self._stored.wait_for(lambda: not self._core.comes_early(name), IN_ORDER_S)
+        was_free = not len(self._inserting) and self._core.can_insert(rows)
         self._inserting.let_through(
             lambda: self._core.can_insert(rows),
             lambda: self._gate_is_open or not self._core.is_new(name),
         )
         self._held_chunks.discard(name)
+        return not was_free
 
     @ray.method(concurrency_group="params")
     def holds(self, run_id: str, slot: int, incarnation: int, seq: int) -> bool:
@@ -152,30 +152,31 @@ class ReplayServerShell:
     def await_params(self, timeout_s: float) -> list[Any]:
         """A whole `ParamsOffer` as a list; without any version when none is announced in time."""
         with self._lock:
-            self._announced.wait_for(lambda: self._offer.version > 0, timeout_s)
-            return list(self._offer)
+            return list(self._params.await_first(timeout_s))
 
     @ray.method(concurrency_group="update")
     def announce(self, version: int, target_version: int, latest: Any, target: Any) -> None:
         """Offer these from now on (`ParamsOffer`); older ones than those known are ignored."""
         with self._lock:
-            if version >= self._offer.version:
-                self._offer = ParamsOffer(version, target_version, latest, target)
-                self._announced.notify_all()
+            self._params.announce(version, target_version, latest, target)
 
     @ray.method(concurrency_group="sample")
     def sample(
-        self, n_draws: int, wait: bool = True, n_pieces: int = 1
+        self, n_draws: int, wait: bool = True, n_pieces: int = 1, params_version: int = 0
     ) -> bytes | list[bytes] | list[None] | None:
-        """A `ShardSample` as bytes, in so many parts (`inline_pieces`); None when held back."""
-        data = self._sample(n_draws, wait)
+        """A `ShardSample` as bytes, in so many parts (`inline_pieces`); None when held back.
+
+        `params_version`: the learner's newest, whose announcement may still be on its way.
+        """
+        data = self._sample(n_draws, wait, params_version)
         if n_pieces == 1:
             return data
         return [None] * n_pieces if data is None else split(data, n_pieces)
 
-    def _sample(self, n_draws: int, wait: bool) -> bytes | None:
+    def _sample(self, n_draws: int, wait: bool, params_version: int) -> bytes | None:
         clock = self._sampling_clock
         with self._lock:
+            self._params.expect(params_version)
             started_s = time.monotonic()
             if wait and not self._sampling.let_through(
                 lambda: self._core.can_sample(n_draws), lambda: self._gate_is_open, SAMPLE_HOLD_S
@@ -236,8 +237,7 @@ class ReplayServerShell:
     def report(self, n_episodes_seen: int = 0) -> dict[str, Any]:
         """Counters, and the episodes from number `first_episode` on.
 
-        Those before `n_episodes_seen` are forgotten: whoever asks has them. An answer that is lost
-        thus loses no episode.
+        Those before `n_episodes_seen` are forgotten; an answer that is lost thus loses no episode.
         """
         with self._lock:
             gone = max(0, n_episodes_seen - self._first_episode)

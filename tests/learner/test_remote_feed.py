@@ -61,7 +61,7 @@ class Fleet:
         self.stop = threading.Event()
         self.feed = ReplayFeed(SPEC, BlockPlanner(plan), 1, self.stop, StageClock())
         self.feed.set_shards(handles)
-        self.learner = SimpleNamespace(learner_steps=0, fleet_env_steps=0)
+        self.learner = SimpleNamespace(learner_steps=0, fleet_env_steps=0, params_version=0)
         self.stop.wait = lambda timeout: self.serve()
         ray.on_idle = self.serve
 
@@ -114,6 +114,21 @@ def test_every_shard_is_drawn_from_by_its_mass(make_fleet, masses):
     assert drawn.sum() == 200 * BATCH
     assert chi_squared < {2: 10.8, 4: 16.3}[len(masses)]  # p = 0.001
     assert fleet.learner.fleet_env_steps == sum(masses)
+
+
+def test_draws_say_which_version_was_published_before_them(make_fleet):
+    fleet = make_fleet([3.0])
+    fleet.learner.params_version = 4
+    blocks = fleet.feed.blocks(fleet.learner)
+    next(blocks)
+    asked = len([call for call in fleet.handles[0].calls if call.method == "sample"])
+    fleet.learner.params_version = 5
+    next(blocks)
+
+    calls = [call for call in fleet.handles[0].calls if call.method == "sample"]
+    assert len(calls) > asked
+    assert {call.arguments[3] for call in calls[:asked]} == {4}
+    assert {call.arguments[3] for call in calls[asked:]} == {5}
 
 
 def test_nothing_is_drawn_while_no_shard_holds_anything(make_fleet):

@@ -96,6 +96,21 @@ def test_versions_that_were_replaced_behind_a_slow_shard_are_never_announced(pub
     assert announced(slow)[-1] == (19, 15)
 
 
+def test_versions_that_follow_fast_are_announced_once_in_a_period(publisher, shards, monkeypatch):
+    monkeypatch.setattr(remote_publisher, "PERIOD_S", 0.2)
+    publisher.set_shards(shards[:1])
+    publisher.start()
+    publisher.publish([snapshot(1)])
+    until(lambda: announced(shards[0]) == [(1, 0)])  # the first at once
+    confirm(shards[0])
+    for version in range(2, 12):
+        publisher.publish([snapshot(version)])
+        time.sleep(0.002)
+    until(lambda: len(shards[0].calls) == 2)
+
+    assert announced(shards[0]) == [(1, 0), (11, 0)]
+
+
 def test_large_snapshot_is_encoded_and_put_once_by_the_publishing_thread(
     publisher, shards, ray, monkeypatch
 ):

@@ -26,7 +26,7 @@ from qfleet.common.types import (
     PriorityUpdate,
     TransitionChunk,
 )
-from qfleet.replay_server import remote
+from qfleet.replay_server import announced_params, remote
 from qfleet.replay_server.remote import ReplayServerShell
 from qfleet.settings.config import Config
 from qfleet.settings.config_auto import resolve_config
@@ -109,6 +109,27 @@ def test_insert_held_back_goes_on_when_samples_were_drawn(pool):
     report = shell.report()
     assert report["stats"][1:3] == [16, 4]
     assert report["times"]["sample_held"] == 0.0
+
+
+def test_chunk_held_back_is_acknowledged_with_what_was_published_before_the_draws(
+    pool, monkeypatch
+):
+    monkeypatch.setattr(announced_params, "FRESH_S", 0.0)
+    monkeypatch.setattr(announced_params, "COMING_S", TIMEOUT_S)
+    shell = make_shell()
+    shell.announce(1, 0, b"one", None)
+    fill(shell)
+    held = pool.submit(shell.insert, make_chunk(3), (1, 0))
+    until(lambda: len(shell._inserting) == 1)
+
+    shell.sample(4, True, 1, 2)  # overtakes the announcement of version 2
+    until(lambda: shell.stats()[1] == 16)
+    time.sleep(0.05)
+    assert not held.done()  # stored already, and not yet acknowledged
+    assert accepted(shell.insert(make_chunk(0, slot=1), wait=False))  # others do not wait for that
+    shell.announce(2, 0, b"two", None)
+
+    assert held.result(TIMEOUT_S)[1] == [2, 0, b"two", None]
 
 
 def test_sample_held_back_goes_on_when_enough_was_inserted(pool, monkeypatch):
