@@ -24,13 +24,14 @@ ensure_token()
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For `--dist loadgroup`: a file stays on one worker, and so do all tests that start Ray.
 
-    Two clusters at once are more than two cores hold; a package is built once for its file. What
-    takes longest comes first.
+    Two clusters at once are more than two cores hold, except beside runs that mostly wait: those
+    name a group of their own. A package is built once for its file. What takes longest comes first.
     """
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
     for item in items:
-        group = "ray" if item.get_closest_marker("ray") else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+        if item.get_closest_marker("xdist_group") is None:
+            group = "ray" if item.get_closest_marker("ray") else item.path.name
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ CHI_SQUARED = {2: 10.83, 4: 16.27}
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("shards", [2, 4])
+@pytest.mark.parametrize("shards", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_draws_follow_the_mass_of_every_shard_and_every_actor_plays_to_the_end(
     tmp_path, config, outcomes, shards
 ):
