@@ -71,6 +71,15 @@ def test_probe_of_one_that_hangs_up(server):
     )
 
 
+def test_probe_of_a_web_server_as_of_the_dashboard(server):
+    def answer(connection):
+        connection.recv(64)
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    said = refused(server(answer))
+    assert "a web server answers; give host and port of a `ray start --head` (6379" in said
+
+
 def test_probe_of_one_that_speaks_http2(server):
     settings = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
     address = server(lambda connection: (connection.recv(24), connection.sendall(settings)))
@@ -118,7 +127,9 @@ def test_join_that_fails_otherwise_shows_the_last_words():
         os.write(2, b"first\ngcs_client.cc:1: certificate expired\n")
         raise ConnectionError("Failed to connect")
 
-    assert joined_by(init).endswith("certificate expired")
+    text = joined_by(init)
+    assert "could not be joined: gcs_client.cc:1: certificate expired; " in text
+    assert "`ray start --head` (6379 by default)" in text
 
 
 def test_join_of_one_that_goes_away_meanwhile_ends_soon(monkeypatch):

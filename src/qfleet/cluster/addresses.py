@@ -59,17 +59,18 @@ def probe(address: str, written: str) -> None:
                 return  # it speaks only to who has a certificate
             connection.settimeout(PROBE_TIMEOUT_S)
             connection.sendall(_PREFACE)
-            if connection.recv(1):
+            answer = connection.recv(4)
+            if answer and not answer.startswith(b"HTTP"[: len(answer)]):
                 return
-            reason = "it closed the connection"
+            reason = "a web server answers" if answer else "it closed the connection"
     except TimeoutError:
         reason = f"nothing came within {PROBE_TIMEOUT_S:g} s"
     except (OSError, ValueError) as error:
         reason = str(error)
     at = written if written == address else f"{written} ({address})"
     raise ResourcesError(
-        f"no Ray cluster answers at {at} (ray.address): {reason}; start one with "
-        "`ray start --head`, or leave the key out to start our own"
+        f"no Ray cluster answers at {at} (ray.address): {reason}; give host and port of a "
+        "`ray start --head` (6379 by default), or leave the key out to start our own"
     )
 
 
@@ -107,7 +108,10 @@ def _refusal(address: str, said: str, log: bytes) -> str:
         )
     lines = [line for line in log.decode(errors="replace").splitlines() if line.strip()]
     last = said if said.startswith("it is gone") or not lines else lines[-1]
-    return f"the Ray cluster at {address} could not be joined: {last}"
+    return (
+        f"the Ray cluster at {address} could not be joined: {last}; ray.address takes host and "
+        "port of a `ray start --head` (6379 by default), whose log may say more"
+    )
 
 
 @contextmanager
