@@ -110,7 +110,7 @@ compose-test: $(VENV)/.installed-run
 	$(BIN)/python tests/deploy/compose_trial.py
 
 hosts-test: $(VENV)/.installed-dev | links
-	$(BIN)/python -m pytest tests/deploy/test_hosts.py
+	$(BIN)/python -m pytest -n 0 -s tests/deploy/test_hosts.py tests/deploy/test_hosts_live.py
 
 # ---- installation -------------------------------------------------------------------------------
 

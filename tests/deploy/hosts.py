@@ -1,8 +1,8 @@
 """Several hosts on one machine: network, process and mount namespaces on a bridge of their own.
 
-Needs root and Linux. A host has its own address, Ray sessions, /dev/shm, home directory and
-processes; the other files are shared. Ending a host's first
-process ends the host, as a power cut does.
+Needs root and Linux. A host has its own name, address, Ray sessions, /dev/shm, home directory and
+processes; the other files are shared. Ending a host's first process ends the host, as a power cut
+does; `unplug` leaves it alive with nobody to talk to.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SETUP = (
     "mkdir -p /tmp/ray; mount -t tmpfs -o size=1g,mode=1777 tmpfs /tmp/ray; "
     "mount -t tmpfs -o size=50% tmpfs /dev/shm; "
     'mount --bind "$0" /etc/hosts; mount --bind "$0.resolv" /etc/resolv.conf; '
-    'touch "$1"; exec "$2" -c "$3"'
+    'hostname "$4"; touch "$1"; exec "$2" -c "$3"'
 )
 INIT = """
 import signal
@@ -34,8 +34,11 @@ while True:
 class Host:
     """One of several; `run` and `start` act on it."""
 
-    def __init__(self, namespace: str, address: str, folder: Path) -> None:
-        self.namespace, self.address, self.folder = namespace, address, folder
+    def __init__(
+        self, namespace: str, name: str, address: str, port: tuple[str, str], folder: Path
+    ) -> None:
+        self.namespace, self.name, self.address, self.folder = namespace, name, address, folder
+        self._port = port
         self.home = folder / namespace
         self.home.mkdir()
         self.environment = {
@@ -53,8 +56,8 @@ class Host:
             [
                 *("setpriv", "--pdeathsig", "KILL"),  # a host does not outlive its test
                 *("ip", "netns", "exec", namespace),
-                *("unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"),
-                *("sh", "-c", SETUP, str(folder / "hosts"), str(ready), sys.executable, INIT),
+                *("unshare", "--mount", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"),
+                *("sh", "-c", SETUP, str(folder / "hosts"), str(ready), sys.executable, INIT, name),
             ],
             stdin=subprocess.DEVNULL,
         )
@@ -80,11 +83,11 @@ class Host:
         output = self.home / f"output-{self._started}"
         process = subprocess.Popen(
             [
-                *("nsenter", "--target", self._pid, "--mount", "--pid", "--net"),
+                *("nsenter", "--target", self._pid, f"--wd={self.home}"),
+                *("--mount", "--uts", "--pid", "--net"),
                 *("sh", "-c", f"exec {command}"),
             ],
             env={**self.environment, **changes},
-            cwd=self.home,
             stdin=subprocess.DEVNULL,
             stdout=output.open("w"),
             stderr=subprocess.STDOUT,
@@ -102,6 +105,16 @@ class Host:
         finally:
             process.kill()
         return process.returncode, output.read_text()
+
+    def unplug(self) -> None:
+        """Nothing that is sent to this host arrives, nor what it sends."""
+        switch, port = self._port
+        ip("-n", switch, "link", "set", port, "down")
+
+    def plug_in(self) -> None:
+        """The inverse of `unplug`."""
+        switch, port = self._port
+        ip("-n", switch, "link", "set", port, "up")
 
     def end(self) -> None:
         """Every process of this host, at once."""
@@ -143,7 +156,7 @@ def hosts(count: int, folder: Path) -> Iterator[list[Host]]:
             ip("-n", name, "link", "set", "eth0", "up")
             # Ray finds its own address by asking for the way to somewhere.
             ip("-n", name, "route", "add", "default", "dev", "eth0")
-            made.append(Host(name, address, folder))
+            made.append(Host(name, f"host{1 + index}", address, (switch, port), folder))
         yield made
     finally:
         for host in made:
