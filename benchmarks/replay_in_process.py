@@ -108,7 +108,7 @@ def make_shard(sampling: str, rows: int, samples: int, spec: EnvironmentSpec) ->
     return build_shard(plan, spec, run_id="bench", shard=0)
 
 
-def make_qfleet_frames_call(samples: int, rows: int) -> Callable[[], None]:
+def make_qfleet_frames_shard(samples: int, rows: int) -> ReplayShard:
     from qfleet.common.pixels.frame_run import FrameRun
     from qfleet.common.types import ChunkId, EnvironmentSpec, TransitionChunk
 
@@ -126,11 +126,7 @@ def make_qfleet_frames_call(samples: int, rows: int) -> Callable[[], None]:
         run = FrameRun(first, max(0, first + FRAME_CHUNK - STACK - 1), pictures)
         chunk_id = ChunkId("bench", 0, 0, seq)
         shard.insert(TransitionChunk(chunk_id, columns, None, 0, FRAME_CHUNK, (), run), 0.0)
-
-    def call() -> None:
-        shard.sample(samples, 1.0)
-
-    return call
+    return shard
 
 
 def make_qfleet_call(sampling: str, batch: int, rows: int) -> Callable[[], None]:
@@ -215,10 +211,14 @@ def measure_frames(
     """One row of the results, with what a transition takes of this process's memory."""
     samples, row = FRAME_BATCHES_PER_CALL[batch] * batch, {"sampling": "frames", "batch": batch}
     if side == "qfleet":
-        make_qfleet_frames_call(samples, FRAME_CHUNK)  # what is imported is no row's
+        make_qfleet_frames_shard(samples, FRAME_CHUNK)  # what is imported is no row's
     before = resident_bytes()
     if side == "qfleet":
-        calls = {"samples_per_s": (make_qfleet_frames_call(samples, rows), samples)}
+        shard = make_qfleet_frames_shard(samples, rows)
+        calls = {
+            "samples_per_s": (lambda: shard.sample(samples, 1.0), samples),
+            "samples_per_s_batch_per_call": (lambda: shard.sample(batch, 1.0), batch),
+        }
     else:
         buffer = make_cpprb_frames_buffer(rows)
         calls = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import gymnasium
@@ -168,3 +169,10 @@ def test_a_step_lasts_as_long_as_its_frames_when_it_is_shown():
 def test_make_env_refuses_what_atari_cannot_play(config, words):
     with pytest.raises(ConfigError, match=words):
         make_env(config)
+
+
+def test_missing_package_is_named_with_the_line_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ale_py", None)
+
+    with pytest.raises(ConfigError, match=r"ALE/Pong-v5 needs .* pip install 'qfleet\[atari\]'$"):
+        make_env(game("Pong"))
