@@ -49,7 +49,9 @@ PREDICTION = """
 `replay_saturation.py` loads 1, 2 and 4 shards until they no longer follow. Predicted from one shard
 at light load: cores of shards, producers and Ray's processes as a line over calls/s, fitted to the
 steps up to half of the saturating rate. Saturated is where the line reaches the cores that other
-programs left, or a shard's own line reaches one core.
+programs left, or a shard's own line reaches one core. A call costs more CPU time on an idle machine
+than on a full one, so the line errs to the low side; an error above 25 % is one too many, and stays
+here as measured.
 """
 
 TEXTS = {

@@ -47,6 +47,19 @@ def test_three_hosts_solve_cartpole(cluster: list[Host], tmp_path: Path, seed: i
     print(f"seed {seed}: {found['wall_s']:.0f} s, train {found['train_s']:.1f} s")
 
 
+def test_many_shards_and_actors_over_three_hosts(cluster: list[Host], tmp_path: Path) -> None:
+    command = line_of("qfleet train --ray.address auto").split(" --actors")[0]
+    flags = f"--replay.shards 4 --actors.count 8 --actors.num_cpus 0.25 --run-dir {tmp_path}/run"
+
+    code, said = cluster[0].run(f"{command} {flags}", 200)
+
+    assert code == 0, said
+    found = summary(tmp_path / "run")
+    assert (found["solved"], found["actors"], found["replay_shards"]) == (True, 8, 4)
+    assert len([shard for shard in found["shards"] if shard["sampled"] > 0]) == 4
+    assert found["accounting"]["lost"] == 0
+
+
 def test_job_submitted_from_outside_solves_cartpole(cluster: list[Host], tmp_path: Path) -> None:
     command = line_of("ray job submit -- qfleet train")
     command = command.replace("/var/lib/qfleet/cartpole", f"{tmp_path}/run")
