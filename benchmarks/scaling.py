@@ -30,6 +30,7 @@ from scaling_page import Prediction, Workload
 
 from qfleet.bench.part_benchmarks import resolved_preset
 from qfleet.common.types import EnvironmentSpec, transition_columns
+from qfleet.learner.remote_publisher import PERIOD_S
 
 NETWORK = "128-64"
 """About the default preset's, as `call_cost.py` and `publishing_cost.py` name it."""
@@ -141,6 +142,7 @@ def workloads(figures: Figures) -> list[Workload]:
         batch_size=config.learner.batch_size,
         updates_per_call=config.learner.updates_per_call,
         publish_period=config.learner.publish_period_learner_steps,
+        announce_period_s=PERIOD_S,
         samples_per_insert=config.replay.samples_per_insert,
     )
     slow = replace(preset, samples_per_insert=ASSUMED.slow_samples_per_insert)

@@ -109,6 +109,8 @@ class Fleet:
     batch_size: int
     updates_per_call: int
     publish_period: int
+    announce_period_s: float
+    """Versions that come faster are not announced."""
     samples_per_insert: float | None
     """None: nobody waits for anybody."""
 
@@ -120,12 +122,17 @@ class Fleet:
 
 def block_parts_s(fleet: Fleet, costs: Costs) -> dict[str, float]:
     """The learner's time for one block of updates, by what it is spent on."""
-    publishes = fleet.updates_per_call / fleet.publish_period
+    updates_s = fleet.updates_per_call / costs.updates_per_s
+    samples_s = fleet.n_shards * costs.sample_learner.at(fleet.draws / fleet.n_shards)
+    announcing_s = costs.publish_learner + (fleet.n_shards - 1) * costs.ping_driver
+    announced = fleet.updates_per_call / fleet.publish_period
+    if fleet.announce_period_s > announcing_s:  # then the block takes announced × the period
+        most = (updates_s + samples_s) / (fleet.announce_period_s - announcing_s)
+        announced = min(announced, most)
     return {
-        "updates": fleet.updates_per_call / costs.updates_per_s,
-        "taking samples": fleet.n_shards * costs.sample_learner.at(fleet.draws / fleet.n_shards),
-        "publishing": publishes
-        * (costs.publish_learner + (fleet.n_shards - 1) * costs.ping_driver),
+        "updates": updates_s,
+        "taking samples": samples_s,
+        "publishing": announced * announcing_s,
     }
 
 
@@ -133,7 +140,8 @@ def snapshots_per_push(fleet: Fleet, costs: Costs, updates_per_s: float) -> floa
     """How many snapshots an actor takes with one acknowledgement: at most the newest, so one."""
     step_s = 1.0 / costs.env_steps_per_s
     pushes_per_s = 1.0 / (fleet.chunk_rows * step_s + costs.insert_actor.at(fleet.chunk_rows))
-    return min(1.0, updates_per_s / fleet.publish_period / pushes_per_s)
+    announced_per_s = min(updates_per_s / fleet.publish_period, 1.0 / fleet.announce_period_s)
+    return min(1.0, announced_per_s / pushes_per_s)
 
 
 class Rates(NamedTuple):

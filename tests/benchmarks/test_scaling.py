@@ -61,6 +61,7 @@ def make_fleet(model: ModuleType, **changes: Any) -> Any:
         batch_size=100,
         updates_per_call=10,
         publish_period=10,
+        announce_period_s=1e-3,
         samples_per_insert=2.0,
     )
     return replace(fleet, **changes)
@@ -108,6 +109,19 @@ def test_block_is_updates_samples_and_publishing_whatever_the_number_of_actors(
     for n_actors in (1, 10, 1_000):
         fleet = make_fleet(model, n_actors=n_actors)
         assert model.block_parts_s(fleet, make_costs(model)) == pytest.approx(expected)
+
+
+def test_versions_that_come_faster_than_the_period_are_not_announced(model: ModuleType) -> None:
+    fleet = make_fleet(model, announce_period_s=0.1)
+    costs = make_costs(model)
+
+    parts_s = model.block_parts_s(fleet, costs)
+
+    # Of each 0.1 s, 1 ms goes to one announcement and 99 ms to blocks of 13 ms.
+    assert parts_s["publishing"] == pytest.approx(0.001 * 0.013 / 0.099)
+    assert model.snapshots_per_push(fleet, costs, 1_000.0) == 1.0
+    fleet = replace(fleet, chunk_rows=10)  # 1 / 0.011 s pushes
+    assert model.snapshots_per_push(fleet, costs, 1_000.0) == pytest.approx(10 * 0.011)
 
 
 def test_actor_takes_at_most_one_snapshot_with_a_push(model: ModuleType) -> None:
