@@ -29,14 +29,16 @@ class HeldCalls:
         allowed: Callable[[], bool],
         released: Callable[[], bool],
         timeout_s: float | None = None,
-    ) -> bool:
+    ) -> float | None:
         """Wait until it is this call's turn and `allowed`, or until `released`, out of turn.
 
         Returns:
-            Whether the call may go on; False after `timeout_s` (None: however long it takes).
+            Seconds that the call was held back, 0.0 when it may go on at once; None when it may not
+            after `timeout_s` (None: however long it takes).
         """
         if released() or (not self._waiting and allowed()):
-            return True
+            return 0.0
+        began_s = time.monotonic()
         turn = threading.Condition(self._lock)
         self._waiting.append(turn)
         if self._since_s is None:
@@ -46,7 +48,8 @@ class HeldCalls:
             return released() or (self._waiting[0] is turn and allowed())
 
         try:
-            return turn.wait_for(may_go, timeout_s)
+            may_go_on = turn.wait_for(may_go, timeout_s)
+            return time.monotonic() - began_s if may_go_on else None
         finally:
             self._waiting.remove(turn)
             if not self._waiting:

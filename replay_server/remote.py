@@ -96,14 +96,15 @@ class ReplayServerShell:
         chunk = self._decode(data)
         decoding_s = time.thread_time() - started_s
         with self._lock:
-            was_held = wait and self._hold_back(chunk)
+            was_held = wait and self._hold_back(chunk) > 0.0
             started_s = time.perf_counter()
             ack = self._core.insert(chunk, time.time())
-            self._episodes.extend(chunk.episodes if ack.status == "accepted" else ())
+            if ack.status == "accepted":
+                self._episodes.extend(chunk.episodes)
             self._sampling.wake()
             self._stored.notify_all()
             self._replay_s += decoding_s + time.perf_counter() - started_s
-            if was_held:
+            if was_held and not self._gate_is_open:
                 self._params.await_coming()
             return [list(ack), list(self._params.newest.beyond(*held))]
 
@@ -115,8 +116,8 @@ class ReplayServerShell:
                 self._malformed_chunks.add(str(error))
             raise
 
-    def _hold_back(self, chunk: TransitionChunk) -> bool:
-        """Wait, the lock released, for the limiter if it must; whether that was so.
+    def _hold_back(self, chunk: TransitionChunk) -> float:
+        """Wait, the lock released; how many seconds the limiter took.
 
         A chunk that would not be stored has nothing to wait for.
         """
@@ -124,13 +125,12 @@ class ReplayServerShell:
         self._held_chunks.add(name)
         if chunk.frames is not None:  # its rows may name frames of the chunk before
             self._stored.wait_for(lambda: not self._core.comes_early(name), IN_ORDER_S)
-        was_free = not len(self._inserting) and self._core.can_insert(rows)
-        self._inserting.let_through(
+        held_s = self._inserting.let_through(
             lambda: self._core.can_insert(rows),
             lambda: self._gate_is_open or not self._core.is_new(name),
         )
         self._held_chunks.discard(name)
-        return not was_free
+        return held_s or 0.0
 
     @ray.method(concurrency_group="params")
     def holds(self, run_id: str, slot: int, incarnation: int, seq: int) -> bool:
@@ -177,13 +177,12 @@ class ReplayServerShell:
         clock = self._sampling_clock
         with self._lock:
             self._params.expect(params_version)
-            started_s = time.monotonic()
-            if wait and not self._sampling.let_through(
-                lambda: self._core.can_sample(n_draws), lambda: self._gate_is_open, SAMPLE_HOLD_S
-            ):
-                return None
-            held_s = time.monotonic() - started_s
-            if self._gate_is_open and self._core.size == 0:
+            held_s = self._sampling.let_through(
+                lambda: self._core.can_sample(n_draws),
+                lambda: not wait or self._gate_is_open,
+                SAMPLE_HOLD_S,
+            )
+            if held_s is None or (self._gate_is_open and self._core.size == 0):
                 return None
             clock.start()
             # Wall time: ages must mean something after a restore on another host.

@@ -96,19 +96,33 @@ def test_versions_that_were_replaced_behind_a_slow_shard_are_never_announced(pub
     assert announced(slow)[-1] == (19, 15)
 
 
-def test_versions_that_follow_fast_are_announced_once_in_a_period(publisher, shards, monkeypatch):
-    monkeypatch.setattr(remote_publisher, "PERIOD_S", 0.2)
-    publisher.set_shards(shards[:1])
+def test_versions_within_a_period_are_not_announced(publisher, shards, monkeypatch):
+    monkeypatch.setattr(remote_publisher, "PERIOD_S", 2 * TIMEOUT_S)
     publisher.start()
     publisher.publish([snapshot(1)])
-    until(lambda: announced(shards[0]) == [(1, 0)])  # the first at once
-    confirm(shards[0])
+    until(lambda: all(announced(shard) == [(1, 0)] for shard in shards))  # the first at once
     for version in range(2, 12):
+        for shard in shards:
+            confirm(shard)
         publisher.publish([snapshot(version)])
-        time.sleep(0.002)
+        time.sleep(0.005)
+
+    assert [announced(shard) for shard in shards] == [[(1, 0)], [(1, 0)]]
+
+
+def test_newest_version_is_announced_when_the_period_ends(publisher, shards, monkeypatch):
+    monkeypatch.setattr(remote_publisher, "PERIOD_S", 0.1)
+    publisher.set_shards(shards[:1])
+    publisher.start()
+    began_s = time.monotonic()
+    publisher.publish([snapshot(1)])
+    until(lambda: announced(shards[0]) == [(1, 0)])
+    confirm(shards[0])
+    publisher.publish([snapshot(2), snapshot(3)])
     until(lambda: len(shards[0].calls) == 2)
 
-    assert announced(shards[0]) == [(1, 0), (11, 0)]
+    assert announced(shards[0]) == [(1, 0), (3, 0)]
+    assert time.monotonic() - began_s >= 0.1
 
 
 def test_large_snapshot_is_encoded_and_put_once_by_the_publishing_thread(

@@ -52,12 +52,16 @@ def test_what_was_published_is_waited_for(params, lock, monkeypatch):
 
 
 def test_nobody_waits_beside_a_fresh_announcement(params, lock, monkeypatch):
-    monkeypatch.setattr(announced_params, "COMING_S", LONG_S)
-    monkeypatch.setattr(announced_params, "FRESH_S", LONG_S)
+    monkeypatch.setattr(announced_params, "COMING_S", 100 * LONG_S)
+    monkeypatch.setattr(announced_params, "FRESH_S", 100 * LONG_S)
     announce(params, lock, 1)
     params.expect(2)
-
-    assert awaited(params, lock) == 1
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(awaited, params, lock)
+        try:
+            assert answer.result(LONG_S) == 1
+        finally:
+            announce(params, lock, 2)  # ends a wait that should not have been
 
 
 def test_wait_ends_when_the_announcement_does_not_come(params, lock, monkeypatch):

@@ -132,6 +132,26 @@ def test_chunk_held_back_is_acknowledged_with_what_was_published_before_the_draw
     assert held.result(TIMEOUT_S)[1] == [2, 0, b"two", None]
 
 
+def test_what_the_limiter_did_not_hold_back_waits_for_no_announcement(pool, monkeypatch):
+    monkeypatch.setattr(announced_params, "FRESH_S", 0.0)
+    monkeypatch.setattr(announced_params, "COMING_S", 100 * TIMEOUT_S)
+    shell = make_shell()
+    shell.announce(1, 0, b"one", None)
+    fill(shell)
+    shell.sample(4, True, 1, 2)  # version 2 is never announced
+
+    at_once = pool.submit(shell.insert, make_chunk(3), (1, 0))
+    again = pool.submit(shell.insert, make_chunk(3), (1, 0))  # is not stored, so never held back
+    assert {at_once.result(TIMEOUT_S)[0][0], again.result(TIMEOUT_S)[0][0]} == {
+        "accepted",
+        "duplicate",
+    }
+    held = pool.submit(shell.insert, make_chunk(4), (1, 0))
+    until(lambda: len(shell._inserting) == 1)
+    shell.open_gate()  # the run ends: nothing more is announced
+    assert accepted(held.result(TIMEOUT_S))
+
+
 def test_sample_held_back_goes_on_when_enough_was_inserted(pool, monkeypatch):
     monkeypatch.setattr(remote, "SAMPLE_HOLD_S", TIMEOUT_S)
     shell = make_shell()

@@ -131,6 +131,13 @@ def test_an_arm_may_start_from_another_preset() -> None:
     assert (found.learner.batch_size, found.actors.n_step) == (16, 2)
 
 
+def test_preset_among_the_overrides_is_every_arms() -> None:
+    arms = {"a": {}, "b": {"preset": "rainbow"}}
+    study = Study(name="s", title="t", preset="cartpole", overrides={"preset": "apex"}, arms=arms)
+
+    assert [study.config(arm).preset_name for arm in arms] == ["apex", "rainbow"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

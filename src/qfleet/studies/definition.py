@@ -65,8 +65,8 @@ class Study(BaseModel):
         return list(range(self.first_seed, self.first_seed + self.seeds))
 
     def preset_of(self, arm: str) -> str:
-        """What an arm starts from: the study's preset, unless it names its own."""
-        return str(self.arms[arm].get("preset", self.preset))
+        """What an arm starts from: the study's preset, unless it or `overrides` names another."""
+        return str({**self.overrides, **self.arms[arm]}.get("preset", self.preset))
 
     def settings(self, arm: str) -> dict[str, Any]:
         """What an arm changes in its preset, by dotted key."""
