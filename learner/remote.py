@@ -65,6 +65,7 @@ class LearnerShell:
         self._planner = BlockPlanner(plan)
         self._shards: list[Any] = []
         self._stop = threading.Event()
+        self._has_ended = False
         self._lock = threading.Lock()
         self._cutting_in = 0
         self._clock = StageClock()
@@ -123,6 +124,7 @@ class LearnerShell:
             "sample_age_s": self._feed.sample_age_s,
             "blocks_per_request": self._feed.blocks_per_request.size,
             "resting": sorted(self._feed.resting),
+            "has_ended": self._has_ended,
         }
 
     @ray.method(concurrency_group="evaluation")
@@ -205,6 +207,8 @@ class LearnerShell:
 
     def run(self) -> int:
         """Train until `request_stop` or the budget; returns the learner step."""
+        if self._stop.is_set():  # called again: the answer to the first call was lost, or is late
+            return self._core.learner_steps
         self._hand_over()
         self._publisher.start()
         try:
@@ -216,10 +220,11 @@ class LearnerShell:
                     if sample is not None:
                         with self._lock:
                             self._train(sample)
-            return self._core.learner_steps
         finally:
             self._publisher.stop()
             self._upgrade.close()
+        self._has_ended = True
+        return self._core.learner_steps
 
     def _is_over(self) -> bool:
         most = self._plan.max_learner_steps

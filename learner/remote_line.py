@@ -69,6 +69,7 @@ class ShardLine:
         self._n_calls = 0
         self._open: list[Draws] = []
         self._stats_ref: Any = None
+        self._stats_asked_s = 0.0
         self._updates: dict[Any, list[bytes]] = {}
 
     @property
@@ -99,9 +100,11 @@ class ShardLine:
             self._open.remove(draws)
 
     def ask_stats(self) -> None:
-        """Ask for its counters, unless that is under way."""
-        if self._stats_ref is None and self.is_there:
-            self._stats_ref = self._shard.stats.remote()
+        """Ask for its counters, unless that is under way and may still be answered."""
+        now_s = time.monotonic()
+        is_late = now_s - self._stats_asked_s > FIRST_SILENCE_S
+        if self.is_there and (self._stats_ref is None or is_late):
+            self._stats_ref, self._stats_asked_s = self._shard.stats.remote(), now_s
 
     def _call(self, draws: Draws) -> None:
         """Ask for `draws`; the answer travels inside the call unless it is large."""

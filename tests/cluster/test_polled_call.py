@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from qfleet.cluster import answers, polled_call
-from qfleet.cluster.polled_call import HESITATION_S, POLL_S, SILENCE_TIMEOUT_S, PolledCall
+from qfleet.cluster.polled_call import (
+    FIRST_PATIENCE_S,
+    HESITATION_S,
+    POLL_S,
+    SILENCE_TIMEOUT_S,
+    PolledCall,
+)
 from qfleet.common.errors import RoleLostError, WaitTimeoutError
 
 
@@ -25,7 +31,7 @@ def asked(role, **options):
 
 def test_one_question_at_a_time_and_the_next_after_its_period(role):
     call = asked(role)
-    assert [call.poll(now_s) for now_s in (0.0, 0.1, 3.0)] == [None, None, None]
+    assert [call.poll(now_s) for now_s in (0.0, 0.1, 0.4)] == [None, None, None]
     [question] = role.calls
     question.answer(7)
     assert call.poll(3.1) == 7
@@ -84,3 +90,33 @@ def test_call_that_ray_lost_is_asked_again_and_a_dead_role_is_told(role, ray):
     role.calls[1].answer(ray.dead)
     with pytest.raises(RoleLostError, match="the learner died"):
         call.poll(1.2)
+
+
+def test_late_answer_is_asked_for_again_each_time_after_twice_as_long(role):
+    """Ray says only after seconds that a call was lost."""
+    call = asked(role)
+    moments = []
+    for tick in range(0, 400):
+        before = len(role.calls)
+        assert call.poll(tick / 100) is None
+        if len(role.calls) > before:
+            moments.append(tick / 100)
+    assert moments == [0.0, FIRST_PATIENCE_S, 3 * FIRST_PATIENCE_S, 7 * FIRST_PATIENCE_S]
+    role.calls[2].answer(7)
+    role.calls[3].answer(7)
+    assert call.poll(4.0) == 7
+    assert call.poll(4.0) is None  # the other calls are forgotten
+    assert len(role.calls) == 5
+    assert call.poll(4.0 + FIRST_PATIENCE_S) is None
+    assert len(role.calls) == 6  # patience is as short as before
+
+
+def test_call_that_is_lost_while_another_is_under_way_is_not_made_a_third_time(role, ray):
+    call = asked(role)
+    call.poll(0.0)
+    call.poll(FIRST_PATIENCE_S)
+    role.calls[0].answer(ray.lost)
+    assert call.poll(FIRST_PATIENCE_S + 0.1) is None
+    assert len(role.calls) == 2
+    role.calls[1].answer(9)
+    assert call.poll(FIRST_PATIENCE_S + 0.2) == 9

@@ -8,7 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from qfleet.cluster import waits
+from qfleet.cluster.answers import INSIST_S
 from qfleet.cluster.polled_call import HESITATION_S, PolledCall
+from qfleet.common.reports import LearnerStats
 from qfleet.fleets import async_loop
 from qfleet.fleets.async_loop import TELL_TIMEOUT_S, AsyncLoop
 from qfleet.fleets.watches.rest_watch import RestWatch
@@ -80,6 +82,37 @@ def test_evaluator_has_its_place_before_any_actor_is_replaced(loop, session, by_
     ]
 
 
+def test_learner_that_has_ended_ends_the_run_though_its_last_answer_is_lost(loop, session, by_hand):
+    poll, said = PolledCall(by_hand.learner.status.remote, "the learner"), []
+    by_hand.shards = [None, None]
+    while not by_hand.learner.open("status"):
+        said.append(loop._tick(session, poll))
+    status = {"stats": [0] * len(LearnerStats._fields), "resting": [], "has_ended": True}
+    by_hand.learner.open("status")[0].answer(status)
+    assert loop._tick(session, poll) == "max_learner_steps"
+    assert said == [None] * len(said)
+    assert by_hand.learner.open("run")
+
+
+def test_actors_last_words_are_missed_one_by_one_and_none_waits_for_a_lost_answer(
+    loop, session, by_hand, ray
+):
+    """Actor 0's last answer is lost and comes with a second call; actor 1 has died."""
+    said, taken = [], []
+    session.incident = said.append
+    loop._actors.take = lambda counters, is_final: taken.append((counters, is_final))
+    runs = {by_hand.actors[s].run.remote(): s for s in (0, 1)}
+    by_hand.actors[1].calls[0].answer(ray.dead)
+    by_hand.actors[0].calls[0].answer(ray.lost)
+    ray.on_idle = lambda: [call.answer("last") for call in by_hand.actors[0].open("run")]
+    began_s = ray.now_s
+    loop._take_last_of_actors(session, runs, began_s + 5.0)
+    assert taken == [("last", True)]
+    assert ray.now_s - began_s <= 2 * INSIST_S
+    [text] = said
+    assert text.startswith("actor 1's last counters are missing: ")
+
+
 def test_no_cut_is_begun_while_a_shard_is_on_its_way_back(loop, session, by_hand):
     loop._shards.are_all_there = False
     loop._tick(session, PolledCall(by_hand.learner.status.remote, "the learner"))
@@ -107,7 +140,7 @@ def test_learner_is_told_of_shards_that_nobody_writes_to(loop, session, by_hand,
     for _ in range(50):
         loop._tick(session, poll)
         for call in learner.open("status")[: len(answers)]:
-            call.answer({"resting": answers.pop(0)})
+            call.answer({"resting": answers.pop(0), "has_ended": False})
     assert not answers
     told = [call.arguments for call in learner.calls if call.method == "let_rest"]
     assert told == [([1],), ([1],)]  # again until it says so
@@ -130,7 +163,7 @@ def test_actor_that_does_not_answer_at_the_end_costs_no_last_checkpoint(
         """Everybody but actor 1 answers."""
         for handle in (by_hand.learner, by_hand.actors[0]):
             for call in [c for c in handle.calls if not c.outcome]:
-                call.answer({"resting": []})
+                call.answer({"resting": [], "has_ended": True})
 
     ray.on_idle, began_s = serve, ray.now_s
     loop._newest_report = lambda: None

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
 
 from qfleet.common.plan_json import plan_to_json
 from qfleet.common.types import EnvironmentSpec
@@ -32,3 +35,26 @@ def test_await_evaluation_ends_with_the_run_and_not_with_its_time():
 
 def test_await_evaluation_after_its_time_is_none():
     assert make_shell().await_evaluation(0.0, 0) is None
+
+
+def test_run_that_is_called_again_after_its_end_tells_the_step_and_publishes_nothing():
+    shell = make_shell()
+    assert not shell.status()["has_ended"]
+    shell.request_stop()
+
+    assert shell.run() == 0
+    assert shell._publisher.offer().version == 0
+
+
+def test_status_says_that_the_loop_has_ended_and_not_that_it_broke(monkeypatch):
+    shell = make_shell()
+    shell._plan = replace(shell._plan, max_learner_steps=0)
+
+    assert shell.run() == 0
+    assert shell.status()["has_ended"]
+
+    broken = make_shell()
+    monkeypatch.setattr(broken._feed, "blocks", lambda core: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        broken.run()
+    assert not broken.status()["has_ended"]

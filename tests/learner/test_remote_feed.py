@@ -150,6 +150,20 @@ def test_nothing_is_drawn_while_no_shard_holds_anything(make_fleet):
     assert fleet.asked(0) == 0
 
 
+def test_counters_that_were_lost_are_asked_for_again_before_ray_says_so(ray, new_handle):
+    handle = new_handle()
+    line = remote_line.ShardLine(0, handle, SPEC)
+    line.ask_stats()
+    ray.now_s += remote_line.FIRST_SILENCE_S
+    line.ask_stats()
+    assert len(handle.open("stats")) == 1
+    ray.now_s += 0.01
+    line.ask_stats()
+    line.ask_stats()
+    assert len(handle.open("stats")) == 2
+    assert line.awaited() == handle.calls[1:]
+
+
 def test_draws_that_ray_lost_are_asked_for_again(make_fleet):
     fleet = make_fleet([9.0])
     blocks = fleet.feed.blocks(fleet.learner)

@@ -6,11 +6,12 @@ Called by the driver's loops for every question to a role.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from qfleet.cluster.ray_cluster import import_ray
-from qfleet.cluster.waits import Wait
+from qfleet.cluster.waits import Wait, ask_checks
 from qfleet.common.errors import CallLostError, QfleetError, RoleLostError, WaitTimeoutError
 
 START_TIMEOUT_S = 180.0
@@ -19,6 +20,8 @@ ANSWER_TIMEOUT_S = 45.0
 """A role that keeps the driver waiting for longer than this is taken for dead."""
 MAX_CALLS = 10
 """Of one question, the lost ones included."""
+INSIST_S = 0.2
+"""Between two calls of a question whose answer is due at once."""
 _LONGEST_REASON = 500
 """Characters: an error may quote a whole message."""
 _ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -97,6 +100,68 @@ def ask(
         except CallLostError:
             ref = call()
     return answer(ref, waiter, awaited, timeout_s)
+
+
+def insist(
+    calls: Sequence[Callable[[], Any]], ends_s: float, first: Sequence[Any] = ()
+) -> list[Any]:
+    """Ask several roles at once, each again and again until it has answered.
+
+    For the end of a run, whose seconds are counted: Ray says after two seconds that a call was
+    lost, so a call that may be made twice is not waited for alone.
+
+    Args:
+        calls: Each makes one call.
+        ends_s: Until when, on the monotonic clock.
+        first: References of their first calls, where these were made before.
+
+    Returns:
+        For each of `calls` a reference that is ready, with an answer or with an error that is not
+        a lost call's; None where nothing came.
+
+    Raises:
+        QfleetError, SystemExit: what one of the checks raises (`cluster/waits.py`).
+    """
+    ray, began_s = import_ray(), time.monotonic()
+    asked = {ref: i for i, ref in enumerate(first or [call() for call in calls])}
+    found: list[Any] = [None] * len(calls)
+    while asked:
+        wait_s = max(0.0, min(INSIST_S, ends_s - time.monotonic()))
+        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=wait_s)
+        for ref in ready:
+            i = asked.pop(ref)
+            if found[i] is None and not _was_lost(ref):
+                found[i] = ref
+        asked = {ref: i for ref, i in asked.items() if found[i] is None}
+        if time.monotonic() >= ends_s:
+            break
+        ask_checks(began_s)
+        asked |= {calls[i](): i for i, ref in enumerate(found) if ref is None}
+    return found
+
+
+def _was_lost(ref: Any) -> bool:
+    ray = import_ray()
+    try:
+        ray.get(ref, timeout=0)
+    except ray.exceptions.ActorUnavailableError:
+        return True
+    except ray.exceptions.RayError:
+        pass  # whoever asked is told by `answer`
+    return False
+
+
+def ask_by(call: Callable[[], Any], waiter: str, awaited: str, ends_s: float) -> Any:
+    """The answer to a question that one insists on (`insist`).
+
+    Raises:
+        WaitTimeoutError: when nothing came by `ends_s`.
+        RoleLostError, QfleetError: see `answer`.
+    """
+    [ref] = insist([call], ends_s)
+    if ref is None:
+        raise WaitTimeoutError(f"{waiter} heard nothing from {awaited} in time")
+    return answer(ref, waiter, awaited)
 
 
 def first_line(error: BaseException) -> str:

@@ -5,16 +5,18 @@ Called by the asynchronous loop once per tick.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
-from qfleet.cluster.answers import START_TIMEOUT_S, answer, ask
+from qfleet.cluster.answers import START_TIMEOUT_S, answer, ask_by
 from qfleet.cluster.ray_cluster import import_ray
 from qfleet.common.errors import CallLostError, WaitTimeoutError
 
 POLL_S = 0.25
 SILENCE_TIMEOUT_S = 45.0
+FIRST_PATIENCE_S = 0.5
+"""An answer that is late by so much is asked for once more, each time after twice as long: Ray says
+only after two seconds that a call was lost."""
 HESITATION_S = 5.0
 """A role that has not answered for longer may be hanging: nothing is begun that needs it."""
 
@@ -32,7 +34,9 @@ class PolledCall:
     ) -> None:
         """`has_answered`: the role has answered before; else it is first given time to start."""
         self._ask, self._who, self._period_s = ask, who, period_s
-        self._ref: Any = None
+        self._refs: list[Any] = []
+        """Calls that may still bring the answer, oldest first."""
+        self._patience_s = FIRST_PATIENCE_S
         self._asked_at_s = -1e9
         self._heard_at_s: float | None = None
         self.has_answered = has_answered
@@ -46,23 +50,34 @@ class PolledCall:
         """
         if self._heard_at_s is None:
             self._heard_at_s = now_s
-        if self._ref is None:
+        if not self._refs:
             if now_s - self._asked_at_s >= self._period_s:
-                self._ref, self._asked_at_s = self._ask(), now_s
+                self._patience_s = FIRST_PATIENCE_S
+                self._call(now_s)
             return None
-        ready, _ = import_ray().wait([self._ref], timeout=0)
-        if ready:
-            ref, self._ref = self._ref, None
+        ready, _ = import_ray().wait(self._refs, num_returns=len(self._refs), timeout=0)
+        for ref in ready:
+            self._refs.remove(ref)
             try:
                 result = answer(ref, "driver", self._who)
             except CallLostError:
-                return None  # asked again
+                continue  # asked again
+            self._refs = []
             self._heard_at_s, self.has_answered = now_s, True
             return result
+        if ready and not self._refs:
+            return None
+        if now_s - self._asked_at_s >= self._patience_s:
+            self._patience_s *= 2.0
+            self._call(now_s)
         limit_s = SILENCE_TIMEOUT_S if self.has_answered else START_TIMEOUT_S
         if self.silent_s(now_s) > limit_s:
             raise WaitTimeoutError(f"driver heard nothing from {self._who} for {limit_s:.0f} s")
         return None
+
+    def _call(self, now_s: float) -> None:
+        self._refs.append(self._ask())
+        self._asked_at_s = now_s
 
     def silent_s(self, now_s: float) -> float:
         """How long nothing has been heard."""
@@ -78,6 +93,5 @@ class PolledCall:
 
     def last_answer(self, ends_s: float) -> Any:
         """At the end: a fresh answer; one still under way tells nothing that it does not."""
-        self._ref = None
-        timeout_s = max(0.0, ends_s - time.monotonic())
-        return ask(self._ask, "driver", self._who, timeout_s)
+        self._refs = []
+        return ask_by(self._ask, "driver", self._who, ends_s)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Protocol
 
-from qfleet.cluster.answers import answer, ask, first_line
+from qfleet.cluster.answers import answer, ask, first_line, insist
 from qfleet.cluster.placing.host_pulse import HostPulse
 from qfleet.cluster.polled_call import PolledCall
 from qfleet.cluster.ray_cluster import import_ray
@@ -148,6 +149,8 @@ class AsyncLoop(StartedRoles):
             elif ref is not evaluations.evaluating:  # `go_on` takes that
                 self._actors.bury(ref, session.incident, self._learner_steps, now_s)
         self._poll_all(session, learner, now_s)
+        if self._learner_status and self._learner_status["has_ended"]:
+            return session.stop_reason() or "max_learner_steps"  # its last answer may be lost
         if self._learner_steps == 0:  # later a host with other versions is only left out
             self.roles.places.check_versions()
         self._hosts.go_on(session, now_s)
@@ -262,22 +265,15 @@ class AsyncLoop(StartedRoles):
 
     def _drain(self, session: AsyncSession, learner: PolledCall) -> None:
         """Stop the loops, take the last counters; what does not answer in time stays uncounted."""
-        ray, ends_s = import_ray(), time.monotonic() + DRAIN_TIMEOUT_S
-
-        def left_s() -> float:
-            return max(0.0, ends_s - time.monotonic())
-
+        ray, roles, ends_s = import_ray(), self.roles, time.monotonic() + DRAIN_TIMEOUT_S
         try:
-            stops = [self.roles.learner.request_stop]
-            stops += [self.roles.actors[slot].request_stop for slot in self._actors.placed.values()]
-            stops += [self.roles.shards[index].open_gate for index in self._shards.polls]
-            self._tell_all(stops, time.monotonic() + TELL_TIMEOUT_S)
-            ray.wait([self._learner_run], timeout=left_s())
-            runs = list(self._actors.placed)
-            play_on_s = max(0.0, left_s() - LAST_ANSWERS_S)
-            ended, _ = ray.wait(runs, num_returns=len(runs), timeout=play_on_s)
-            for ref in ended:
-                self._actors.take(ray.get(ref, timeout=1.0), is_final=True)
+            placed = self._actors.placed
+            stops = [roles.learner.request_stop]
+            stops += [roles.actors[slot].request_stop for slot in placed.values()]
+            stops += [roles.shards[index].open_gate for index in self._shards.polls]
+            insist([stop.remote for stop in stops], time.monotonic() + TELL_TIMEOUT_S)
+            insist([roles.learner.run.remote], ends_s, [self._learner_run])
+            self._take_last_of_actors(session, placed, ends_s - LAST_ANSWERS_S)
             self._evaluations.take_last_due(ends_s)
             self._learner_status = learner.last_answer(ends_s)
             for poll in self._shards.polls.values():
@@ -286,13 +282,18 @@ class AsyncLoop(StartedRoles):
         except (ray.exceptions.RayError, RoleLostError, WaitTimeoutError) as error:
             session.incident(f"the last counters are missing: {first_line(error)}")
 
-    def _tell_all(self, methods: list[Any], ends_s: float) -> None:
-        """Call them all at once, and again those whose call was lost."""
-        refs = [method.remote() for method in methods]
-        for method, ref in zip(methods, refs, strict=True):
-            try:
-                answer(ref, "driver", "a role to stop", max(0.0, ends_s - time.monotonic()))
-            except CallLostError:
-                method.remote()
-            except (RoleLostError, WaitTimeoutError):
-                continue  # its last counters will be missing
+    def _take_last_of_actors(
+        self, session: AsyncSession, placed: Mapping[Any, int], ends_s: float
+    ) -> None:
+        """Counters after the last step of every actor; the newest it told of where none come."""
+        ray, roles = import_ray(), self.roles
+        runs = [partial(roles.actors[s].run.remote, roles.shard_of(s)) for s in placed.values()]
+        ended = insist(runs, ends_s, list(placed))
+        for slot, ref in zip(placed.values(), ended, strict=True):
+            if ref is not None:
+                try:
+                    self._actors.take(ray.get(ref, timeout=1.0), is_final=True)
+                except ray.exceptions.RayError as error:
+                    session.incident(
+                        f"actor {slot}'s last counters are missing: {first_line(error)}"
+                    )

@@ -210,7 +210,7 @@ def test_actor_is_asked_where_it_runs_until_it_has_told(watch, play, by_hand, ra
     play(0.0, {})
     assert [c.arguments for c in by_hand.actors[0].open("ping")] == [(True,)]
     play(1.0, {0: counters(0, 1) | {"place": {"host": "h1"}}, 1: counters(1, 1)})
-    play(2.0, {})
+    play(1.3, {})
     assert [c.arguments for c in by_hand.actors[0].open("ping")] == [(False,)]
     assert by_hand.told == {"actor-0-0": {"host": "h1"}}
 

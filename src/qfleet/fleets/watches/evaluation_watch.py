@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
-from qfleet.cluster.answers import answer, ask
+from qfleet.cluster.answers import answer, ask_by
 from qfleet.cluster.plan import RunPlans
 from qfleet.cluster.polled_call import PolledCall
 from qfleet.cluster.progress_watch import StandStill
@@ -99,8 +99,7 @@ class EvaluationWatch:
 
     def take_last_due(self, ends_s: float) -> None:
         """At the end: what fell due and was not told yet."""
-        timeout_s = max(0.0, ends_s - time.monotonic())
-        self._keep(ask(lambda: self._ask(0.0), "driver", "the learner", timeout_s))
+        self._keep(ask_by(lambda: self._ask(0.0), "driver", "the learner", ends_s))
 
     def _keep(self, told: tuple[int, Any] | None) -> None:
         """The newest snapshot to evaluate; one that waited behind an evaluation is dropped."""
