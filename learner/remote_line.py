@@ -68,7 +68,8 @@ class ShardLine:
         self._listened_s = self.heard_s
         self._n_calls = 0
         self._open: list[Draws] = []
-        self._stats_ref: Any = None
+        self._stats_refs: list[Any] = []
+        """Calls that may still bring the counters: more than one when some may be lost."""
         self._stats_asked_s = 0.0
         self._updates: dict[Any, list[bytes]] = {}
 
@@ -79,7 +80,7 @@ class ShardLine:
 
     def replace(self, shard: Any) -> None:
         """Go on with another process, which answers everything that is open."""
-        self._shard, self._stats_ref, self._updates = shard, None, {}
+        self._shard, self._stats_refs, self._updates = shard, [], {}
         self._heard()
         for draws in self._open:
             draws.calls.clear()
@@ -100,11 +101,12 @@ class ShardLine:
             self._open.remove(draws)
 
     def ask_stats(self) -> None:
-        """Ask for its counters, unless that is under way and may still be answered."""
-        now_s = time.monotonic()
+        """Ask for its counters, unless that is under way; once more when the answer is late."""
+        now_s, n_calls = time.monotonic(), len(self._stats_refs)
         is_late = now_s - self._stats_asked_s > FIRST_SILENCE_S
-        if self.is_there and (self._stats_ref is None or is_late):
-            self._stats_ref, self._stats_asked_s = self._shard.stats.remote(), now_s
+        if self.is_there and (n_calls == 0 or (is_late and n_calls < MAX_CALLS)):
+            self._stats_refs.append(self._shard.stats.remote())
+            self._stats_asked_s = now_s
 
     def _call(self, draws: Draws) -> None:
         """Ask for `draws`; the answer travels inside the call unless it is large."""
@@ -120,14 +122,15 @@ class ShardLine:
     def awaited(self) -> list[Any]:
         """One reference of each call that is open: a call's values come together."""
         refs = [call.refs[0] for draws in self._open for call in draws.calls]
-        return refs if self._stats_ref is None else [*refs, self._stats_ref]
+        return [*refs, *self._stats_refs]
 
     def take(self, ref: Any) -> None:
         """Take the answer that `ref`, one of those awaited, is ready with."""
-        if ref == self._stats_ref:
-            self._stats_ref = None
+        if ref in self._stats_refs:
+            self._stats_refs.remove(ref)
             stats = self._get([ref])
             if stats is not None:
+                self._stats_refs = []
                 self.stats = ReplayStats(*stats[0])
             return
         for draws in self._open:
@@ -161,7 +164,7 @@ class ShardLine:
             self._shard, self._updates = None, {}
             self.stats = self.stats._replace(size=0, mass=0.0)
             self._open.clear()
-            self._stats_ref = None
+            self._stats_refs = []
             return None
         self._heard()
         return values
