@@ -43,7 +43,7 @@ run: $(VENV)/.installed-run | links
 
 # Two workers; one of them alone has the tests that start Ray (tests/conftest.py).
 test: lint types
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadscope --no-loadscope-reorder
 
 test-all: $(VENV)/.installed-dev | links
 	$(BIN)/python -m pytest

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import faults
 from fault_runs import Run
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(150), pytest.mark.xdist_group("ends")]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(150)]
 
 
 def test_sigterm_to_the_group_ends_like_sigterm_to_the_driver():
