@@ -8,6 +8,7 @@ does not hold; an actor that starts asks its shard for the first ones.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -90,6 +91,7 @@ class ActorShell:
         self._sender: ChunkSender | None = None
         self._shard: Any = None
         self._drain_s = DRAIN_S
+        self._error: Exception | None = None
         self._unfetchable_version, self._is_stepping = 0, False
         self._clock = StageClock()
 
@@ -140,6 +142,7 @@ class ActorShell:
             "times": self._times(),
             "chunk_transitions": self._chunk_rows.size,
             "is_stepping": self._is_stepping,
+            "has_begun": self._sender is not None,
         }
 
     def _times(self) -> dict[str, float]:
@@ -150,9 +153,20 @@ class ActorShell:
         return times
 
     def run(self, shard: Any) -> dict[str, Any]:
-        """Play until `request_stop`, pushing chunks to `shard`; returns the final counters."""
-        if self._stop.is_set():  # called again: the answer to the first call was lost
-            return self._counters()
+        """Play until `request_stop`, pushing chunks to `shard`; returns the final counters.
+
+        Called again, because the first call or its answer was lost or late, it says the same.
+        """
+        if self._sender is None and not self._stop.is_set():
+            try:
+                self._run(shard)
+            except Exception as error:
+                self._error = error
+        if self._error is not None:
+            raise self._error
+        return self._counters()
+
+    def _run(self, shard: Any) -> None:
         shard = shard if self._shard is None else self._shard
         self._sender = ChunkSender(
             shard,
@@ -170,7 +184,6 @@ class ActorShell:
             self._sender.drain(self._drain_s)
         if not self._stop.is_set():
             raise self._memory.error()
-        return self._counters()
 
     def _play(self, sender: ChunkSender) -> None:
         """Until `request_stop`, or until the process has grown too large."""
@@ -186,17 +199,20 @@ class ActorShell:
 
     def _await_first_params(self, shard: Any) -> None:
         deadline_s = time.monotonic() + FIRST_PARAMS_TIMEOUT_S
+        refs: list[Any] = []
+        patience_s = 2 * FIRST_PARAMS_QUESTION_S
         while self._core.params_version is None and not self._stop.is_set():
             if time.monotonic() > deadline_s:
                 raise WaitTimeoutError(
                     f"actor {self._slot} waited {FIRST_PARAMS_TIMEOUT_S:.0f} s for the learner's "
                     "first parameters"
                 )
-            ref = shard.await_params.remote(FIRST_PARAMS_QUESTION_S)
-            try:
-                self._take(ParamsOffer(*ray.get(ref, timeout=FIRST_PARAMS_TIMEOUT_S)))
-            except ray.exceptions.ActorUnavailableError:
-                continue  # the call was lost
+            refs.append(shard.await_params.remote(FIRST_PARAMS_QUESTION_S))
+            ready, refs = ray.wait(refs, timeout=patience_s)
+            patience_s *= 1.0 if ready else 2.0
+            for ref in ready:
+                with contextlib.suppress(ray.exceptions.ActorUnavailableError):  # it was lost
+                    self._take(ParamsOffer(*ray.get(ref, timeout=FIRST_PARAMS_TIMEOUT_S)))
 
     def _held_versions(self) -> tuple[int, int]:
         return self._core.params_version or 0, self._core.target_version or 0

@@ -37,6 +37,7 @@ class EvaluatorShell:
         limit_threads(self._plan.num_cpus)
         spec = EnvironmentSpec.from_json(spec_json)
         self._q_functions = QFunctions(self._plan.network, spec)
+        self._is_playing = False
         self._evaluator = Evaluator(
             self._plan.env,
             self._plan.epsilon,
@@ -46,7 +47,11 @@ class EvaluatorShell:
     @ray.method(concurrency_group="control")
     def ping(self, with_place: bool = False) -> dict[str, Any]:
         """Liveness and progress, and where it runs if asked; answers while `evaluate` plays."""
-        told: dict[str, Any] = {"pid": os.getpid(), "steps": self._evaluator.steps}
+        told: dict[str, Any] = {
+            "pid": os.getpid(),
+            "steps": self._evaluator.steps,
+            "is_playing": self._is_playing,
+        }
         return told | {"place": place_of_this_process()} if with_place else told
 
     @ray.method(concurrency_group="control")
@@ -60,11 +65,15 @@ class EvaluatorShell:
         Raises:
             RoleLostError: when the snapshot is gone with its learner.
         """
-        snapshot = fetch_snapshot(payload, EVALUATED_TIMEOUT_S)
-        if snapshot is None:
-            raise RoleLostError("the parameters to evaluate are gone: the learner has died")
-        q_function = self._q_functions.of(snapshot.arrays)
-        return list(run_request(self._evaluator, q_function, snapshot, EvaluationRequest(*request)))
+        self._is_playing = True
+        try:
+            snapshot = fetch_snapshot(payload, EVALUATED_TIMEOUT_S)
+            if snapshot is None:
+                raise RoleLostError("the parameters to evaluate are gone: the learner has died")
+            q = self._q_functions.of(snapshot.arrays)
+            return list(run_request(self._evaluator, q, snapshot, EvaluationRequest(*request)))
+        finally:
+            self._is_playing = False
 
 
 def remote_evaluator_class() -> Any:

@@ -16,6 +16,7 @@ import ray
 from qfleet.actors.plan import MAX_UNACKNOWLEDGED_CHUNKS
 from qfleet.common.errors import WaitTimeoutError
 from qfleet.common.messages import encode_chunk
+from qfleet.common.patience import Patience
 from qfleet.common.types import ChunkId, InsertAck, ParamsOffer, TransitionChunk
 
 ANSWER_TIMEOUT_S = 60.0
@@ -23,11 +24,15 @@ ANSWER_TIMEOUT_S = 60.0
 SHARD_RETURN_TIMEOUT_S = 900.0
 """How long an actor waits for the shard that takes the place of one that died."""
 POLL_S = 0.1
-FIRST_QUESTION_S = 0.2
+LEAST_QUESTION_S = 0.02
+FIRST_QUESTION_S = 0.05
+MOST_QUESTION_S = 0.1
+"""A chunk whose acknowledgement is later than others were (the second while nothing is known) is
+asked after; a question costs little: it goes without the chunk and is never held back."""
+HELD_QUESTION_S = 0.2
 LONGEST_QUESTION_S = 5.0
-"""An answer that is late by so much is asked after, without the chunk; twice as late each time."""
-
-
+"""A chunk that the shard holds back is asked after again between these bounds. Whatever is repeated
+comes each time after twice as long, up to the second: a slow network must not be filled."""
 LEAST_WAIT_S = 0.001
 OVERTAKEN_S = 0.02
 """The same when a later chunk of this actor was acknowledged: answers may change places."""
@@ -42,11 +47,17 @@ class _Sent:
     rows: int
     refs: list[Any]
     """Calls that may still bring its acknowledgement."""
-    asked_s: float
-    """When the chunk was sent, or last asked after."""
+    patience_s: float
+    """After which it is asked after."""
+    again_s: float
+    """The same once it has been sent again."""
+    sent_s: float
+    asked_s: float = 0.0
+    """When the chunk was last sent or asked after."""
+    held_patience_s: float = HELD_QUESTION_S
+    was_held: bool = False
     question: Any = None
     """A call that tells whether the shard holds it back."""
-    patience_s: float = FIRST_QUESTION_S
 
 
 class ChunkSender:
@@ -80,6 +91,9 @@ class ChunkSender:
         self._held_versions, self._take_offer = held_versions, take_offer
         self._credits = credits
         self._sent: list[_Sent] = []
+        self._patience = Patience(LEAST_QUESTION_S, FIRST_QUESTION_S, MOST_QUESTION_S)
+        """For chunks that are not held back."""
+        self._question_patience = Patience(LEAST_QUESTION_S, FIRST_QUESTION_S, LONGEST_QUESTION_S)
         self._heard_s = time.monotonic()
         self._is_there = True
         self._replacements: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -94,9 +108,11 @@ class ChunkSender:
 
     def send(self, chunk: TransitionChunk) -> None:
         """Put a chunk on its way."""
+        data, now_s = encode_chunk(chunk), time.monotonic()
         if not self._sent:
-            self._heard_s = time.monotonic()  # before that, the shard had nothing to say
-        sent = _Sent(chunk.chunk_id, encode_chunk(chunk), len(chunk), [], 0.0)
+            self._heard_s = now_s  # before that, the shard had nothing to say
+        patience_s = self._patience.seconds
+        sent = _Sent(chunk.chunk_id, data, len(chunk), [], patience_s, patience_s, now_s)
         self._last = chunk.chunk_id
         self._sent.append(sent)
         self._call(sent)
@@ -190,13 +206,23 @@ class ChunkSender:
         for earlier in self._sent[: self._sent.index(sent)]:
             earlier.patience_s = min(earlier.patience_s, OVERTAKEN_S)
         self._sent.remove(sent)
+        if not sent.was_held:
+            self._patience.answered(time.monotonic() - sent.sent_s)
         self._take_offer(ParamsOffer(*answer[1]))
 
     def _told(self, sent: _Sent) -> None:
         """The answer to a question: what is not held back has not come, or its answer was lost."""
         is_held, sent.question = self._get(sent.question), None
-        if is_held is False:
+        if is_held is None:
+            return  # the question was lost
+        self._question_patience.answered(time.monotonic() - sent.asked_s)
+        if is_held:
+            sent.was_held, sent.patience_s = True, sent.held_patience_s
+            sent.held_patience_s = min(LONGEST_QUESTION_S, 2 * sent.held_patience_s)
+        else:
             self._call(sent)
+            sent.again_s = min(LONGEST_QUESTION_S, 2 * sent.again_s)
+            sent.patience_s = sent.again_s
 
     def _get(self, ref: Any) -> Any:
         """What a call brought; None when it was lost on its way."""
@@ -221,11 +247,11 @@ class ChunkSender:
             )
         for sent in self._sent:
             if now_s - sent.asked_s >= sent.patience_s:
+                least_s = self._question_patience.seconds
+                if sent.question is not None:  # it is late, too
+                    least_s = max(least_s, 2 * sent.patience_s)
                 sent.question = self._shard.holds.remote(*sent.chunk_id)
-                sent.asked_s = now_s
-                sent.patience_s = min(
-                    LONGEST_QUESTION_S, max(FIRST_QUESTION_S, 2 * sent.patience_s)
-                )
+                sent.asked_s, sent.patience_s = now_s, min(LONGEST_QUESTION_S, least_s)
 
     def drain(self, seconds: float) -> None:
         """At the end: acknowledgements that come soon are taken, the rest stay counted."""

@@ -65,7 +65,8 @@ class LearnerShell:
         self._planner = BlockPlanner(plan)
         self._shards: list[Any] = []
         self._stop = threading.Event()
-        self._has_ended = False
+        self._has_begun = self._has_ended = False
+        self._error: Exception | None = None
         self._lock = threading.Lock()
         self._cutting_in = 0
         self._clock = StageClock()
@@ -124,6 +125,7 @@ class LearnerShell:
             "sample_age_s": self._feed.sample_age_s,
             "blocks_per_request": self._feed.blocks_per_request.size,
             "resting": sorted(self._feed.resting),
+            "has_begun": self._has_begun,
             "has_ended": self._has_ended,
         }
 
@@ -206,9 +208,21 @@ class LearnerShell:
         self._publisher.publish(self._core.take_snapshots(), evaluate=evaluate)
 
     def run(self) -> int:
-        """Train until `request_stop` or the budget; returns the learner step."""
-        if self._stop.is_set():  # called again: the answer to the first call was lost, or is late
-            return self._core.learner_steps
+        """Train until `request_stop` or the budget; returns the learner step.
+
+        Called again, because the first call or its answer was lost or late, it says the same.
+        """
+        if not (self._has_begun or self._stop.is_set()):
+            self._has_begun = True
+            try:
+                self._run()
+            except Exception as error:
+                self._error = error
+        if self._error is not None:
+            raise self._error
+        return self._core.learner_steps
+
+    def _run(self) -> None:
         self._hand_over()
         self._publisher.start()
         try:
@@ -224,7 +238,6 @@ class LearnerShell:
             self._publisher.stop()
             self._upgrade.close()
         self._has_ended = True
-        return self._core.learner_steps
 
     def _is_over(self) -> bool:
         most = self._plan.max_learner_steps

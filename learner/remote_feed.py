@@ -33,6 +33,7 @@ from qfleet.learner.sampling import slices
 
 ANSWER_TIMEOUT_S = 60.0
 POLL_S = 0.1
+LEAST_WAIT_S = 0.001
 NOTHING_THERE_S = 0.01
 """Pause before shards are asked again whether anything is stored."""
 ASKING_TO_GROW = 0.05
@@ -195,7 +196,10 @@ class ReplayFeed:
         if not calls:
             self._stop.wait(NOTHING_THERE_S)
         else:
-            for ref in _ready(list(calls), POLL_S):
+            now_s = time.monotonic()
+            silence_ends_s = min(line.silence_ends_s for line in self._lines)
+            timeout_s = min(POLL_S, max(LEAST_WAIT_S, silence_ends_s - now_s))
+            for ref in _ready(list(calls), timeout_s):
                 calls[ref].take(ref)
             if not self._requests:
                 self._stop.wait(NOTHING_THERE_S)

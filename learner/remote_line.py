@@ -5,6 +5,7 @@ Called by `remote_feed.py`, in the training thread.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,13 +15,17 @@ import ray
 from qfleet.common.errors import WaitTimeoutError
 from qfleet.common.inline_pieces import join, pieces_for
 from qfleet.common.messages import decode_shard_sample, shard_sample_bytes
+from qfleet.common.patience import Patience
 from qfleet.common.types import EnvironmentSpec, ReplayStats, ShardSample
 
 ANSWER_TIMEOUT_S = 60.0
+LEAST_SILENCE_S = 0.02
 FIRST_SILENCE_S = 0.5
+MOST_SILENCE_S = 2.0
 LONGEST_SILENCE_S = 5.0
-"""A shard answers a request within `SAMPLE_HOLD_S` also when it holds it back. After silence of
-this length the oldest question is asked once more, each time after twice as long."""
+"""A shard answers a request within `SAMPLE_HOLD_S` also when it holds it back. After a silence that
+is longer than usual (the second while nothing is known, between the first and the third) the
+oldest question is asked once more, each time after twice as long, up to the fourth."""
 MAX_CALLS = 4
 """Of one question, the first included."""
 UPDATES_UNDER_WAY = 2
@@ -64,7 +69,8 @@ class ShardLine:
         self.priorities: list[bytes] = []
         """Messages of the blocks since the last request: sent together."""
         self.heard_s = time.monotonic()
-        self._silence_s = FIRST_SILENCE_S
+        self._patience = Patience(LEAST_SILENCE_S, FIRST_SILENCE_S, MOST_SILENCE_S)
+        self._silence_s = self._patience.seconds
         self._listened_s = self.heard_s
         self._n_calls = 0
         self._open: list[Draws] = []
@@ -103,7 +109,7 @@ class ShardLine:
     def ask_stats(self) -> None:
         """Ask for its counters, unless that is under way; once more when the answer is late."""
         now_s, n_calls = time.monotonic(), len(self._stats_refs)
-        is_late = now_s - self._stats_asked_s > FIRST_SILENCE_S
+        is_late = now_s - self._stats_asked_s > self._patience.seconds
         if self.is_there and (n_calls == 0 or (is_late and n_calls < MAX_CALLS)):
             self._stats_refs.append(self._shard.stats.remote())
             self._stats_asked_s = now_s
@@ -141,6 +147,7 @@ class ShardLine:
 
     def _take_draws(self, draws: Draws, call: _Call) -> None:
         draws.calls.remove(call)
+        silent_since_s = self.heard_s
         pieces = self._get(call.refs)
         if pieces is not None and pieces[0] is not None:
             draws.part = decode_shard_sample(join(pieces))
@@ -149,6 +156,8 @@ class ShardLine:
         elif self.is_there and not draws.calls:
             self._call(draws)  # lost, or held back
         if pieces is not None:
+            self._patience.answered(self.heard_s - silent_since_s)
+            self._silence_s = self._patience.seconds
             for other in self._open:
                 newest = max((c.number for c in other.calls), default=call.number)
                 if newest < call.number and len(other.calls) < MAX_CALLS:
@@ -171,7 +180,12 @@ class ShardLine:
 
     def _heard(self) -> None:
         self.heard_s = self._listened_s = time.monotonic()
-        self._silence_s = FIRST_SILENCE_S
+        self._silence_s = self._patience.seconds
+
+    @property
+    def silence_ends_s(self) -> float:
+        """When the oldest question is asked once more unless something is heard before."""
+        return self._listened_s + self._silence_s if self._open else math.inf
 
     def ask_again_after_silence(self) -> None:
         """Ask the oldest question once more when nothing was heard for long.

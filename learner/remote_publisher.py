@@ -16,6 +16,7 @@ from typing import Any
 import ray
 
 from qfleet.common.messages import encode_snapshot
+from qfleet.common.patience import Patience
 from qfleet.common.types import ParamsOffer, ParamsSnapshot
 
 INLINE_SNAPSHOT_BYTES = 100_000
@@ -23,8 +24,10 @@ INLINE_SNAPSHOT_BYTES = 100_000
 PERIOD_S = 0.02
 """Between two announcements, and between two looks at calls under way: a compiled block would else
 share its time with a thread that encodes versions which nobody acts with."""
+LEAST_SILENCE_S = 0.1
 SILENCE_S = 1.0
-"""A shard that has not confirmed after this is told again: the call may be lost."""
+"""A shard that has not confirmed for longer than usual, between these bounds, is told again: the
+call may be lost."""
 
 
 class _Told:
@@ -35,6 +38,9 @@ class _Told:
         self.version = 0
         self.ref: Any = None
         self.since_s = 0.0
+        self.patience = Patience(LEAST_SILENCE_S, SILENCE_S, SILENCE_S)
+        self.silence_s = self.patience.seconds
+        """After which the call under way is taken for lost."""
         self.is_dead = False
 
     def awaits(self, version: int) -> bool:
@@ -199,14 +205,16 @@ class SnapshotPublisher:
     def _confirmed(self, told: _Told, now_s: float) -> bool:
         """Whether the last call has come to its end; one that is lost or silent is forgotten."""
         ready, _ = ray.wait([told.ref], timeout=0)
-        if not ready and now_s - told.since_s < SILENCE_S:
+        if not ready and now_s - told.since_s < told.silence_s:
             return False
         told.ref, ref = None, told.ref
         try:
             if ready:
                 ray.get(ref, timeout=SILENCE_S)
+                told.patience.answered(now_s - told.since_s)
+                told.silence_s = told.patience.seconds
             else:
-                told.version = 0
+                told.version, told.silence_s = 0, min(SILENCE_S, 2 * told.silence_s)
         except ray.exceptions.ActorUnavailableError:
             told.version = 0  # the call was lost
         except ray.exceptions.RayActorError:

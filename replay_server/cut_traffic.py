@@ -23,17 +23,20 @@ class CutTraffic:
         """`wake_inserts` is called when one may have waited for room that a cut took."""
         self._core, self._lock, self._wake_inserts = core, lock, wake_inserts
         self._pieces: NumberedPieces | None = None
+        self._cut, self._head = 0, b""
         self._restoring: RestoringShard | None = None
 
-    def freeze(self, contents: bool) -> bytes:
+    def freeze(self, contents: bool, cut: int) -> bytes:
         """Keep the state of now for `next_piece`; returns its head.
 
         An insert waits when the reader is too slow for it. Without contents: counters and ledger.
+        A second call for one cut, by its number, freezes nothing: it may come after the end.
         """
         with self._lock:
-            frozen = self._core.freeze(contents)
-            self._pieces = NumberedPieces(frozen)
-        return frozen.head()
+            if cut > self._cut:
+                frozen = self._core.freeze(contents)
+                self._pieces, self._cut, self._head = NumberedPieces(frozen), cut, frozen.head()
+            return self._head
 
     def next_piece(self, number: int, n_parts: int) -> list[bytes] | list[None]:
         """A piece after the head, in parts; None at its end.
@@ -50,7 +53,7 @@ class CutTraffic:
         with self._lock:
             if self._pieces is not None:
                 self._pieces.release()
-            self._pieces = None
+            self._pieces, self._head = None, b""
             self._wake_inserts()
 
     def restore_piece(self, number: int, parts: tuple[bytes, ...]) -> None:

@@ -39,7 +39,7 @@ from qfleet.replay_server.held_calls import HeldCalls
 from qfleet.replay_server.plan import ReplayPlan
 from qfleet.replay_server.rejections import Rejections
 
-SAMPLE_HOLD_S = 0.2
+SAMPLE_HOLD_S = 0.05
 """A request for draws that the limiter holds back is answered None after this: silence of the
 shard for much longer means that a call was lost (`learner/remote_feed.py`)."""
 CONCURRENCY_GROUPS = {"insert": 16, "sample": 1, "update": 1, "params": 4}
@@ -273,9 +273,9 @@ class ReplayServerShell:
             for slot, incarnation in incarnations.items():
                 self._core.fence(slot, incarnation)
 
-    def freeze(self, contents: bool) -> bytes:
+    def freeze(self, contents: bool, cut: int) -> bytes:
         """Keep the core's state of now for `next_piece`; returns its head (`CutTraffic`)."""
-        return self._cuts.freeze(contents)
+        return self._cuts.freeze(contents, cut)
 
     def next_piece(self, number: int, n_parts: int = 1) -> list[bytes] | list[None]:
         """A piece of the frozen state, in parts (`inline_pieces`); None at its end."""

@@ -93,9 +93,10 @@ def test_chunk_held_back_is_never_sent_again(ray, sender, shard):
         sender.wait(0.1)
 
     assert seqs(shard.open("insert")) == [0]
-    questions = [call for call in shard.calls if call.method == "holds"]
-    assert all(call.arguments == ("run", 3, 0, 0) for call in questions)
-    assert len(questions) <= 3600 / remote_push.LONGEST_QUESTION_S + 10
+    asked = [call for call in shard.calls if call.method == "holds"]
+    assert all(call.arguments == ("run", 3, 0, 0) for call in asked)
+    assert len(asked) > 3600 / remote_push.LONGEST_QUESTION_S - 1
+    assert len(asked) <= 3600 / remote_push.LONGEST_QUESTION_S + 10
 
 
 def test_chunk_that_ray_lost_is_sent_again_under_the_same_name(ray, sender, shard):
@@ -121,6 +122,76 @@ def test_chunk_that_the_shard_does_not_have_is_sent_again_after_a_silence(ray, s
     sender.wait(0.1)
 
     assert seqs(shard.open("insert")) == [0, 0]
+
+
+def questions(shard):
+    """Numbers of the chunks that were asked after, in order."""
+    return [call.arguments[3] for call in shard.calls if call.method == "holds"]
+
+
+def test_shard_that_answers_soon_is_asked_soon_after_a_chunk_that_it_does_not_have(
+    ray, sender, shard
+):
+    for seq in range(20):
+        sender.send(chunk(seq))
+        ray.now_s += 0.003
+        shard.open("insert")[0].answer(ack())
+        sender.wait(0.1)
+    sender.send(chunk(20))
+    sent_s = ray.now_s
+
+    while not shard.open("holds"):
+        sender.wait(0.1)
+
+    waited_s, least_s = ray.now_s - sent_s, remote_push.LEAST_QUESTION_S
+    assert least_s < waited_s < 1.5 * least_s < remote_push.FIRST_QUESTION_S
+
+
+def test_chunk_that_is_held_back_for_a_while_is_asked_after_once(ray, sender, shard):
+    for seq in range(20):
+        sender.send(chunk(seq))
+        for _ in range(15):
+            sender.wait(0.01)
+            for call in shard.open("holds"):
+                call.answer(True)
+        shard.open("insert")[0].answer(ack())
+        sender.wait(0.1)
+
+    assert questions(shard) == list(range(20))
+
+
+def test_chunk_that_is_long_on_its_way_is_sent_ever_more_seldom(ray, sender, shard):
+    """A slow network: the shard has not got it yet whenever it is asked."""
+    sender.send(chunk(0))
+    moments, n_sent = [], 1
+    while len(moments) < 6:
+        for call in shard.open("holds"):
+            call.answer(False)
+        sender.wait(0.001)
+        if len(shard.open("insert")) > n_sent:
+            n_sent += 1
+            moments.append(ray.now_s - 1000.0)
+    gaps = np.diff(moments)
+    first_s = remote_push.FIRST_QUESTION_S
+    np.testing.assert_allclose(gaps, [first_s * 2**n for n in range(1, 6)], atol=0.01)
+
+
+def test_question_that_is_not_answered_is_asked_again_soon_and_then_ever_later(ray, sender, shard):
+    """It is never held back: silence means that it is lost, or that the shard has stopped."""
+    sender.send(chunk(0))
+    moments = []
+    while len(moments) < 9:
+        asked = len(questions(shard))
+        sender.wait(0.01)
+        if len(questions(shard)) > asked:
+            moments.append(ray.now_s - 1000.0)
+
+    gaps = np.diff(moments)
+    first_s = remote_push.FIRST_QUESTION_S
+    assert moments[0] == pytest.approx(first_s, abs=0.011)
+    wanted = [min(remote_push.LONGEST_QUESTION_S, first_s * 2**n) for n in range(8)]
+    np.testing.assert_allclose(gaps, wanted, atol=0.011)
+    assert len(shard.open("insert")) == 1
 
 
 def test_chunk_that_was_sent_twice_and_answered_twice_at_once_counts_once(ray, sender, shard):

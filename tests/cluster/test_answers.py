@@ -5,13 +5,22 @@ from __future__ import annotations
 import pytest
 
 from qfleet.cluster import answers, waits
-from qfleet.cluster.answers import INSIST_S, ask_by, insist
-from qfleet.common.errors import RoleLostError, WaitTimeoutError
+from qfleet.cluster.answers import (
+    FIRST_PATIENCE_S,
+    INSIST_S,
+    LEAST_PATIENCE_S,
+    MAX_CALLS,
+    ask,
+    ask_by,
+    insist,
+    new_patience,
+)
+from qfleet.common.errors import CallLostError, RoleLostError, WaitTimeoutError
 
 
 @pytest.fixture
 def ray(hand_ray):
-    return hand_ray(answers)
+    return hand_ray(answers, waits)
 
 
 @pytest.fixture
@@ -81,3 +90,57 @@ def test_ask_by_says_who_was_not_heard_and_who_died(two, ray):
     ray.on_idle = lambda: dead.calls[0].answer(ray.dead)
     with pytest.raises(RoleLostError, match="the learner died"):
         ask_by(dead.status.remote, "driver", "the learner", ray.now_s + 1.0)
+
+
+def test_question_is_asked_again_while_its_answer_is_late_and_the_first_answer_counts(two, ray):
+    role, _ = two
+    moments = []
+
+    def serve():
+        if len(role.calls) > len(moments):
+            moments.append(ray.now_s)
+        if len(role.calls) == 3:
+            role.calls[1].answer("second")
+
+    ray.on_idle = serve
+    began_s = ray.now_s
+    assert ask(role.status.remote, "driver", "the learner") == "second"
+    assert len(role.calls) == 3
+    assert ray.now_s - began_s == pytest.approx(3 * FIRST_PATIENCE_S, abs=0.5)
+
+
+def test_question_that_ray_lost_is_asked_again_at_once_and_not_for_ever(two, ray):
+    role, _ = two
+    ray.on_idle = lambda: [call.answer(ray.lost) for call in role.open("status")]
+    with pytest.raises(CallLostError):
+        ask(role.status.remote, "driver", "the learner")
+    assert len(role.calls) == MAX_CALLS
+
+
+def test_question_without_an_answer_is_given_up_after_its_time(two, ray):
+    began_s = ray.now_s
+    with pytest.raises(WaitTimeoutError, match="driver waited 9 s for the learner"):
+        ask(two[0].status.remote, "driver", "the learner", 9.0)
+    assert ray.now_s - began_s == pytest.approx(9.0, abs=0.5)
+    assert 4 <= len(two[0].calls) <= 6
+
+
+def test_role_that_answers_soon_is_asked_again_soon_with_one_patience_for_all(two, ray):
+    role, _ = two
+    patience = new_patience()
+    for _ in range(20):
+        first = role.status.remote()
+        first.answer(1)
+        assert ask(role.status.remote, "driver", "a", first=first, patience=patience) == 1
+    asked = len(role.calls)
+    ray.on_idle = lambda: [call.answer(2) for call in role.calls[asked + 1 :]]
+    began_s = ray.now_s
+    assert ask(role.status.remote, "driver", "a", patience=patience) == 2
+    assert ray.now_s - began_s < 3.5 * LEAST_PATIENCE_S < FIRST_PATIENCE_S
+
+
+def test_call_of_several_values_is_answered_as_a_list(two, ray):
+    parts = [two[0].status.remote(), two[0].status.remote()]
+    for value, part in enumerate(parts):
+        part.answer(value)
+    assert ask(lambda: parts, "driver", "a piece") == [0, 1]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from qfleet.cluster import answers, polled_call
+from qfleet.cluster.answers import FIRST_PATIENCE_S, LEAST_PATIENCE_S, MOST_PATIENCE_S
 from qfleet.cluster.polled_call import (
-    FIRST_PATIENCE_S,
     HESITATION_S,
     POLL_S,
     SILENCE_TIMEOUT_S,
@@ -107,8 +107,22 @@ def test_late_answer_is_asked_for_again_each_time_after_twice_as_long(role):
     assert call.poll(4.0) == 7
     assert call.poll(4.0) is None  # the other calls are forgotten
     assert len(role.calls) == 5
-    assert call.poll(4.0 + FIRST_PATIENCE_S) is None
-    assert len(role.calls) == 6  # patience is as short as before
+    for later_s, n_calls in ((FIRST_PATIENCE_S, 5), (MOST_PATIENCE_S, 6)):  # it has become slow
+        assert call.poll(4.0 + later_s) is None
+        assert len(role.calls) == n_calls
+
+
+def test_role_that_answers_soon_is_asked_again_soon(role):
+    call = asked(role)
+    for number in range(20):
+        call.poll(float(number))
+        role.calls[-1].answer(number)
+        assert call.poll(number + 0.01) == number
+    call.poll(20.0)
+    assert call.poll(20.0 + LEAST_PATIENCE_S) is None
+    assert len(role.calls) == 21
+    assert call.poll(20.02 + LEAST_PATIENCE_S) is None
+    assert len(role.calls) == 22
 
 
 def test_call_that_is_lost_while_another_is_under_way_is_not_made_a_third_time(role, ray):

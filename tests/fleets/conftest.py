@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import pytest
 
 from qfleet.cluster import answers, polled_call
-from qfleet.fleets.watches import actor_watch, evaluation_watch, shard_watch
+from qfleet.fleets.watches import actor_watch, evaluation_watch, run_call, shard_watch
 
 
 @pytest.fixture
 def ray(hand_ray):
     """A Ray by hand in every module that a watch calls."""
-    return hand_ray(polled_call, answers, actor_watch, evaluation_watch, shard_watch)
+    return hand_ray(polled_call, answers, actor_watch, evaluation_watch, run_call, shard_watch)
 
 
 @pytest.fixture

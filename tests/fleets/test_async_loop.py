@@ -10,10 +10,13 @@ import pytest
 from qfleet.cluster import waits
 from qfleet.cluster.answers import INSIST_S
 from qfleet.cluster.polled_call import HESITATION_S, PolledCall
+from qfleet.common.errors import MemoryLimitError
 from qfleet.common.reports import LearnerStats
 from qfleet.fleets import async_loop
 from qfleet.fleets.async_loop import TELL_TIMEOUT_S, AsyncLoop
+from qfleet.fleets.watches.actor_watch import ActorWatch
 from qfleet.fleets.watches.rest_watch import RestWatch
+from qfleet.fleets.watches.run_call import LOST_AFTER_S, RunCall
 from qfleet.run import stop_signals
 from qfleet.run.stop_signals import PATIENCE_S, StopSignal
 
@@ -25,7 +28,7 @@ def loop(by_hand, hand_ray, monkeypatch):
     loop = AsyncLoop.__new__(AsyncLoop)
     loop.roles, loop.order = by_hand, []
     loop._learner_status, loop._shard_reports = None, {}
-    loop._learner_run = by_hand.learner.run.remote()
+    loop._learner_run = RunCall(by_hand.learner.run.remote)
 
     def noting(name):
         return lambda *_: loop.order.append(name)
@@ -88,10 +91,28 @@ def test_learner_that_has_ended_ends_the_run_though_its_last_answer_is_lost(loop
     while not by_hand.learner.open("status"):
         said.append(loop._tick(session, poll))
     status = {"stats": [0] * len(LearnerStats._fields), "resting": [], "has_ended": True}
+    status["has_begun"] = True
     by_hand.learner.open("status")[0].answer(status)
     assert loop._tick(session, poll) == "max_learner_steps"
     assert said == [None] * len(said)
     assert by_hand.learner.open("run")
+
+
+def test_learner_that_has_not_heard_that_it_should_train_is_called_again(
+    loop, session, by_hand, ray
+):
+    poll, by_hand.shards = PolledCall(by_hand.learner.status.remote, "the learner"), [None, None]
+    status = {"stats": [0] * len(LearnerStats._fields), "resting": [], "has_ended": False}
+    runs = []
+    ray.now_s += 2 * LOST_AFTER_S
+    for has_begun in (False, True, True):
+        while not by_hand.learner.open("status"):
+            loop._tick(session, poll)
+        by_hand.learner.open("status")[0].answer(status | {"has_begun": has_begun})
+        loop._tick(session, poll)
+        runs.append(len(by_hand.learner.open("run")))
+    assert runs == [2, 2, 2]
+    assert loop._learner_run.ref is by_hand.learner.open("run")[1]
 
 
 def test_actors_last_words_are_missed_one_by_one_and_none_waits_for_a_lost_answer(
@@ -100,17 +121,41 @@ def test_actors_last_words_are_missed_one_by_one_and_none_waits_for_a_lost_answe
     """Actor 0's last answer is lost and comes with a second call; actor 1 has died."""
     said, taken = [], []
     session.incident = said.append
+    loop._actors = ActorWatch(by_hand, SimpleNamespace(step_timeout_s=1, min_actors=1, actors=2), 0)
     loop._actors.take = lambda counters, is_final: taken.append((counters, is_final))
     runs = {by_hand.actors[s].run.remote(): s for s in (0, 1)}
     by_hand.actors[1].calls[0].answer(ray.dead)
     by_hand.actors[0].calls[0].answer(ray.lost)
-    ray.on_idle = lambda: [call.answer("last") for call in by_hand.actors[0].open("run")]
+
+    def serve():
+        for call in by_hand.actors[0].open("run"):
+            call.answer("last")
+        for call in by_hand.actors[1].open("ping"):
+            call.answer(ray.dead)
+
+    ray.on_idle = serve
     began_s = ray.now_s
     loop._take_last_of_actors(session, runs, began_s + 5.0)
     assert taken == [("last", True)]
-    assert ray.now_s - began_s <= 2 * INSIST_S
+    assert ray.now_s - began_s <= 3 * INSIST_S
     [text] = said
-    assert text.startswith("actor 1's last counters are missing: ")
+    assert text.startswith("actor 1 ended before the run: ")
+
+
+def test_actor_whose_loop_ended_by_an_error_at_the_last_moment_still_tells_its_counters(
+    loop, session, by_hand, ray
+):
+    said, taken, actor = [], [], by_hand.actors[0]
+    session.incident = said.append
+    loop._actors = ActorWatch(by_hand, SimpleNamespace(step_timeout_s=1, min_actors=1, actors=2), 0)
+    loop._actors.take = lambda counters, is_final: taken.append((counters, is_final))
+    run = actor.run.remote()
+    error = MemoryLimitError("it has grown")
+    run.answer(ray.exceptions.RayTaskError("run", "Traceback\nit has grown", error))
+    ray.on_idle = lambda: [call.answer("told") for call in actor.open("ping")]
+    loop._take_last_of_actors(session, {run: 0}, ray.now_s + 5.0)
+    assert taken == [("told", True)]
+    assert said == ["actor 0 ended before the run: it has grown"]
 
 
 def test_no_cut_is_begun_while_a_shard_is_on_its_way_back(loop, session, by_hand):
@@ -140,7 +185,7 @@ def test_learner_is_told_of_shards_that_nobody_writes_to(loop, session, by_hand,
     for _ in range(50):
         loop._tick(session, poll)
         for call in learner.open("status")[: len(answers)]:
-            call.answer({"resting": answers.pop(0), "has_ended": False})
+            call.answer({"resting": answers.pop(0), "has_begun": True, "has_ended": False})
     assert not answers
     told = [call.arguments for call in learner.calls if call.method == "let_rest"]
     assert told == [([1],), ([1],)]  # again until it says so
@@ -157,7 +202,7 @@ def test_actor_that_does_not_answer_at_the_end_costs_no_last_checkpoint(
     session.incident = said.append
     stop.note(signal.SIGTERM, None)
     loop._actors.placed = {by_hand.actors[s].run.remote(): s for s in (0, 1)}
-    loop._actors.take = loop._evaluations.take_last_due = lambda *_, **__: None
+    loop._actors.take_final = loop._evaluations.take_last_due = lambda *_, **__: None
 
     def serve():
         """Everybody but actor 1 answers."""

@@ -27,13 +27,18 @@ class FakeShard:
         self.dropped = 0
         self.taken: dict[int, bytes] = {}
         self.ended_with: int | None = None
-        self.freeze = SimpleNamespace(remote=lambda contents: lambda: self.head)
+        self.frozen: list[int] = []
+        self.freeze = SimpleNamespace(remote=self._freeze)
         self.next_piece = SimpleNamespace(
             options=lambda num_returns: SimpleNamespace(remote=self._next)
         )
         self.drop_frozen = SimpleNamespace(remote=self._drop)
         self.restore_piece = SimpleNamespace(remote=self._restore)
         self.end_restore = SimpleNamespace(remote=self._end)
+
+    def _freeze(self, contents: bool, cut: int) -> Any:
+        self.frozen.append(cut)
+        return lambda: self.head
 
     def _next(self, number: int, n_parts: int) -> Any:
         def answer() -> list[Any]:
@@ -62,6 +67,7 @@ class FakeShard:
 def shard(monkeypatch: pytest.MonkeyPatch) -> FakeShard:
     monkeypatch.setattr(cuts, "answer", lambda ref, *_: ref())
     monkeypatch.setattr(answers, "answer", lambda ref, *_: ref())
+    monkeypatch.setattr(answers, "_answered", lambda calls, timeout_s: list(calls))
     return FakeShard()
 
 
@@ -69,6 +75,8 @@ def test_piece_whose_answer_was_lost_is_asked_for_again(shard: FakeShard) -> Non
     assert b"".join(cuts._pull_frozen(shard, True, "a shard")) == STREAM
     assert shard.lost == set()
     assert shard.dropped == 1
+    assert b"".join(cuts._pull_frozen(shard, True, "a shard")) == STREAM
+    assert shard.frozen[1] == shard.frozen[0] + 1
 
 
 @pytest.mark.parametrize("n_read", [1, 2, 5])

@@ -58,3 +58,17 @@ def test_status_says_that_the_loop_has_ended_and_not_that_it_broke(monkeypatch):
     with pytest.raises(ZeroDivisionError):
         broken.run()
     assert not broken.status()["has_ended"]
+    monkeypatch.setattr(broken._feed, "blocks", lambda core: iter(()))
+    with pytest.raises(ZeroDivisionError):  # the same to a second call
+        broken.run()
+
+
+def test_run_that_is_called_again_after_its_budget_trains_no_more(monkeypatch):
+    shell = make_shell()
+    shell._plan = replace(shell._plan, max_learner_steps=0)
+    assert not shell.status()["has_begun"]
+    shell.run()
+    assert shell.status()["has_begun"]
+    shell._plan = replace(shell._plan, max_learner_steps=10**6)
+    monkeypatch.setattr(shell._feed, "blocks", lambda core: 1 / 0)
+    assert shell.run() == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from types import SimpleNamespace
 
@@ -246,6 +247,30 @@ def test_silence_is_asked_into_and_the_late_answer_let_go(make_fleet):
     fleet.ray.on_idle = serve
     for _ in range(5):
         next(blocks)
+
+
+def test_shard_that_answers_soon_is_asked_again_soon_and_then_after_twice_as_long(ray, new_handle):
+    handle = new_handle()
+    line = remote_line.ShardLine(0, handle, SPEC)
+    for _ in range(30):
+        line.ask(BATCH, 0)
+        ray.now_s += 0.003
+        handle.calls[-1].answer(draws(0, BATCH, 9.0))
+        line.take(handle.calls[-1])
+    asked = len(handle.calls)
+    line.ask(BATCH, 0)  # lost
+    moments, began_s = [], ray.now_s
+    while len(moments) < 3:
+        assert line.silence_ends_s > ray.now_s
+        ray.now_s = line.silence_ends_s + 1e-6
+        line.ask_again_after_silence()
+        moments.append(ray.now_s - began_s)
+    least_s = remote_line.LEAST_SILENCE_S
+    assert [len(handle.calls) - asked, line.silence_ends_s > ray.now_s] == [4, True]
+    assert moments == pytest.approx([n * (0.003 + least_s) for n in (1, 3, 7)], rel=1e-3)
+    handle.calls[-1].answer(draws(0, BATCH, 9.0))
+    line.take(handle.calls[-1])
+    assert line.silence_ends_s == math.inf  # nothing is asked
 
 
 def test_shard_that_says_nothing_is_given_up(make_fleet):

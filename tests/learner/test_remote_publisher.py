@@ -171,6 +171,43 @@ def test_announcement_without_an_answer_is_made_again(publisher, shards, ray):
     until(lambda: len(shards[0].calls) == 2)
 
 
+def test_shard_that_confirms_soon_is_told_again_soon(publisher, shards, ray):
+    publisher.publish([snapshot(1)])
+    publisher.start()
+    for version in range(2, 30):
+        until(lambda: shards[0].open("announce"))
+        confirm(shards[0])
+        publisher.publish([snapshot(version)])
+        until(lambda version=version: announced(shards[0])[-1] == (version, 0))
+    calls = len(shards[0].calls)
+    lost = shards[0].open("announce")
+    ray.now_s += 1.2 * remote_publisher.LEAST_SILENCE_S
+
+    until(lambda: len(shards[0].calls) > calls)
+    assert not any(call.outcome for call in lost)
+    assert announced(shards[0])[-1] == (29, 0)
+
+
+def test_shard_that_becomes_slow_is_heard_all_the_same(publisher, shards, ray):
+    """Each call that is given up makes the next one's time twice as long."""
+    publisher.publish([snapshot(1)])
+    publisher.start()
+    until(lambda: shards[0].calls)
+    confirm(shards[0])
+    publisher.publish([snapshot(2)])
+    for n_calls in (2, 3, 4):
+        until(lambda n_calls=n_calls: len(shards[0].calls) == n_calls)
+        ray.now_s += 1.01 * remote_publisher.LEAST_SILENCE_S * 2 ** (n_calls - 2)
+    until(lambda: len(shards[0].calls) == 5)
+    ray.now_s += 7 * remote_publisher.LEAST_SILENCE_S
+    time.sleep(3 * remote_publisher.PERIOD_S)
+    assert len(shards[0].calls) == 5
+    shards[0].calls[4].answer(None)
+    publisher.publish([snapshot(3)])
+    until(lambda: len(shards[0].calls) == 6)
+    assert announced(shards[0])[-1] == (3, 0)
+
+
 def test_dead_shard_is_left_alone_and_its_successor_told_what_is_current(
     publisher, shards, ray, new_handle
 ):

@@ -349,9 +349,9 @@ def test_piece_is_the_same_whenever_it_is_asked_for(monkeypatch):
     shell = make_shell(samples_per_insert=None, capacity=64)
     for seq in range(16):
         shell.insert(make_chunk(seq))
-    wanted = [shell.freeze(True), *rest(shell)]
+    wanted = [shell.freeze(True, next(CUTS)), *rest(shell)]
 
-    got, number = [shell.freeze(True)], 0
+    got, number = [shell.freeze(True, next(CUTS))], 0
     while True:
         # The call behind it has overtaken it, and its own answer was lost once.
         later, first = shell.next_piece(number + 1), shell.next_piece(number)
@@ -366,8 +366,11 @@ def test_piece_is_the_same_whenever_it_is_asked_for(monkeypatch):
     assert len(got) > 4
 
 
+CUTS = itertools.count(1)
+
+
 def pulled(shell: ReplayServerShell) -> bytes:
-    return b"".join([shell.freeze(True), *rest(shell)])
+    return b"".join([shell.freeze(True, next(CUTS)), *rest(shell)])
 
 
 def rest(shell: ReplayServerShell) -> Iterator[bytes]:
@@ -377,6 +380,22 @@ def rest(shell: ReplayServerShell) -> Iterator[bytes]:
             shell.drop_frozen()
             return
         yield join(parts)
+
+
+def test_freeze_that_is_asked_for_twice_is_one_and_never_comes_back_after_the_end(monkeypatch):
+    monkeypatch.setattr("qfleet.replay_server.frozen_rows.BUFFER_BYTES", 1)
+    shell = make_shell(samples_per_insert=None, capacity=8)
+    shell.insert(make_chunk(0))
+    head = shell.freeze(True, 5)
+    shell.insert(make_chunk(1))
+    assert shell.freeze(True, 5) == head
+    pieces = list(rest(shell))
+    shell.freeze(True, 5)
+    assert shell.next_piece(0, 2) == [None, None]
+    for seq in range(2, 9):  # nothing waits for a reader that does not come
+        assert accepted(shell.insert(make_chunk(seq)))
+    assert decode_capture(b"".join([head, *pieces])).arrays["column.n_step_return"].size == 4
+    assert shell.freeze(True, 6) != head
 
 
 def test_frozen_state_is_that_of_the_freeze_whatever_is_inserted_meanwhile(pool, monkeypatch):
@@ -396,7 +415,9 @@ def test_frozen_state_is_that_of_the_freeze_whatever_is_inserted_meanwhile(pool,
         return seq
 
     wanted = decode_capture(pulled(twin))
-    pieces = [shell.freeze(True)]  # nobody inserts before it: this is the moment that counts
+    pieces = [
+        shell.freeze(True, next(CUTS))
+    ]  # nobody inserts before it: this is the moment that counts
     inserting = pool.submit(keep_inserting)
     try:
         pieces += rest(shell)
@@ -443,7 +464,7 @@ def test_insert_that_overruns_a_cut_waits_for_the_reader_or_its_end(pool, monkey
     shell = make_shell(samples_per_insert=None, capacity=8)
     for seq in range(2):
         shell.insert(make_chunk(seq))
-    shell.freeze(True)
+    shell.freeze(True, next(CUTS))
     assert accepted(shell.insert(make_chunk(2)))  # into the empty buffer
 
     waiting = pool.submit(shell.insert, make_chunk(3))
@@ -463,7 +484,7 @@ def test_cut_of_a_large_shard_needs_no_second_copy_of_it():
     row_bytes = shell._core._storage.row_bytes
     tracemalloc.start()
 
-    shell.freeze(True)
+    shell.freeze(True, next(CUTS))
     n_bytes = 0
     for piece in rest(shell):
         n_bytes += len(piece)

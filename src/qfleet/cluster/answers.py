@@ -13,6 +13,7 @@ from typing import Any
 from qfleet.cluster.ray_cluster import import_ray
 from qfleet.cluster.waits import Wait, ask_checks
 from qfleet.common.errors import CallLostError, QfleetError, RoleLostError, WaitTimeoutError
+from qfleet.common.patience import Patience
 
 START_TIMEOUT_S = 180.0
 """For a role that has a place to start."""
@@ -22,6 +23,11 @@ MAX_CALLS = 10
 """Of one question, the lost ones included."""
 INSIST_S = 0.2
 """Between two calls of a question whose answer is due at once."""
+LEAST_PATIENCE_S = 0.1
+FIRST_PATIENCE_S = 0.5
+MOST_PATIENCE_S = 2.0
+"""An answer that is later than others were (the second while nothing is known) is asked for once
+more, each time after twice as long: Ray says only after two seconds that a call was lost."""
 _LONGEST_REASON = 500
 """Characters: an error may quote a whole message."""
 _ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -73,6 +79,11 @@ def answer(
         raise
 
 
+def new_patience(first_s: float = FIRST_PATIENCE_S) -> Patience:
+    """For questions of one kind to one role, asked by `ask` or `PolledCall`."""
+    return Patience(LEAST_PATIENCE_S, first_s, MOST_PATIENCE_S)
+
+
 def ask(
     call: Callable[[], Any],
     waiter: str,
@@ -80,26 +91,51 @@ def ask(
     timeout_s: float = ANSWER_TIMEOUT_S,
     *,
     first: Any = None,
+    patience: Patience | None = None,
 ) -> Any:
-    """`answer` to a call that may be made twice: one that is lost on its way is made again.
+    """`answer` to a call that may be made twice: it is made again when it is late or lost.
 
     Args:
         call: Makes it.
         waiter: Who waits, in words.
         awaited: For whom or what.
-        timeout_s: For how long at most for each answer.
+        timeout_s: For how long at most.
         first: The reference of the first call, where it was made before.
+        patience: Of questions of this kind, where one follows another.
 
     Raises:
-        WaitTimeoutError, RoleLostError, QfleetError: see `answer`.
+        WaitTimeoutError: after `timeout_s`.
+        CallLostError: when Ray lost it `MAX_CALLS` times.
+        RoleLostError, QfleetError, SystemExit: see `answer`.
     """
-    ref = call() if first is None else first
-    for _ in range(MAX_CALLS - 1):
-        try:
-            return answer(ref, waiter, awaited, timeout_s)
-        except CallLostError:
-            ref = call()
-    return answer(ref, waiter, awaited, timeout_s)
+    patience, wait = patience or new_patience(), Wait(timeout_s)
+    began_s = asked_s = time.monotonic()
+    calls, n_lost, patience_s = [call() if first is None else first], 0, patience.seconds
+    while True:
+        wait_s = min(wait.slice_s, max(0.0, asked_s + patience_s - time.monotonic()))
+        for made in _answered(calls, wait_s):
+            calls.remove(made)
+            try:
+                result = answer(made, waiter, awaited)
+            except CallLostError:
+                n_lost += 1
+                if n_lost == MAX_CALLS:
+                    raise
+                continue
+            patience.answered(time.monotonic() - began_s)
+            return result
+        if not calls or time.monotonic() - asked_s >= patience_s:
+            calls.append(call())
+            asked_s, patience_s = time.monotonic(), 2.0 * patience_s
+        if not wait.goes_on():
+            raise WaitTimeoutError(f"{waiter} waited {timeout_s:.0f} s for {awaited}")
+
+
+def _answered(calls: list[Any], timeout_s: float) -> list[Any]:
+    """Those of the calls that are answered; the values of one with several come together."""
+    refs = [call[0] if isinstance(call, list) else call for call in calls]
+    ready, _ = import_ray().wait(refs, timeout=timeout_s)
+    return [call for call, ref in zip(calls, refs, strict=True) if ref in ready]
 
 
 def insist(

@@ -8,15 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from qfleet.cluster.answers import START_TIMEOUT_S, answer, ask_by
+from qfleet.cluster.answers import START_TIMEOUT_S, answer, ask_by, new_patience
 from qfleet.cluster.ray_cluster import import_ray
 from qfleet.common.errors import CallLostError, WaitTimeoutError
 
 POLL_S = 0.25
 SILENCE_TIMEOUT_S = 45.0
-FIRST_PATIENCE_S = 0.5
-"""An answer that is late by so much is asked for once more, each time after twice as long: Ray says
-only after two seconds that a call was lost."""
 HESITATION_S = 5.0
 """A role that has not answered for longer may be hanging: nothing is begun that needs it."""
 
@@ -36,8 +33,9 @@ class PolledCall:
         self._ask, self._who, self._period_s = ask, who, period_s
         self._refs: list[Any] = []
         """Calls that may still bring the answer, oldest first."""
-        self._patience_s = FIRST_PATIENCE_S
-        self._asked_at_s = -1e9
+        self._patience = new_patience()
+        self._patience_s = self._patience.seconds
+        self._first_asked_at_s = self._asked_at_s = -1e9
         self._heard_at_s: float | None = None
         self.has_answered = has_answered
 
@@ -52,7 +50,7 @@ class PolledCall:
             self._heard_at_s = now_s
         if not self._refs:
             if now_s - self._asked_at_s >= self._period_s:
-                self._patience_s = FIRST_PATIENCE_S
+                self._patience_s, self._first_asked_at_s = self._patience.seconds, now_s
                 self._call(now_s)
             return None
         ready, _ = import_ray().wait(self._refs, num_returns=len(self._refs), timeout=0)
@@ -63,6 +61,7 @@ class PolledCall:
             except CallLostError:
                 continue  # asked again
             self._refs = []
+            self._patience.answered(now_s - self._first_asked_at_s)
             self._heard_at_s, self.has_answered = now_s, True
             return result
         if ready and not self._refs:

@@ -31,6 +31,7 @@ from qfleet.fleets.watches.actor_watch import ActorWatch
 from qfleet.fleets.watches.evaluation_watch import EvaluationWatch
 from qfleet.fleets.watches.host_watch import HostRecord, HostWatch
 from qfleet.fleets.watches.rest_watch import RestWatch
+from qfleet.fleets.watches.run_call import RunCall
 from qfleet.fleets.watches.shard_watch import ShardWatch
 
 TICK_S = 0.05
@@ -83,7 +84,6 @@ class AsyncLoop(StartedRoles):
         self._stall_watch = StallWatch()
         self._learner_status: dict[str, Any] | None = None
         self._shard_reports: dict[int, dict[str, Any]] = {}
-        self._learner_run: Any = None
 
     @property
     def eval_s(self) -> float:
@@ -112,7 +112,7 @@ class AsyncLoop(StartedRoles):
             QfleetError: what a role itself raised.
         """
         self._actors.start()
-        self._learner_run = self.roles.learner.run.remote()
+        self._learner_run = RunCall(self.roles.learner.run.remote)
         self._evaluations.ask()
         poll = PolledCall(self.roles.learner.status.remote, "the learner")
         try:
@@ -133,7 +133,7 @@ class AsyncLoop(StartedRoles):
 
     def _tick(self, session: AsyncSession, learner: PolledCall) -> str | None:
         evaluations = self._evaluations
-        refs = [self._learner_run, evaluations.due, *self._actors.runs]
+        refs = [self._learner_run.ref, evaluations.due, *self._actors.runs]
         if evaluations.evaluating is not None:
             refs.append(evaluations.evaluating)
         ready, _ = import_ray().wait(refs, timeout=TICK_S, fetch_local=False)
@@ -142,7 +142,7 @@ class AsyncLoop(StartedRoles):
         for ref in ready:
             if ref is evaluations.due:
                 evaluations.take_due()
-            elif ref is self._learner_run:
+            elif ref is self._learner_run.ref:
                 if self._learner_has_ended():
                     self._poll_all(session, learner, now_s)
                     return session.stop_reason() or "max_learner_steps"
@@ -182,9 +182,9 @@ class AsyncLoop(StartedRoles):
     def _learner_has_ended(self) -> bool:
         """Whether its loop came to its end; a call that was lost is made again."""
         try:
-            answer(self._learner_run, "driver", "the learner")
+            answer(self._learner_run.ref, "driver", "the learner")
         except CallLostError:
-            self._learner_run = self.roles.learner.run.remote()
+            self._learner_run.repeat()
             return False
         return True
 
@@ -192,6 +192,7 @@ class AsyncLoop(StartedRoles):
         status = learner.poll(now_s)
         if status is not None:
             self._learner_status = status
+            self._learner_run.repeat_unless(status["has_begun"])
             writers, resting = self._actors.writers, status["resting"]
             self._rests.observe(writers, resting, self.roles.learner, session.incident)
         for told in self._shards.poll(session, now_s):
@@ -272,7 +273,7 @@ class AsyncLoop(StartedRoles):
             stops += [roles.actors[slot].request_stop for slot in placed.values()]
             stops += [roles.shards[index].open_gate for index in self._shards.polls]
             insist([stop.remote for stop in stops], time.monotonic() + TELL_TIMEOUT_S)
-            insist([roles.learner.run.remote], ends_s, [self._learner_run])
+            insist([roles.learner.run.remote], ends_s, [self._learner_run.ref])
             self._take_last_of_actors(session, placed, ends_s - LAST_ANSWERS_S)
             self._evaluations.take_last_due(ends_s)
             self._learner_status = learner.last_answer(ends_s)
@@ -286,14 +287,9 @@ class AsyncLoop(StartedRoles):
         self, session: AsyncSession, placed: Mapping[Any, int], ends_s: float
     ) -> None:
         """Counters after the last step of every actor; the newest it told of where none come."""
-        ray, roles = import_ray(), self.roles
+        roles = self.roles
         runs = [partial(roles.actors[s].run.remote, roles.shard_of(s)) for s in placed.values()]
         ended = insist(runs, ends_s, list(placed))
         for slot, ref in zip(placed.values(), ended, strict=True):
             if ref is not None:
-                try:
-                    self._actors.take(ray.get(ref, timeout=1.0), is_final=True)
-                except ray.exceptions.RayError as error:
-                    session.incident(
-                        f"actor {slot}'s last counters are missing: {first_line(error)}"
-                    )
+                self._actors.take_final(slot, ref, session.incident)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from qfleet.cluster.answers import answer, ask
+from qfleet.cluster.answers import answer, ask, new_patience
 from qfleet.cluster.roles import Roles
 from qfleet.common.capture_stream import Streams, pieces_of, restoring
 from qfleet.common.inline_pieces import join, split
@@ -24,6 +24,9 @@ from qfleet.common.wire import decode_parts
 PIECES_IN_FLIGHT = 2
 PARTS = 9
 """A piece travels inside its call in so many parts: the object store's pages would stay mapped."""
+FIRST_PIECE_S = 0.2
+"""A first piece that is later is asked for again: the run's end may wait for the end of a cut."""
+_cut_numbers = itertools.count(1)
 
 
 def capture_learner_and_replay(roles: Roles, replay_contents: bool) -> Streams:
@@ -42,7 +45,8 @@ def capture_learner_and_replay(roles: Roles, replay_contents: bool) -> Streams:
 
 def _pull_frozen(shard: Any, contents: bool, who: str) -> Iterator[bytes]:
     """A shard's state as of the first `next`, pulled piece by piece with two on their way."""
-    head = ask(lambda: shard.freeze.remote(contents), "driver", who)
+    cut, patience = next(_cut_numbers), new_patience(FIRST_PIECE_S)
+    head = ask(lambda: shard.freeze.remote(contents, cut), "driver", who, patience=patience)
     try:
         yield head
         # By number, so that one whose answer was lost is given out again.
@@ -50,7 +54,7 @@ def _pull_frozen(shard: Any, contents: bool, who: str) -> Iterator[bytes]:
         waiting = collections.deque((c, c()) for c in itertools.islice(calls, PIECES_IN_FLIGHT))
         while waiting:
             call, ref = waiting.popleft()
-            parts = ask(call, "driver", who, first=ref)
+            parts = ask(call, "driver", who, first=ref, patience=patience)
             if parts[0] is not None:
                 call = next(calls)
                 waiting.append((call, call()))

@@ -16,6 +16,14 @@ from qfleet.common.types import Array, EpisodeSummary, ReplayStats, SlotStats
 from qfleet.replay_server.arrivals import Arrival
 
 
+class Incident(Protocol):
+    """Tells a user of something, with the whole text of what was raised if anything was."""
+
+    def __call__(self, text: str, whole_text: str = "") -> None:
+        """See `Session.incident`."""
+        ...
+
+
 @dataclass(frozen=True)
 class ActorReport:
     """Counters of one actor incarnation."""

@@ -8,12 +8,14 @@ import pytest
 
 from qfleet.common.errors import ResourcesError
 from qfleet.fleets.watches.actor_watch import LEAVE_DRAIN_S, ActorWatch
+from qfleet.fleets.watches.run_call import LOST_AFTER_S
 
 STEP_TIMEOUT_S = 45.0
 
 
-def counters(slot, env_steps, *, is_stepping=True, incarnation=0, ladder=None):
+def counters(slot, env_steps, *, is_stepping=True, incarnation=0, ladder=None, has_begun=True):
     return {
+        "has_begun": has_begun,
         "slot": slot,
         "env_steps": env_steps,
         "produced": env_steps,
@@ -123,6 +125,19 @@ def test_run_call_that_ray_lost_is_made_again_and_nobody_is_replaced(watch, by_h
     bury(watch, told)
     assert len(by_hand.actors[0].open("run")) == 1
     assert (told, watch.ended, ray.killed) == ([], [], [])
+
+
+def test_actor_that_has_not_heard_that_it_should_play_is_called_again(watch, play, by_hand, ray):
+    play(0.0, {0: counters(0, 0, has_begun=False), 1: counters(1, 5)})
+    assert len(by_hand.actors[0].open("run")) == 1  # the call may be on its way
+    ray.now_s += 2 * LOST_AFTER_S
+    play(1.0, {0: counters(0, 0, has_begun=False), 1: counters(1, 6)})
+    play(2.0, {0: counters(0, 3), 1: counters(1, 7)})
+
+    lost, again = by_hand.actors[0].open("run")
+    assert len(by_hand.actors[1].open("run")) == 1
+    assert {ref: slot for ref, slot in watch.runs.items() if slot == 0} == {again: 0}
+    assert lost not in watch.runs
 
 
 def set_ladders(by_hand, slot):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from qfleet.common.errors import RoleLostError
-from qfleet.common.reports import EvaluationRequest
+from qfleet.common.reports import EvaluationReport, EvaluationRequest
 from qfleet.fleets.watches.evaluation_watch import (
     LAST_START_TIMEOUT_S,
     MAX_DEATHS_WITHOUT_AN_EVALUATION,
@@ -54,12 +54,12 @@ def tell(watch, by_hand, version):
     watch.take_due()
 
 
-def go_on(watch, record, by_hand, now_s, steps=None):
+def go_on(watch, record, by_hand, now_s, steps=None, is_playing=True):
     """Two ticks; the evaluator's pings are answered with `steps` unless it says nothing."""
     for _ in range(2):
         if steps is not None:
             for call in by_hand.evaluator.open("ping"):
-                call.answer({"pid": 1, "steps": steps})
+                call.answer({"pid": 1, "steps": steps, "is_playing": is_playing})
         watch.go_on(record, now_s)
 
 
@@ -105,6 +105,24 @@ def test_evaluation_whose_call_was_lost_is_asked_for_again(watch, record, by_han
     go_on(watch, record, by_hand, 1.0, steps=5)
     assert len(by_hand.evaluator.open("evaluate")) == 1
     assert (record.told, by_hand.made) == ([], [])
+
+
+def test_evaluator_that_is_idle_has_not_heard_and_is_asked_again_soon(watch, record, by_hand):
+    tell(watch, by_hand, 3)
+    go_on(watch, record, by_hand, 0.0, steps=0, is_playing=False)
+    go_on(watch, record, by_hand, 0.4, steps=0, is_playing=False)
+    assert len(by_hand.evaluator.open("evaluate")) == 1  # the call may be on its way
+    go_on(watch, record, by_hand, 0.8, steps=0, is_playing=False)
+    for now_s in (1.1, 1.4):
+        go_on(watch, record, by_hand, now_s, steps=5)
+    assert len(by_hand.evaluator.open("evaluate")) == 2
+    for now_s in (1.7, 2.0):  # its answer is on its way, or lost
+        go_on(watch, record, by_hand, now_s, steps=9, is_playing=False)
+    assert len(by_hand.evaluator.open("evaluate")) == 3
+    by_hand.evaluator.open("evaluate")[-1].answer([0] * len(EvaluationReport._fields))
+    go_on(watch, record, by_hand, 2.2, steps=12)
+    assert len(record.reports) == 1
+    assert (record.told, by_hand.made, watch.is_busy) == ([], [], False)
 
 
 def test_evaluators_that_die_one_after_the_other_end_the_run(watch, record, by_hand, ray):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from qfleet.cluster.answers import answer, ask, first_line
 from qfleet.cluster.plan import FleetPlan
@@ -22,25 +22,17 @@ from qfleet.common.errors import (
     RoleLostError,
     WaitTimeoutError,
 )
-from qfleet.fleets.fleet import ActorReport, make_actor_report
+from qfleet.fleets.fleet import ActorReport, Incident, make_actor_report
 from qfleet.fleets.supervisor import ActorSupervisor
 from qfleet.fleets.watches.room_watch import RoomWatch
+from qfleet.fleets.watches.run_call import RunCall
 from qfleet.fleets.watches.slot_roster import SlotRoster
 
 PLACE_QUESTION_S = 5.0
 """An actor that does not answer within this after its creation may have no place."""
-
 LAST_WORDS_S = 2.0
 LEAVE_DRAIN_S = 30.0
 """For what an actor that leaves has on its way: its shard may hold it back for a while."""
-
-
-class Incident(Protocol):
-    """Tells a user of something, with the whole text of what was raised if anything was."""
-
-    def __call__(self, text: str, whole_text: str = "") -> None:
-        """See `Session.incident`."""
-        ...
 
 
 class ActorWatch:
@@ -49,8 +41,7 @@ class ActorWatch:
     def __init__(self, roles: Roles, plan: FleetPlan, incarnation: int) -> None:
         self._roles, self._step_timeout_s = roles, plan.step_timeout_s
         self._supervisor = ActorSupervisor(plan.min_actors, incarnation)
-        self.runs: dict[Any, int] = {}
-        """The calls of `run` under way, each with its slot."""
+        self._runs: dict[int, RunCall] = {}
         self._pings: dict[int, PolledCall] = {}
         self._steps: dict[int, StandStill] = {}
         self._newcomers: dict[int, int] = {}
@@ -81,6 +72,11 @@ class ActorWatch:
         }
 
     @property
+    def runs(self) -> dict[Any, int]:
+        """The calls of `run` under way, each with its slot."""
+        return {run.ref: slot for slot, run in self._runs.items()}
+
+    @property
     def placed(self) -> dict[Any, int]:
         """`runs` of actors that play; a newcomer that has not answered may have no place."""
         lacks, new = self._roster.lacks_room, self._newcomers
@@ -106,9 +102,8 @@ class ActorWatch:
         return self._roster.wanted
 
     def _start_actor(self, slot: int) -> None:
-        actor = self._roles.actors[slot]
-        self._run(slot)
-        name = self._name(slot)
+        actor, name = self._roles.actors[slot], self._name(slot)
+        self._runs[slot] = RunCall(lambda: actor.run.remote(self._roles.shard_of(slot)))
 
         def ping() -> Any:
             return actor.ping.remote(self._roles.places.of(name) is None)
@@ -118,9 +113,6 @@ class ActorWatch:
 
     def _name(self, slot: int) -> str:
         return actor_name(slot, self._supervisor.slots[slot].incarnation)
-
-    def _run(self, slot: int) -> None:
-        self.runs[self._roles.actors[slot].run.remote(self._roles.shard_of(slot))] = slot
 
     def poll(self, incident: Incident, now_s: float) -> None:
         """Take counters that have come; an actor that says nothing or hangs is ended."""
@@ -145,6 +137,7 @@ class ActorWatch:
         if slot in self._newcomers:
             incident(self._arrival(slot, self._newcomers.pop(slot)))
         self.take(counters)
+        self._runs[slot].repeat_unless(counters["has_begun"])
         self._roster.has_room(slot, True)
         if "place" in counters and not self._takes_place(slot, counters["place"]):
             return
@@ -197,14 +190,14 @@ class ActorWatch:
 
     def bury(self, ref: Any, incident: Incident, learner_steps: int, now_s: float) -> None:
         """An actor's loop ended by itself: note why, fence the slot and plan its replacement."""
-        slot = self.runs.pop(ref)
-        ray = import_ray()
-        whole_text = ""
+        run = self._runs.pop(slot := self.runs[ref])
+        ray, whole_text = import_ray(), ""
         try:
             self.take(ray.get(ref, timeout=1.0), is_final=True)
             reason = "it was refused by the replay server"
         except ray.exceptions.ActorUnavailableError:
-            self._run(slot)  # the call was lost; one that had come is answered first
+            self._runs[slot] = run
+            run.repeat()
             return
         except ray.exceptions.RayActorError as error:
             reason = first_line(error)
@@ -242,9 +235,8 @@ class ActorWatch:
 
     def _let_go(self, slot: int) -> None:
         """Ask an actor to drain and end; one that nobody has heard of has nothing to drain."""
-        is_running = slot in self.runs.values()
         self._roster.leaves(slot)
-        if not is_running:
+        if slot not in self._runs:
             self._roster.has_left(slot)
             del self._roles.actors[slot]
         elif slot in self._reports:
@@ -257,6 +249,14 @@ class ActorWatch:
         with contextlib.suppress(WaitTimeoutError, RoleLostError):
             ping = self._roles.actors[slot].ping.remote()
             self.take(answer(ping, "driver", f"actor {slot}", LAST_WORDS_S), is_final=True)
+
+    def take_final(self, slot: int, ref: Any, incident: Incident) -> None:
+        """At the end of the run: what an actor's loop returned, or its process tells after it."""
+        try:
+            self.take(import_ray().get(ref, timeout=1.0), is_final=True)
+        except import_ray().exceptions.RayError as error:
+            incident(f"actor {slot} ended before the run: {first_line(error)}")
+            self._take_last(slot)
 
     def _environment_failed(self, slot: int, error: EnvironmentFailedError) -> None:
         """Let a new actor try once more, unless its predecessor had not ended an episode either.

@@ -26,6 +26,9 @@ from qfleet.common.types import EnvironmentSpec
 MAX_DEATHS_WITHOUT_AN_EVALUATION = 5
 LAST_START_TIMEOUT_S = 20.0
 """At the end of a run, for an evaluator that has just taken the place of another one."""
+LATE_S = 0.5
+"""An evaluator that answers, but has not been playing for so long, has not heard of the evaluation,
+or its answer was lost."""
 TICK_S = 0.05
 EVALUATION_WAIT_S = 1.0
 """How long one question for a snapshot to evaluate stays open at the learner."""
@@ -66,7 +69,7 @@ class EvaluationWatch:
         """The evaluation under way."""
         self.steps = 0
         """Of the newest evaluator."""
-        self._since_s = 0.0
+        self._since_s = self._playing_s = 0.0
         self._asked_version = 0
         self._evaluated: Any = None
         self._waiting: Any = None
@@ -121,7 +124,7 @@ class EvaluationWatch:
             self._evaluated, self._waiting = self._waiting, None
             request = list(record.evaluation_request())
             self.evaluating = self._roles.evaluator.evaluate.remote(self._evaluated, request)
-            self._since_s = now_s
+            self._since_s = self._playing_s = now_s
 
     def _look_after(self, record: EvaluationRecord, now_s: float) -> None:
         """A new evaluator at once when it is dead, silent or hangs; it takes nobody's CPU."""
@@ -137,6 +140,10 @@ class EvaluationWatch:
                 self._roles.evaluator_name, self._roles.evaluator, result["place"]
             )
         self.steps = result["steps"]
+        if result["is_playing"]:
+            self._playing_s = now_s
+        elif self.evaluating is not None and now_s - self._playing_s > LATE_S:
+            self._evaluate_again()
         still_s = self._steps.observe(result["steps"], self.evaluating is not None, now_s)
         if still_s > self._step_timeout_s:
             self._replace(
@@ -156,12 +163,15 @@ class EvaluationWatch:
                 f"{self._deaths} evaluators were lost one after the other; the last one: {reason}"
             )
         if self.evaluating is not None:
-            # What it was playing is played by the next one, unless something newer waits.
-            self._waiting = self._waiting or self._evaluated
-            self.evaluating = None
+            self._evaluate_again()
         self._roles.create_evaluator()
         self._ping, self._steps = self._new_ping(), StandStill()
         record.incident(f"{reason}; a new one takes its place")
+
+    def _evaluate_again(self) -> None:
+        """What was being evaluated, unless something newer waits."""
+        self.evaluating = None
+        self._waiting = self._waiting or self._evaluated
 
     @property
     def is_busy(self) -> bool:
@@ -189,8 +199,7 @@ class EvaluationWatch:
         try:
             report = EvaluationReport(*answer(ref, "driver", "the evaluator"))
         except CallLostError:
-            self.evaluating = None
-            self._waiting = self._waiting or self._evaluated
+            self._evaluate_again()
             return
         except RoleLostError as error:
             self._replace(str(error), record)
