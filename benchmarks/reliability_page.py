@@ -26,11 +26,6 @@ Not answered by us: Ray's own code ends the driver's process, with 1 and without
 raylet dies within the tenth of a second in which the driver registers there. Of 17 runs whose
 raylet was killed at the start 2 ended so.
 
-Not reached: where 5 % of the calls and 5 % of the answers are lost a run of 12,000 updates had 56 %
-of the fault-free speed (954, 1,140 and 1,462 updates/s beside 2,005, 2,131 and 2,036; 80 % are
-wanted), with no incident. At 1 % it had 90 % (1,655, 1,843 and 2,152). What is lost goes into
-waiting: an actor asks after a chunk after 0.2 s, the learner after draws after 0.5 s.
-
 ## How long a fault waits for its answer
 """
 LOSSES = {

@@ -306,12 +306,12 @@ def test_unknown_keys_say_what_was_meant(words, expected):
 
 
 def test_foreign_periods_are_converted_with_the_values_of_this_run():
-    # 1000 env steps · 8 samples each / batches of 128
+    # 1000 env steps · 48 samples each / batches of 128
     (line,) = error_lines("lunarlander", "--target-update-interval", "1000")
-    assert "--learner.target_update_period_learner_steps 62 (1000 env steps there" in line
+    assert "--learner.target_update_period_learner_steps 375 (1000 env steps there" in line
 
     lines = error_lines("lunarlander", "--target_update_interval", "1000", "--batch_size", "32")
-    assert "--learner.target_update_period_learner_steps 250 (1000 env" in lines[0]
+    assert "--learner.target_update_period_learner_steps 1500 (1000 env" in lines[0]
 
 
 @pytest.mark.parametrize(
