@@ -49,6 +49,7 @@ class TimedLearnerShell(LearnerShell):
     def allow_run(self) -> None:
         """Let `run` be called again after a stop."""
         self._stop.clear()
+        self._has_begun = False
 
 
 class TimedActorShell(ActorShell):

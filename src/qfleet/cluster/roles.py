@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from qfleet.cluster.answers import START_TIMEOUT_S, ask
+from qfleet.cluster.answers import START_TIMEOUT_S, ask, new_patience
 from qfleet.cluster.placing.needs import SMALLER, Amounts, free_in_words, how_many_fit, in_words
 from qfleet.cluster.placing.placement import Placement
 from qfleet.cluster.placing.role_places import RolePlaces
@@ -55,6 +55,8 @@ class Roles:
         self._replay_class = remote_replay_class()
         self._evaluators = self._later_shards = 0
         self.learner: Any = None
+        self.capture_patience = new_patience()
+        """For the learner's state, which comes after the block of updates that it is in."""
         self.shards: list[Any] = []
         self.shard_names: list[str] = []
         self.actors: dict[int, Any] = {}

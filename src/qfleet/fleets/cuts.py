@@ -35,7 +35,8 @@ def capture_learner_and_replay(roles: Roles, replay_contents: bool) -> Streams:
     Shards are independent of one another, so their moments may differ; one that had to wait for its
     turn would only keep rows that are overwritten meanwhile.
     """
-    parts = ask(roles.learner.capture.remote, "driver", "the learner's state")
+    capture, patience = roles.learner.capture.remote, roles.capture_patience
+    parts = ask(capture, "driver", "the learner's state", patience=patience)
     files: Streams = {f"{name}.qflt": [data] for name, data in decode_parts(parts).items()}
     for index, shard in enumerate(roles.shards):
         who = f"replay shard {index}'s state"

@@ -128,6 +128,7 @@ def test_run_call_that_ray_lost_is_made_again_and_nobody_is_replaced(watch, by_h
 
 
 def test_actor_that_has_not_heard_that_it_should_play_is_called_again(watch, play, by_hand, ray):
+    ray.now_s += 60.0
     play(0.0, {0: counters(0, 0, has_begun=False), 1: counters(1, 5)})
     assert len(by_hand.actors[0].open("run")) == 1  # the call may be on its way
     ray.now_s += 2 * LOST_AFTER_S

@@ -116,11 +116,11 @@ def test_evaluator_that_is_idle_has_not_heard_and_is_asked_again_soon(watch, rec
     for now_s in (1.1, 1.4):
         go_on(watch, record, by_hand, now_s, steps=5)
     assert len(by_hand.evaluator.open("evaluate")) == 2
-    for now_s in (1.7, 2.0):  # its answer is on its way, or lost
+    for now_s in (1.7, 2.0, 2.3):  # its answer is on its way, or lost
         go_on(watch, record, by_hand, now_s, steps=9, is_playing=False)
     assert len(by_hand.evaluator.open("evaluate")) == 3
     by_hand.evaluator.open("evaluate")[-1].answer([0] * len(EvaluationReport._fields))
-    go_on(watch, record, by_hand, 2.2, steps=12)
+    go_on(watch, record, by_hand, 2.6, steps=12)
     assert len(record.reports) == 1
     assert (record.told, by_hand.made, watch.is_busy) == ([], [], False)
 

@@ -5,6 +5,7 @@ Called by the asynchronous loop once per tick. One evaluation is under way at a 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,8 +28,8 @@ MAX_DEATHS_WITHOUT_AN_EVALUATION = 5
 LAST_START_TIMEOUT_S = 20.0
 """At the end of a run, for an evaluator that has just taken the place of another one."""
 LATE_S = 0.5
-"""An evaluator that answers, but has not been playing for so long, has not heard of the evaluation,
-or its answer was lost."""
+"""An evaluator that says twice, so long apart, that it plays nothing has not heard of the
+evaluation, or its answer was lost."""
 TICK_S = 0.05
 EVALUATION_WAIT_S = 1.0
 """How long one question for a snapshot to evaluate stays open at the learner."""
@@ -69,7 +70,8 @@ class EvaluationWatch:
         """The evaluation under way."""
         self.steps = 0
         """Of the newest evaluator."""
-        self._since_s = self._playing_s = 0.0
+        self._since_s = 0.0
+        self._idle_since_s = math.inf
         self._asked_version = 0
         self._evaluated: Any = None
         self._waiting: Any = None
@@ -124,7 +126,7 @@ class EvaluationWatch:
             self._evaluated, self._waiting = self._waiting, None
             request = list(record.evaluation_request())
             self.evaluating = self._roles.evaluator.evaluate.remote(self._evaluated, request)
-            self._since_s = self._playing_s = now_s
+            self._since_s, self._idle_since_s = now_s, math.inf
 
     def _look_after(self, record: EvaluationRecord, now_s: float) -> None:
         """A new evaluator at once when it is dead, silent or hangs; it takes nobody's CPU."""
@@ -140,9 +142,8 @@ class EvaluationWatch:
                 self._roles.evaluator_name, self._roles.evaluator, result["place"]
             )
         self.steps = result["steps"]
-        if result["is_playing"]:
-            self._playing_s = now_s
-        elif self.evaluating is not None and now_s - self._playing_s > LATE_S:
+        self._idle_since_s = math.inf if result["is_playing"] else min(now_s, self._idle_since_s)
+        if self.evaluating is not None and now_s - self._idle_since_s > LATE_S:
             self._evaluate_again()
         still_s = self._steps.observe(result["steps"], self.evaluating is not None, now_s)
         if still_s > self._step_timeout_s:

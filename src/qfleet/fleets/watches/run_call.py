@@ -6,12 +6,13 @@ the very end, so its silence says nothing: the role's counters tell whether it h
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
 
 LOST_AFTER_S = 0.2
-"""A role that answers, but has not begun so long after it was called, has not heard the call."""
+"""A role that says twice, so long apart, that it has not begun has not heard the call."""
 
 
 class RunCall:
@@ -25,9 +26,11 @@ class RunCall:
     def repeat(self) -> None:
         """Ray lost it; one that had come all the same is answered before this one."""
         self.ref = self._call()
-        self._called_s = time.monotonic()
+        self._idle_since_s = math.inf
 
     def repeat_unless(self, has_begun: bool) -> None:
         """The role has just said whether it has begun."""
-        if not has_begun and time.monotonic() - self._called_s > LOST_AFTER_S:
+        now_s = time.monotonic()
+        self._idle_since_s = min(now_s, self._idle_since_s)
+        if not has_begun and now_s - self._idle_since_s > LOST_AFTER_S:
             self.repeat()
