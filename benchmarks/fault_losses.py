@@ -47,6 +47,7 @@ def killed_roles() -> Rows:
         "eval__solved_at_return": 1_000_000,
         "replay__shards": 2,
         "run__checkpoint_period_s": 1,
+        "run__max_env_steps": 1_000_000_000,  # it ends when all are killed
     }
     del changes["env__kwargs"]
     with Run(files={"ledger_env.py": ledger.ENVIRONMENT, "ledger/.keep": ""}, **changes) as run:
