@@ -28,7 +28,8 @@ PRESETS = {
     "cartpole": "the default preset: no normalization, batch 64, double Q, Huber, clipping",
 }
 if importlib.util.find_spec("Box2D"):
-    PRESETS["lunarlander"] = "two layers of 256, batch 128, Adam, double Q, Huber, clipping"
+    PRESETS["lunarlander"] = "with rl-zoo3's two layers of 256: batch 128, Adam, double Q, Huber"
+ZOO_LAYERS = {"lunarlander": [256, 256]}
 FRAMES_BATCHES = {"frames-32": 32, "frames-512": 512}
 COURSE_FRAMES = "course-frames-32"
 ON_FRAMES = (*FRAMES_BATCHES, COURSE_FRAMES)
@@ -58,7 +59,8 @@ class Workload:
 def workload(name: str) -> Workload:
     """A preset's learner, or one on frames."""
     if name in PRESETS:
-        config, environment = resolved_preset(name, {"learner.device": "cpu"})
+        layers = {"network.hidden_sizes": ZOO_LAYERS[name]} if name in ZOO_LAYERS else {}
+        config, environment = resolved_preset(name, {"learner.device": "cpu", **layers})
         return Workload(name, PRESETS[name], run_plans(config).learner, environment)
     if name == COURSE_FRAMES:
         per_block = {"learner.updates_per_call": FRAMES_UPDATES_PER_BLOCK, "learner.device": "cpu"}

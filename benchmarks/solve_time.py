@@ -208,6 +208,7 @@ def main() -> None:
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in field}
     seeds = list(range(1, arguments.seeds + 1))
     result: dict[str, Any] = {
+        "benchmark": "solve_time",
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "machine": machine(),
         "versions": {name: versions(contestant) for name, contestant in field.items()},
