@@ -42,6 +42,7 @@ STATUS = RunStatus(
     eval_return_mean=None,
     limited_by="limiter",
     budget_fraction=0.25,
+    eta_s=30.0,
 )
 EPISODE = EpisodeLine(7, 23.0, 23, 0.9, 160, 1000, 0.01234)
 
@@ -122,7 +123,7 @@ def test_json_prints_one_object_a_line_with_every_field() -> None:
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert [line["event"] for line in lines] == ["start", "status", "episode", "message", "finish"]
     assert lines[0]["lines"] == ["one"]
-    assert set(lines[1]) == {f.name for f in dataclasses.fields(RunStatus)} | {"event", "eta_s"}
+    assert set(lines[1]) == {f.name for f in dataclasses.fields(RunStatus)} | {"event"}
     assert (lines[1]["eta_s"], lines[1]["eval_return_mean"]) == (30.0, None)
     assert lines[2] == {"event": "episode", **dataclasses.asdict(EPISODE)}
     assert (lines[3]["text"], lines[4]["text"]) == ("text", "Solved\nx")
@@ -180,15 +181,6 @@ def test_none_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert stream.getvalue() == ""
     assert capsys.readouterr().out == ""
-
-
-@pytest.mark.parametrize(
-    ("fraction", "eta_s"), [(None, None), (0.0, None), (0.5, 10.0), (1.0, 0.0), (1.3, 0.0)]
-)
-def test_status_eta_is_the_rest_at_the_mean_speed(
-    fraction: float | None, eta_s: float | None
-) -> None:
-    assert dataclasses.replace(STATUS, budget_fraction=fraction).eta_s == eta_s
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,7 @@ class Progress:
         last = self.tracker.last
         epsilons = [e.epsilon for e in self._recent]
         returns = [e.episode_return for e in self._recent]
+        used = self.budgets.fraction()
         return RunStatus(
             elapsed_s=counters.elapsed_s,
             actors_alive=0 if report is None else len(report.actors),
@@ -174,5 +175,6 @@ class Progress:
             rollout_return_mean=sum(returns) / len(returns) if returns else None,
             eval_return_mean=None if last is None else last.return_mean,
             limited_by=self.bottleneck.verdict,
-            budget_fraction=self.budgets.fraction(),
+            budget_fraction=used,
+            eta_s=self._forecast.left_s(counters.elapsed_s, used, counters.learner_steps),
         )

@@ -44,12 +44,8 @@ class RunStatus:
     """`actors`, `learner`, `limiter` … as in summary.json."""
     budget_fraction: float | None = None
     """Part of the budget nearest to its end that is used, 0 to 1."""
-
-    @property
-    def eta_s(self) -> float | None:
-        """Seconds to the end of that budget at the mean speed so far."""
-        used = self.budget_fraction
-        return None if not used else self.elapsed_s * (1 - min(used, 1)) / used
+    eta_s: float | None = None
+    """Seconds to the end of that budget at the mean speed since learning began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +142,8 @@ class JsonConsole:
         self._print("start", lines=list(header))
 
     def update(self, status: RunStatus) -> None:
-        """`{"event": "status", …}` with the fields of `RunStatus` and `eta_s`."""
-        self._print("status", **dataclasses.asdict(status), eta_s=status.eta_s)
+        """`{"event": "status", …}` with the fields of `RunStatus`."""
+        self._print("status", **dataclasses.asdict(status))
 
     def episode_line(self, line: EpisodeLine) -> None:
         """`{"event": "episode", …}` with the fields of `EpisodeLine`."""
