@@ -59,6 +59,13 @@ class _Sent:
     question: Any = None
     """A call that tells whether the shard holds it back."""
 
+    def begin_anew(self, patience_s: float) -> None:
+        """What was known of it holds for a shard that is gone."""
+        self.refs, self.question = [], None
+        self.patience_s = self.again_s = patience_s
+        self.held_patience_s, self.was_held = HELD_QUESTION_S, False
+        self.sent_s = time.monotonic()
+
 
 class ChunkSender:
     """Sends chunks to one shard and takes acknowledgements, in whatever order they come.
@@ -130,7 +137,7 @@ class ChunkSender:
         # Not waited for: without it the shard awaits them for a while.
         shard.begin_at.remote(self._slot, self._last.incarnation, first)
         for sent in self._sent:
-            sent.refs, sent.question = [], None
+            sent.begin_anew(self._patience.seconds)
             self._call(sent)
 
     def _await_replacement(self, timeout_s: float) -> None:

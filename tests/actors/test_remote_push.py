@@ -312,6 +312,29 @@ def test_actor_that_had_nothing_on_its_way_begins_with_its_next_chunk(
     assert [(c.method, c.arguments) for c in successor.calls] == [("begin_at", (3, 0, 1))]
 
 
+def test_chunk_that_the_old_shard_held_back_is_asked_after_as_soon_as_any_at_the_new_one(
+    ray, sender, shard, new_handle
+):
+    """What is held back is asked after ever more seldom; the new one holds nothing back yet."""
+    sender.send(chunk(0))
+    while not any(sent.patience_s > 1.0 for sent in sender._sent):
+        sender.wait(0.1)
+        for call in shard.open("holds"):
+            call.answer(True)
+    shard.open("insert")[0].answer(ray.dead)
+    sender.wait(0.001)
+    ray.now_s += 30.0
+    successor = new_handle()
+    sender.replace_shard(successor)
+    sender.wait(0.0)
+    turned_s = ray.now_s
+
+    while not successor.open("holds"):
+        sender.wait(0.1)
+
+    assert ray.now_s - turned_s <= remote_push.MOST_QUESTION_S
+
+
 def test_shard_that_does_not_come_back_is_given_up(ray, sender, shard, monkeypatch):
     monkeypatch.setattr(remote_push, "SHARD_RETURN_TIMEOUT_S", 5.0)
     sender.send(chunk(0))
