@@ -8,7 +8,7 @@ Linux host share.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -16,7 +16,8 @@ from producers import RUN_ID, START_TIMEOUT_S, start_shards
 
 from qfleet.actors import remote as actor_shell
 from qfleet.actors.remote import ActorShell
-from qfleet.cluster.answers import answer
+from qfleet.cluster.answers import answer, new_patience
+from qfleet.common.patience import Patience
 from qfleet.common.plan_json import plan_to_json
 from qfleet.common.types import EnvironmentSpec
 from qfleet.learner import remote as learner_shell
@@ -83,6 +84,7 @@ class TimedRoles:
     learner: Any
     shards: list[Any]
     actors: dict[int, Any]
+    capture_patience: Patience = field(default_factory=new_patience)
 
     def end(self) -> None:
         """End every role."""
