@@ -29,9 +29,12 @@ class NumpyMlp:
         plan = network_plan(config, (0,), n_actions)  # for the names; the arrays know their shapes
         self._config, self._n_actions = config, n_actions
         taken = _NoiseTaken()
-        self._body = _NumpyStack(plan.body, arrays, taken)
+        body, streams = plan.body, list(plan.streams.values())
+        if len(streams) == 1 and plan.embedding is None:
+            body, streams = body + streams[0], []  # every call costs a small network something
+        self._body = _NumpyStack(body, arrays, taken)
         self._embedded = None if plan.embedding is None else _embedded(arrays)
-        self._streams = [_NumpyStack(stack, arrays, taken) for stack in plan.streams.values()]
+        self._streams = [_NumpyStack(stack, arrays, taken) for stack in streams]
 
     def q_values(self, observations: Array, noise: Array | None = None) -> Array:
         """`float32 [B, A]` for `[B, ...]` of any real dtype; a fresh array each call.
@@ -54,6 +57,8 @@ class NumpyMlp:
             n_taus = len(self._embedded)
             x = (x[:, None] * self._embedded).reshape(len(x) * n_taus, -1)
             noise = None if noise is None else noise.repeat(n_taus, axis=0)
+        if not self._streams:
+            return x
         outputs = [stream.outputs(x, noise) for stream in self._streams]
         if len(outputs) == 1:
             return outputs[0]
