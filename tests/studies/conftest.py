@@ -24,6 +24,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         evaluations: tuple[tuple[int, float], ...] = ((100, 20.0), (200, 480.0)),
         lengths: tuple[int, ...] = (10, 30),
         learner: dict[str, Any] | None = None,
+        env_id: str = "CartPole-v1",
         **summary: Any,
     ) -> Path:
         path = tmp_path / name
@@ -31,7 +32,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         config = {
             "preset": "cartpole",
             "seed": seed,
-            "env": {"id": "CartPole-v1"},
+            "env": {"id": env_id},
             "learner": {"batch_size": 32, **(learner or {})},
             "eval": {"solved_at_return": "auto"},
             "run": {"dir": str(path)},

@@ -64,6 +64,44 @@ def test_runs_that_differ_in_their_seeds_alone_are_one_arm(make_run) -> None:
     ]
 
 
+def test_arms_that_differ_in_much_are_named_by_the_fewest_keys_that_tell_them_apart(
+    make_run,
+) -> None:
+    """By what they are of before what their learners do, and that before what ends them."""
+    alike = {"a_rather_long_key_of_the_learner": 1, "target_update_period_learner_steps": 100}
+    runs = [
+        read_run(make_run("a", learner=alike)),
+        read_run(make_run("b", learner={key: 2 * value for key, value in alike.items()})),
+        read_run(make_run("c", learner=alike, env_id="Acrobot-v1")),
+    ]
+
+    assert [arm.name for arm in group_by_configuration(runs[1:])] == [
+        "env.id CartPole-v1, …",
+        "env.id Acrobot-v1, …",
+    ]
+    assert [arm.name for arm in group_by_configuration(runs[:2])] == [
+        "learner.a_rather_long_key_of_the_learner 1, …",
+        "learner.a_rather_long_key_of_the_learner 2, …",
+    ]
+    assert [arm.name for arm in group_by_configuration(runs)] == [
+        "env.id CartPole-v1, learner.a_rather_long_key_of_the_learner 1, …",
+        "env.id CartPole-v1, learner.a_rather_long_key_of_the_learner 2, …",
+        "env.id Acrobot-v1, learner.a_rather_long_key_of_the_learner 1, …",
+    ]
+
+
+def test_returns_of_different_environments_are_not_compared(make_run) -> None:
+    arms = [
+        Arm(env_id, [read_run(make_run(f"{env_id}{seed}", seed=seed, env_id=env_id,
+                                       evaluations=((100, value),))) for seed in range(5)])
+        for env_id, value in (("CartPole-v1", 400.0), ("Acrobot-v1", -90.0))
+    ]  # fmt: skip
+
+    lines = findings(arms, compare(arms, None), None, Words("en"))
+
+    assert [line.split(":")[0] for line in lines] == ["CartPole-v1", "Acrobot-v1"]
+
+
 def test_figures_of_an_arm_by_hand(make_run) -> None:
     arm = Arm(
         "x",

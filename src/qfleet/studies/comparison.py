@@ -5,6 +5,8 @@ Called by the report; computes from readings and knows neither pages nor picture
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +24,10 @@ from qfleet.studies.statistics import (
 )
 
 GRID_POINTS = 200
+LONGEST_NAME = 60
+"""Characters of an arm's name; more would fill the figures."""
+_FIRST_KEYS = ("env.id", "preset")
+_LAST_SECTIONS = ("eval.", "metrics.", "run.")
 
 
 @dataclass(frozen=True)
@@ -97,14 +103,41 @@ class Figures:
 def group_by_configuration(runs: list[Reading]) -> list[Arm]:
     """Runs with the same configuration but for seed and directory are one arm.
 
-    It is named by the keys in which the arms differ.
+    It is named by the keys in which the arms differ; where these are many, by the fewest that tell
+    them apart.
     """
     differing = differing_keys(runs)
-    groups: dict[str, list[Reading]] = {}
+    groups: dict[tuple[str, ...], list[Reading]] = {}
     for index, run in enumerate(runs):
-        parts = [f"{key} {_short(values[index])}" for key, values in differing.items()]
-        groups.setdefault(", ".join(parts) or str(run.config.get("preset")), []).append(run)
-    return [Arm(name, sorted(group, key=lambda run: run.seed)) for name, group in groups.items()]
+        values = tuple(_short(column[index]) for column in differing.values())
+        groups.setdefault(values, []).append(run)
+    names = _names(list(differing), list(groups)) or [str(runs[0].config.get("preset"))]
+    return [
+        Arm(name, sorted(group, key=lambda run: run.seed))
+        for name, group in zip(names, groups.values(), strict=True)
+    ]
+
+
+def _names(keys: list[str], rows: list[tuple[str, ...]]) -> list[str]:
+    """One for each row of values; none without keys."""
+
+    def named(chosen: Sequence[str], rest: str = "") -> list[str]:
+        places = [keys.index(key) for key in chosen]
+        return [", ".join(f"{keys[i]} {row[i]}" for i in places) + rest for row in rows]
+
+    if not keys:
+        return []
+    whole = named(keys)
+    if max(map(len, whole)) <= LONGEST_NAME:
+        return whole
+    # What a run is of comes first, what only watches or ends it last.
+    order = sorted(keys, key=lambda key: (key not in _FIRST_KEYS, key.startswith(_LAST_SECTIONS)))
+    for n_keys in (1, 2, 3):
+        for chosen in itertools.combinations(order, n_keys):
+            names = named(chosen, ", …")
+            if len(set(names)) == len(rows):
+                return names
+    return whole
 
 
 def _short(value: Any) -> str:

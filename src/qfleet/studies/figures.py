@@ -6,6 +6,7 @@ Called by the report page. Text stays text in the SVG, so the browser sets it, a
 from __future__ import annotations
 
 import io
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,6 +24,8 @@ _LOG_FROM = 1_000.0
 """A trace that grows by more than this factor is drawn on a logarithmic axis."""
 WIDE, NARROW = (6.0, 3.7), (4.2, 3.2)
 """Inches of 72 units, and text of 10 of them: a phone shows 370 pixels in a row."""
+
+LEGEND_COLUMNS = 32
 
 
 def _svg(draw: Callable[[Any], None], size: tuple[float, float]) -> str:
@@ -50,6 +53,11 @@ def _style(index: int) -> dict[str, Any]:
     return {"color": COLOURS[index % len(COLOURS)], "ls": DASHES[index % len(DASHES)], "lw": 1.8}
 
 
+def _legend(name: str) -> str:
+    """A long name in several lines: it must leave the curves their room."""
+    return textwrap.fill(name, LEGEND_COLUMNS)
+
+
 def learning_curves(found: Sequence[Figures], threshold: float | None, words: Words) -> str:
     """Greedy evaluations over updates, every arm with its interval."""
 
@@ -59,7 +67,7 @@ def learning_curves(found: Sequence[Figures], threshold: float | None, words: Wo
             if curve is None:
                 continue
             style = _style(index)
-            axes.plot(curve.learner_steps, curve.mean, label=figures.arm, **style)
+            axes.plot(curve.learner_steps, curve.mean, label=_legend(figures.arm), **style)
             axes.fill_between(
                 curve.learner_steps, curve.low, curve.high, color=style["color"], alpha=0.18, lw=0
             )
@@ -84,7 +92,7 @@ def _trace(arms: Sequence[Arm], name: str, title: str, words: Words) -> str:
         for index, arm in enumerate(arms):
             for number, run in enumerate(arm.runs):
                 steps, values = run.traces[name]
-                label = arm.name if number == 0 else None
+                label = _legend(arm.name) if number == 0 else None
                 axes.plot(steps, values, label=label, alpha=0.8, **_style(index))
                 largest = max(largest, float(np.abs(values).max(initial=0.0)))
         if largest > _LOG_FROM:
@@ -103,7 +111,7 @@ def episode_lengths(arms: Sequence[Arm], words: Words) -> str:
         for index, arm in enumerate(arms):
             for number, run in enumerate(arm.runs):
                 lengths = run.episode_lengths
-                label = arm.name if number == 0 else None
+                label = _legend(arm.name) if number == 0 else None
                 style = {**_style(index), "lw": 1.0}
                 axes.plot(np.arange(1, len(lengths) + 1), lengths, label=label, alpha=0.7, **style)
         _label(axes, words("episode"), words("length"))

@@ -22,11 +22,14 @@ def findings(
 ) -> list[str]:
     """One line for each arm, what each gains on the first, and whether their scores differ.
 
-    Between the two what makes the arms unlike beyond what was meant to differ.
+    Between the two what makes the arms unlike beyond what was meant to differ. Returns of different
+    environments are not compared.
     """
     lines = [_of_arm(arm, each, threshold, words) for arm, each in zip(arms, found, strict=True)]
     if {"mse", "huber"} <= _losses_of_td_errors(arms):
         lines.append(words("loss_gradients"))
+    if len({run.config.get("env.id") for arm in arms for run in arm.runs}) > 1:
+        return lines
     end = budget_learner_steps(list(arms))
     lines += [line for arm in arms[1:] if (line := _gain(arm, arms[0], end, words))]
     verdict = _verdict(found, words)
