@@ -156,6 +156,16 @@ def test_each_part_has_its_figures(part: str, names: list[str], unit: str) -> No
     assert all(row["count"] == TINY.repeats for row in rows)
 
 
+def test_frames_are_told_per_second_and_beside_the_rgb_array_path() -> None:
+    slow, fast = (row["detail"] | {"median": row["median"]} for row in
+                  run_parts("frames", ["frames"], TINY)["results"])  # fmt: skip
+
+    assert slow["frames_per_s"] == pytest.approx(slow["median"], rel=1e-3)
+    assert fast["frames_per_s"] == pytest.approx(fast["median"], rel=1e-3)
+    ratio = fast["frames_per_s"] / slow["frames_per_s"]
+    assert fast["times_rgb_array"] == pytest.approx(ratio, rel=1e-2)
+
+
 def test_learner_rate_is_of_updates_not_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     items: list[float] = []
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 import qfleet
 from qfleet.commands import play as commands_play
@@ -19,6 +20,7 @@ from qfleet.common.errors import ConfigError
 from qfleet.common.types import EnvironmentSpec
 from qfleet.pictures.recording import NO_H264, read_frames
 from qfleet.run_files.checkpoint import PARAMS_FILE
+from qfleet.run_files.find_runs import CONFIG_FILE
 from qfleet.run_files.metrics import MetricsWriter
 from qfleet.run_files.run_directory import RunDirectory
 from qfleet.run_files.summary import (
@@ -287,6 +289,29 @@ def test_play_with_display_shows_a_window(
     assert made["env"].closed
     assert not Path("out/videos").exists()
     assert capsys.readouterr().out == "episode 1: return 3\nepisode 2: return 3\n"
+
+
+@pytest.mark.parametrize("observation", ["pixels", "planes"])
+def test_play_with_display_records_an_agent_that_sees_frames(
+    made: dict[str, Any],
+    observation: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A window cannot show them, and an environment that draws its own has no window to give."""
+    monkeypatch.delenv("SDL_VIDEODRIVER")
+    monkeypatch.setenv("DISPLAY", ":0")
+    file = Path("out") / CONFIG_FILE
+    config = yaml.safe_load(file.read_text())
+    config["env"] = {"observation": observation}
+    file.write_text(yaml.safe_dump(config))
+
+    assert commands_play.main(play_arguments()) == 0
+
+    assert made["render_mode"] == "rgb_array"
+    assert len(read_frames(Path("out/videos/play-best.mp4"))) == 8
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == "the agent sees frames: recording instead of opening a window"
 
 
 def test_play_with_video_records_there_even_with_a_display(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import sys
+import types
 
 import gymnasium
 import numpy as np
@@ -120,6 +122,11 @@ def test_an_environment_that_observes_images_takes_generic_pixels(monkeypatch):
 
     assert (config.preset_name, config.env.id) == ("generic-pixels", "Images-v0")
     assert config.env.observation == "pixels"
+    module = types.ModuleType("my_images")
+    module.make = lambda render_mode: Images()
+    monkeypatch.setitem(sys.modules, "my_images", module)
+    config = load("--env.factory", "my_images:make")
+    assert (config.preset_name, config.env.observation) == ("generic-pixels", "pixels")
     assert load("generic-pixels", "--env", "CartPole-v1").env.id == "CartPole-v1"
     assert error_lines("generic-pixels") == [
         "env.id = null: preset generic-pixels names no environment; "

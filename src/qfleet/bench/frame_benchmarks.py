@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Mapping
+
 import numpy as np
 
 from qfleet.bench.bench_record import Measurement
@@ -28,18 +31,22 @@ def measure_frames(effort: Effort) -> list[Measurement]:
 
     limit_threads(1)
     states = random_states(STATES)
-    detail = {"size_px": FRAME_SIZE_PX}
     slow = _rgb_array_rates(states, effort)
     fast = _fast_rates(states, effort)
+    size = {"size_px": FRAME_SIZE_PX}
+    more = {"sub-environments": SUB_ENVIRONMENTS, "states": STATES}
+    ratio = {"times_rgb_array": round(statistics.median(fast) / statistics.median(slow), 1)}
     return [
-        Measurement("frames, CartPole, rgb_array + gray + resize", "frames/s", slow, detail),
-        Measurement(
-            "frames, CartPole, fast renderer",
-            "frames/s",
-            fast,
-            {**detail, "sub-environments": SUB_ENVIRONMENTS, "states": STATES},
-        ),
+        _measurement("rgb_array + gray + resize", slow, size),
+        _measurement("fast renderer", fast, {**size, **more, **ratio}),
     ]
+
+
+def _measurement(
+    how: str, frames_per_s: tuple[float, ...], detail: Mapping[str, float]
+) -> Measurement:
+    rate = {"frames_per_s": round(statistics.median(frames_per_s), 1)}
+    return Measurement(f"frames, CartPole, {how}", "frames/s", frames_per_s, {**rate, **detail})
 
 
 def _rgb_array_rates(states: Array, effort: Effort) -> tuple[float, ...]:

@@ -99,12 +99,14 @@ def _base(preset: Setting | None, env: Setting | None) -> tuple[str, list[Proble
 
 def _generic_for(env: Setting) -> str:
     """`generic-pixels` where the environment observes images; what cannot be made is told later."""
-    if env.key != "env.id":
-        return presets.GENERIC
     from qfleet.common.config import EnvConfig
     from qfleet.common.envs import observes_images
 
-    is_image = observes_images(EnvConfig(id=str(env.value)))
+    try:
+        config = EnvConfig(**{env.key.removeprefix("env."): str(env.value)})
+    except ValueError:
+        return presets.GENERIC
+    is_image = observes_images(config)
     return presets.GENERIC_PIXELS if is_image else presets.GENERIC
 
 

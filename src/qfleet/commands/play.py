@@ -1,4 +1,4 @@
-"""`qfleet play [RUN]`: show a trained policy in a window, or record it where there is no screen."""
+"""`qfleet play [RUN]`: show a trained policy in a window, or record it with what it sees."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from qfleet.common.seeding import seed_int
 from qfleet.pictures.agent_view import AgentView, action_names
 from qfleet.pictures.recording import check_video_path, record_play
 from qfleet.run_files.find_runs import find_run, resolve_run, shorten
+from qfleet.run_files.resume import load_saved_config
 
 DEFAULT_EPISODES = 1
 
@@ -33,12 +34,22 @@ def main(args: argparse.Namespace) -> int:
     params_path = resolve_run(args.run)
     run_dir = find_run(params_path)
     wanted = _Wanted(run_dir, params_path, episodes, seed, args.allow_code)
-    if video is None and not has_display():
+    why_recorded = None if video is not None else _why_no_window(run_dir)
+    if why_recorded is not None:
         video = default_video(run_dir, params_path)
-        print("no display found: recording instead of opening a window")
+        print(f"{why_recorded}: recording instead of opening a window")
     if video is None:
         return _show(wanted)
     return _record(wanted, video)
+
+
+def _why_no_window(run_dir: Path) -> str | None:
+    """A film shows what an agent sees beside the game; of a state a window says as much."""
+    if not has_display():
+        return "no display found"
+    if load_saved_config(run_dir).env.observation != "state":
+        return "the agent sees frames"
+    return None
 
 
 def has_display() -> bool:
