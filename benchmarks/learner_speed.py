@@ -159,7 +159,11 @@ def main() -> int:
         *(ON_FRAMES if arguments.device != "cpu" else ()),
     ]
     loads = [workload(name) for name in names]
-    found = [one for load in loads for one in measure(load, arguments)]
+    found: list[Measurement] = []
+    for load in loads:
+        started_s = time.perf_counter()
+        found += measure(load, arguments)
+        print(f"{load.name}: {time.perf_counter() - started_s:.0f} s", file=sys.stderr)
     arguments.accelerator = accelerator(arguments.device)
     notes = [f"{load.name}: {load.about}" for load in loads]
     finish("learner_speed", arguments, found, [*notes, f"CPU: {cpu_identity()}, one thread"])

@@ -34,6 +34,8 @@ CONVOLUTIONS: dict[str, tuple[Convolution, ...]] = {
     "minatar": (Convolution(16, 3, 1),),
 }
 """By `network.kind`."""
+CHANNELS_LAST_KINDS = frozenset({"convnet", "nature"})
+"""Those that learn faster with an image's channels beside each other: wide ones (docs/games.md)."""
 OBSERVATION_OF_KIND = {"mlp": "state", **dict.fromkeys(CONVOLUTIONS, "pixels"), "minatar": "planes"}
 """The `env.observation` that each `network.kind` takes."""
 

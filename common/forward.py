@@ -66,9 +66,13 @@ def flat_inputs(observations: Tensor, dtype: torch.dtype = torch.float32) -> Ten
     return observations if observations.dtype == dtype else observations.to(dtype)
 
 
-def scaled_frames(frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def scaled_frames(
+    frames: Tensor,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Tensor:
     """Stacked frames as they are stored, uint8 `[B, K, H, W]`, as floats in [0, 1]."""
-    return frames.to(dtype).div_(255.0)
+    return frames.to(dtype, memory_format=memory_format).div_(255.0)
 
 
 def plane_inputs(planes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -76,10 +80,17 @@ def plane_inputs(planes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return planes.to(dtype)
 
 
-def input_transform(spec: EnvironmentSpec, dtype: torch.dtype = torch.float32) -> InputTransform:
-    """What every network of this environment gets its observations through."""
+def input_transform(
+    spec: EnvironmentSpec,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> InputTransform:
+    """What every network of this environment gets its observations through.
+
+    `memory_format` is that of frames; convolutions go on in the format of their input.
+    """
     if spec.frame_stack is not None:
-        return partial(scaled_frames, dtype=dtype)
+        return partial(scaled_frames, dtype=dtype, memory_format=memory_format)
     return partial(plane_inputs if spec.is_spatial else flat_inputs, dtype=dtype)
 
 

@@ -1,7 +1,9 @@
 """In which numbers a forward is computed: float32, or bfloat16 for what takes the time.
 
 Called when a block's inputs are made. Parameters, optimizer, losses and the built-in networks' last
-layers stay float32; convolutions and hidden layers get inputs and parameters rounded (autocast).
+layers stay float32; convolutions and hidden layers get inputs and parameters rounded (autocast). On
+a GPU, float32 of a network of convolutions means TF32: products of factors rounded to 11 bits,
+summed up in float32.
 """
 
 from __future__ import annotations
@@ -13,6 +15,11 @@ from torch import Tensor
 
 from qfleet.common.forward import Forward
 from qfleet.learner.plan import Precision
+
+
+def use_tf32() -> None:
+    """Matrix products on a GPU as PyTorch computes convolutions there anyhow."""
+    torch.backends.cuda.matmul.allow_tf32 = True
 
 
 def in_precision(forward: Forward, precision: Precision, device: str) -> Forward:

@@ -185,8 +185,10 @@ def update_once(
     items = rule.loss.items(outputs, batch.actions, targets, hyper)
     loss = (batch.is_weights * items.losses).mean()
     # A custom network may hold parameters that this forward does not use: their gradient is 0.
-    gradients = list(torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True))
+    found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
     with torch.no_grad():
+        # Channels-last convolutions have such gradients; the parameters' own layout never changes.
+        gradients = [gradient.contiguous() for gradient in found]
         gradients, norm = clip_by_global_norm(gradients, hyper.max_grad_norm if rule.clip else None)
         old = [p.detach() for p in leaves.values()]
         new, optimizer = OPTIMIZERS[rule.optimizer](old, gradients, state.optimizer, hyper)

@@ -12,6 +12,7 @@ from qfleet.common.networks import build_network
 from qfleet.common.types import EnvironmentSpec
 from qfleet.learner.block_inputs import TARGET_FORWARD_INPUTS, first_arrays, initial_block_inputs
 from qfleet.learner.plan import LearnerPlan
+from qfleet.learner.update import Batches, run_block
 from qfleet.settings.config import Config
 from qfleet.settings.config_auto import resolve_config
 from qfleet.settings.plans import run_plans
@@ -74,3 +75,19 @@ def test_rule_makes_numbers_of_bytes_and_bounds_the_rows_of_a_target_forward() -
     assert torch.equal(inputs, torch.full((3, 4, 10, 10), 2.0))  # no division: 0 and 1 are planes
     assert rule.max_target_rows == TARGET_FORWARD_INPUTS // 400
     assert hyper.learning_rate.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_last"), [("convnet", True), ("nature", True), ("tiny", False)]
+)
+def test_wide_convolutions_take_frames_with_their_channels_beside_each_other(kind, is_last):
+    spec = EnvironmentSpec("frames", (4, 84, 84), "|u1", 2, None, None, frame_stack=4)
+    rule, state, hyper = initial_block_inputs(plan_of(kind=kind), spec, "cpu")
+    frames = torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8)
+    inputs = rule.inputs(frames)
+    assert inputs.is_contiguous(memory_format=torch.channels_last) == is_last
+    assert torch.equal(inputs, frames.float() / 255)
+    n = torch.zeros(1, 3)
+    batches = Batches(frames[None], n.long(), n, n, frames[None], n + 1)
+    new = run_block(rule, state, batches, hyper).state
+    assert all(p.is_contiguous() for p in [*new.parameters.values(), *new.optimizer.first])
