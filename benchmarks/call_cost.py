@@ -70,7 +70,7 @@ def start_actors(config: Any, spec: Any) -> list[Any]:
     plan = run_plans(config).actor
     arguments = (plan_to_json(plan), spec.to_json(), [], RUN_ID)
     make = remote_actor_class().options(num_cpus=plan.num_cpus)
-    actors = [make.remote(*arguments, slot, 0) for slot in range(plan.count)]
+    actors = [make.remote(*arguments, slot, 0, [slot, plan.count]) for slot in range(plan.count)]
     for actor in actors:
         answer(actor.ping.remote(), "benchmark", "an actor to start", START_TIMEOUT_S)
     return actors

@@ -27,6 +27,7 @@ ORDER = (
     "solve_time",
     "tabular_q_cartpole",
     "learner_speed",
+    "learner_speed_gpu",
     "actor_speed",
     "replay_in_process",
     "replay_frames",
@@ -49,6 +50,10 @@ TWINS = {
         "tests/learner/fast/test_package_backend.py::test_learner_with_package_1000_updates_equal_eager",
         "tests/learner/fast/test_package_backend.py::test_learner_with_package_has_the_bits_of_torchs_own_loader",
     ),
+    "learner_speed_gpu": (
+        "tests/learner/fast/test_cuda_graph.py::test_static_block_200_updates_float64_equal_eager",
+        "tests/learner/fast/test_cuda_graph.py::test_capture_graph_200_updates_equal_eager",
+    ),
     "learner_over_ray": (
         "tests/integration/test_ray_async.py::test_async_run_keeps_its_accounts_ratio_and_targets",
         "tests/replay_server/test_remote.py::test_sample_in_pieces_is_the_sample_whole",
@@ -62,6 +67,9 @@ TWINS = {
         "::test_proportional_sample_frequencies_follow_square_root_of_td_errors",
         "tests/replay_server/test_samplers.py::test_uniform_sample_frequencies_and_probabilities",
     ),
+    "replay_frames": (
+        "tests/replay_server/test_framed_rows.py::test_framed_rows_equal_a_naive_replay",
+    ),
     "replay_saturation": (
         "tests/replay_server/test_replay_shard.py::test_random_deliveries_are_stored_exactly_once",
         "tests/integration/test_ray_lockstep.py::test_lockstep_on_ray_equals_the_local_runtime",
@@ -74,7 +82,7 @@ TWINS = {
         "tests/integration/test_ray_async.py::test_async_run_keeps_its_accounts_ratio_and_targets",
     ),
 }
-"""For each speed the tests that hold the fast path to the slow one's result (its learning twin).
+"""By record or program: for each speed the tests that hold the fast path to the slow one's result (its learning twin).
 
 That the whole of them learns is what `solve_time` measures: it counts confirmed solutions only.
 """
@@ -105,8 +113,9 @@ def section(name: str, record: Mapping[str, Any]) -> str:
     lines += [*figures(record), ""]
     lines += [f"- {note}" for note in record.get("notes", ())]
     lines += [f"- {line}" for line in facts(record)]
-    if benchmark in TWINS:
-        lines += [f"- Learning twin: {', '.join(f'`{test}`' for test in TWINS[benchmark])}"]
+    twins = TWINS.get(name) or TWINS.get(benchmark)
+    if twins:
+        lines += [f"- Learning twin: {', '.join(f'`{test}`' for test in twins)}"]
     command = record.get("command") or f"python benchmarks/{benchmark}.py"
     return "\n".join([*lines, f"- Repeat: `{command}`", ""])
 

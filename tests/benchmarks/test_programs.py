@@ -21,7 +21,7 @@ SMALL = {
     "memory": "--actors 1 --seconds 4",
     "publishing_cost": "--networks 128-64 --actors 1 --seconds 0.5 --repeats 1",
     "replay_in_process": "--rows 20000 --frame-rows 2000 --repeats 1 --repeat-s 0.05",
-    "replay_saturation": "--shards 1 --producers 1 --steps 1 --repeats 1 --seconds 1",
+    "replay_saturation": "--shards 1 --producers 1 --repeats 1 --seconds 0.5",
     "resume_points": "--points 1",
     "runtime_overhead": "--seeds 1 --updates 500",
     "snapshot_latency": "--networks 128-64 --seconds 3",
