@@ -82,7 +82,8 @@ TWINS = {
         "tests/integration/test_ray_async.py::test_async_run_keeps_its_accounts_ratio_and_targets",
     ),
 }
-"""By record or program: for each speed the tests that hold the fast path to the slow one's result (its learning twin).
+"""By record or program: for each speed the tests that hold the fast path to the slow one's result
+(its learning twin).
 
 That the whole of them learns is what `solve_time` measures: it counts confirmed solutions only.
 """
