@@ -153,7 +153,7 @@ def test_preset_among_the_overrides_is_every_arms() -> None:
             "preset: cartpole\ntitle: x\narms: {a: {preset: rainbo}}\n",
             r"arm 'a' of study s: .*rainbo",
         ),
-        ("just words", "must hold a mapping"),
+        ("just words", "must hold keys and values"),
     ],
 )
 def test_bad_file_says_what_is_wrong(tmp_path, text, message) -> None:
@@ -183,3 +183,27 @@ def test_label_is_the_arms_key_unless_said_otherwise() -> None:
     )
 
     assert [study.label(arm, "ja") for arm in study.arms] == ["a", "B"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"preset: cartpole\ntitle: {en: what?}\n", "line 2, column"),
+        (b"- 1\n", "must hold keys and values"),
+        (b"", "must hold a mapping with preset and arms"),
+        (b"\xff\xfe", "is no text"),
+    ],
+)
+def test_file_that_cannot_be_read_says_why(tmp_path, text, said):
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(text)
+    with pytest.raises(ConfigError, match=said) as caught:
+        load_study(str(file), {})
+    assert str(file) in str(caught.value)
+
+
+def test_numbers_in_a_file_are_read_as_in_a_configuration(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("preset: cartpole\narms:\n  a: {learner.learning_rate: 1e-3}\n  b: {}\n")
+    study = load_study(str(file), {})
+    assert study.config("a").learner.learning_rate == 0.001

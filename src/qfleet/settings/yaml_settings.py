@@ -81,15 +81,15 @@ def parse_value(text: str) -> object:
 
 
 def load_plain(text: str, name: str) -> dict[str, Any]:
-    """A whole file of keys and values that a program wrote; none when it is empty.
+    """A whole file of keys and values; none when it is empty.
 
     Raises:
         ConfigError: when it is not YAML, or more than a configuration can be.
     """
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = yaml.compose(text, Loader=_Loader)
         excess = None if root is None else _excess(root)
-        content = {} if root is None or excess else yaml.safe_load(text)
+        content = {} if root is None or excess else yaml.load(text, Loader=_Loader)
     except RecursionError:
         excess = f"is nested more than {MAX_DEPTH} deep"
     except (yaml.YAMLError, ValueError) as error:

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from qfleet.command_line.foreign_names import did_you_mean
 from qfleet.common.errors import ConfigError
 from qfleet.settings.config_loading import Config
-from qfleet.settings.yaml_settings import parse_value
+from qfleet.settings.yaml_settings import load_plain
 
 _FOLDER = Path(__file__).parent / "definitions"
 IN_EVERY_ARM: dict[str, object] = {
@@ -118,10 +118,13 @@ def load_study(name_or_file: str, changes: dict[str, Any]) -> Study:
         )
     path = file if is_file else _FOLDER / f"{name_or_file}.yaml"
     try:
-        content = parse_value(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"the study {path} cannot be read: {error.strerror}") from error
-    if not isinstance(content, dict):
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the study {path} is no text: {error}") from error
+    content = load_plain(text, f"the study {path}")
+    if not content:
         raise ConfigError(f"{path} is no study: it must hold a mapping with preset and arms")
     try:
         study = Study.model_validate({"name": path.stem, **content, **changes})
