@@ -205,7 +205,8 @@ def test_file_that_cannot_be_read_says_why(tmp_path, text, said):
 def test_numbers_in_a_file_are_read_as_in_a_configuration(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(
-        "title: t\nquestion: q\npreset: cartpole\narms:\n  a: {learner.learning_rate: 1e-3}\n  b: {}\n"
+        "title: t\nquestion: q\npreset: cartpole\n"
+        "arms:\n  a: {learner.learning_rate: 1e-3}\n  b: {}\n"
     )
     study = load_study(str(file), {})
     assert study.config("a").learner.learning_rate == 0.001
