@@ -22,6 +22,7 @@ from qfleet.common.pixels.frame_stack import FrameStack
 from qfleet.common.pixels.stored_columns import held_columns, stored_columns
 from qfleet.common.types import (
     ACTION,
+    N_STEP_RETURN,
     NEXT_OBSERVATION,
     OBSERVATION,
     Array,
@@ -40,6 +41,7 @@ from qfleet.replay_server.framed_rows import FramedRows
 from qfleet.replay_server.frozen_frames import FrozenFrames
 from qfleet.replay_server.frozen_rows import FrozenRows
 from qfleet.replay_server.plan import ReplayPlan
+from qfleet.replay_server.replay_shard import ReplayShard
 from qfleet.replay_server.storage import RingStorage
 
 SHAPE = (2, 3)
@@ -330,16 +332,11 @@ def test_a_chunk_that_comes_after_its_successor_is_left_out() -> None:
     assert memory.left_out == left_out
 
 
-def test_a_shard_takes_a_chunk_of_frames_once() -> None:
-    """Its answer was late or lost, so the actor sent it again: a duplicate, not a mistake."""
-    writer, _ = writer_and_memory()
-    for _ in range(4):
-        writer.step()
-    chunk, _ = writer.chunk()
+def small_shard(spec: EnvironmentSpec, capacity: int) -> ReplayShard:
     plan = ReplayPlan(
         seed=3,
         num_cpus=0.5,
-        capacity=40,
+        capacity=capacity,
         sampling="uniform",
         compression="none",
         priority_exponent=1.0,
@@ -347,10 +344,19 @@ def test_a_shard_takes_a_chunk_of_frames_once() -> None:
         min_size_to_sample=1,
         samples_per_insert=None,
         limiter_tolerance_samples=1,
-        largest_chunk_transitions=40,
-        largest_request_samples=1,
+        largest_chunk_transitions=capacity,
+        largest_request_samples=20,
     )
-    shard = build_shard(plan, writer.spec, run_id="r", shard=0)
+    return build_shard(plan, spec, run_id="r", shard=0)
+
+
+def test_a_shard_takes_a_chunk_of_frames_once() -> None:
+    """Its answer was late or lost, so the actor sent it again: a duplicate, not a mistake."""
+    writer, _ = writer_and_memory()
+    for _ in range(4):
+        writer.step()
+    chunk, _ = writer.chunk()
+    shard = small_shard(writer.spec, 40)
 
     acks = [shard.insert(chunk, 0.0).status for _ in range(3)]
 
@@ -513,3 +519,58 @@ def test_compressed_frames_take_the_bytes_of_what_they_show() -> None:
     out = np.zeros((3, 84 * 84), np.uint8)
     store.copy(np.array([2, 0, 2]), out)
     np.testing.assert_array_equal(out.reshape(3, 84, 84), game[[0, 0, 0]])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    depth=st.integers(1, 4),
+    n_step=st.integers(1, 3),
+    mean_length=st.sampled_from([2.0, 8.0, 50.0]),
+    capacity=st.integers(5, 60),
+    seed=st.integers(0, 2**31),
+)
+def test_chunks_that_come_late_and_twice_leave_the_rows_of_a_naive_replay(
+    depth: int, n_step: int, mean_length: float, capacity: int, seed: int
+) -> None:
+    """Each drawn row is the one that was played, recognized by its return, a random number.
+
+    Chunks of two writers cross each other, a few come again at any later time, and one that was
+    overtaken by its successor comes after it.
+    """
+    spec = framed_spec(depth)
+    rng = np.random.default_rng(seed)
+    writers = [
+        Writer(spec, RandomPixels(2, depth, mean_length, False, seed + slot), n_step, slot)
+        for slot in range(2)
+    ]
+    shard = small_shard(spec, capacity)
+    played: dict[float, dict[str, Array]] = {}
+    sent: list[TransitionChunk] = []
+    waiting: list[TransitionChunk] = []
+    n_rows = 0
+    for _ in range(25):
+        writer = writers[rng.integers(2)]
+        for _ in range(rng.integers(1, 6)):
+            writer.step()
+        chunk, full = writer.chunk()
+        for row in range(len(chunk)):
+            played[float(full[N_STEP_RETURN][row])] = {name: full[name][row] for name in full}
+        waiting.append(chunk)
+        if rng.random() < 0.3:
+            continue  # the next one overtakes it
+        for one in reversed(waiting):
+            assert shard.insert(one, 0.0).status == ACCEPTED
+            n_rows += len(one)
+            sent.append(one)
+        waiting = []
+        again = sent[rng.integers(len(sent))]
+        assert shard.insert(again, 0.0).status == DUPLICATE
+        shard.check_valid()
+        if shard.size:
+            columns = shard.sample(20, 0.0).columns
+            for row, key in enumerate(columns[N_STEP_RETURN]):
+                for name, value in played[float(key)].items():
+                    np.testing.assert_array_equal(columns[name][row], value)
+    stats = shard.stats()
+    assert stats.inserted + stats.rejected_transitions == n_rows
+    assert stats.size == min(stats.inserted, capacity)

@@ -32,11 +32,21 @@ def test_frame_notices_of_states_are_none():
 
 
 def test_frame_notices_say_the_memory_of_the_full_replay():
-    (line,) = notices("cartpole-pixels", frames(4))
+    (line,) = notices("cartpole-pixels", frames(4), runtime="local")
 
     # 84² + 2·4·8 bytes of numbers + 12 of action, return and discount, for each of 100,000.
     assert line.startswith("replay: 100,000 transitions take 0.66 GiB when all are there")
-    assert "GiB of memory are free here" in line
+    assert line.endswith("GiB of memory are free here")
+
+
+def test_frame_notices_on_ray_say_whose_memory_it_is_and_count_the_containers(monkeypatch):
+    monkeypatch.setattr("qfleet.terminal.frame_notices.memory_bytes", lambda: 2**30)
+
+    (line,) = notices("cartpole-pixels", frames(4), runtime="ray")
+
+    assert line.endswith(
+        "1.0 of 1.0 GiB of memory are free on this host; each shard's is asked, too"
+    )
 
 
 def test_frame_notices_forecast_the_courses_hours_and_name_the_cheaper_command():

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 import psutil
 
+from qfleet.common.role_place import memory_bytes
 from qfleet.common.types import EnvironmentSpec
 from qfleet.learner.plan import LearnerPlan
 from qfleet.replay_server.row_bytes import ASSUMED_COMPRESSION
@@ -39,14 +40,16 @@ def frame_notices(
     """
     if spec.frame_stack is None:
         return
-    memory = psutil.virtual_memory()
+    total = memory_bytes()
+    free = min(psutil.virtual_memory().available, total)
     is_compressed = config.replay.compression != "none"
     once = "each frame once"
+    where = "here" if config.runtime == "local" else "on this host; each shard's is asked, too"
     once += f", compressed (to a {ASSUMED_COMPRESSION}th, assumed)" if is_compressed else ""
     yield (
         f"replay: {config.replay.capacity:,} transitions take "
         f"{replay_bytes(config, spec) / 2**30:.2f} GiB when all are there, {once}; "
-        f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB of memory are free here"
+        f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB of memory are free {where}"
     )
     per_episode, episodes = config.learner.updates_per_episode, config.run.max_episodes
     on_cpu = config.learner.num_gpus == 0 or config.learner.device == "cpu"

@@ -31,6 +31,15 @@ def test_gray_frame_averages_gray_levels() -> None:
     assert gray_frame(red_and_black, 1).tolist() == [[19]]  # 76 / 4
 
 
+def test_gray_frame_turns_gray_before_it_shrinks() -> None:
+    """Gray levels 153, 196, 103 and 189 have the mean 160.25; of the mean colour it is 160.7."""
+    four = np.array([[[187, 150, 81], [243, 205, 24]], [[236, 8, 246], [164, 231, 36]]], np.uint8)
+    mean_colour = cv2.resize(four, (1, 1), interpolation=cv2.INTER_AREA).reshape(1, 1, 3)
+
+    assert gray_frame(four, 1).tolist() == [[160]]
+    assert gray(mean_colour).tolist() == [[161]]
+
+
 def test_gray_frame_is_within_one_level_of_the_course() -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (400, 600, 3), dtype=np.uint8)
