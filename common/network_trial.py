@@ -74,6 +74,8 @@ def _fault_of(answer: object, wanted_shape: list[int]) -> str | None:
         return f"it returned {list(answer.shape)}"
     if not answer.is_floating_point() or not answer.requires_grad:
         return f"it returned {answer.dtype} values from which no gradient flows back"
+    if answer.dtype != torch.float32:
+        return f"it returned {answer.dtype} values, not float32"
     if not torch.isfinite(answer).all():
         return f"it returned values that are not finite: {answer.tolist()}"
     return None

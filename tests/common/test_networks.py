@@ -328,6 +328,8 @@ class _Wrong(nn.Module):
             return self.linear(x), x
         if self.kind == "detached":
             return self.linear(x).detach()
+        if self.kind == "double":
+            return self.linear(x).double()
         return self.linear(x) * float("nan")
 
 
@@ -351,6 +353,7 @@ def _without_parameters(n_inputs, n_actions):
         ("_Wrong", {"kind": "exits"}, "raised SystemExit: 3"),
         ("_Wrong", {"kind": "tuple"}, "it returned a tuple"),
         ("_Wrong", {"kind": "detached"}, "from which no gradient flows back"),
+        ("_Wrong", {"kind": "double"}, "it returned torch.float64 values, not float32"),
         ("_Wrong", {"kind": "nan"}, "values that are not finite"),
         ("_Wrong", {"sort": 1}, "raised TypeError: .*called as function.n_inputs=4, n_actions=3,"),
         ("_linear_misread", {}, r"raised RuntimeError: .*tried on two observations \[2, 4\]"),

@@ -22,6 +22,7 @@ from qfleet.settings.config_auto import (
     updates_per_call,
 )
 from qfleet.settings.config_checks import check_config
+from qfleet.settings.config_loading import load_config
 from qfleet.settings.problems import Problem, show_value
 
 SPEC = EnvironmentSpec("CartPole-v1", (4,), "<f4", 2, 475.0, 500)
@@ -110,7 +111,7 @@ BROKEN = [
     (
         config(learner={"learning_rate_schedule": "linear"}),
         "learner.learning_rate_end_learner_steps",
-        "this run has neither",
+        "here is none",
     ),
     (
         config(learner={"munchausen": True, "double_q": False}, actors={"n_step": 3}),
@@ -242,7 +243,7 @@ BROKEN = [
     (
         config(replay={"sampling": "prioritized"}),
         "replay.importance_sampling_end_learner_steps",
-        "and this run has neither",
+        "here is none",
     ),
     (
         config(
@@ -250,7 +251,7 @@ BROKEN = [
             run={"max_env_steps": 5000},
         ),
         "replay.importance_sampling_end_learner_steps",
-        "what a budget of env steps pays for at a set samples_per_insert",
+        "what one of env steps pays for at a set samples_per_insert",
     ),
     (
         config(
@@ -567,6 +568,32 @@ def test_resolve_importance_sampling_end_table(replay, run, expected):
     assert [p for p in problems(checked) if p.key.startswith("replay.importance")] == []
     resolved = resolve_config(checked, SPEC, cpus=8, gpus=0)
     assert resolved.replay.importance_sampling_end_learner_steps == expected
+
+
+def test_resolve_schedules_of_a_run_by_episodes_end_with_its_last_update():
+    """200 episodes of 1,000 updates: the course's program may be prioritized, or slow down."""
+    for changes in (
+        {"replay.sampling": "prioritized"},
+        {"replay.sampling": "rank"},
+        {"learner.learning_rate_schedule": "linear"},
+    ):
+        checked = load_config("tutorial-state", [], changes)
+        assert problems(checked) == []
+        resolved = resolve_config(checked, SPEC, cpus=8, gpus=0)
+        ends = (
+            resolved.replay.importance_sampling_end_learner_steps,
+            resolved.learner.learning_rate_end_learner_steps,
+        )
+        assert [end for end in ends if end is not None] == [200_000]
+
+
+@pytest.mark.parametrize("preset", ["tutorial-state", "tutorial-pixels", "cartpole"])
+def test_resolved_configuration_of_a_noisy_run_loads_again(preset):
+    """What `config.yaml` of the run holds: no ε is left that its constant 0 contradicts."""
+    checked = load_config(preset, [], {"network.noisy": True})
+    resolved = resolve_config(checked, None, cpus=8, gpus=0)
+    assert (resolved.actors.epsilon_end, resolved.actors.epsilon_decay_episodes) == (0.0, None)
+    assert problems(resolved) == []
 
 
 def test_resolve_learning_rate_end_is_the_budget_and_null_without_a_schedule():

@@ -95,7 +95,10 @@ def test_forecast_of_a_run_that_does_not_come_to_its_end_is_unknown(
 
 
 @pytest.mark.timeout(120)
-def test_interrupted_study_ends_its_runs_and_says_how_to_go_on(study_file, tmp_path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_interrupted_study_ends_its_runs_and_says_how_to_go_on(
+    study_file, tmp_path, number, code
+) -> None:
     study_file.write_text(STUDY.replace("max_learner_steps: 200", "max_wall_s: 600"))
     out = tmp_path / "out"
     command = [sys.executable, "-m", "qfleet", "study", str(study_file), "--out", str(out)]
@@ -112,10 +115,10 @@ def test_interrupted_study_ends_its_runs_and_says_how_to_go_on(study_file, tmp_p
     ):
         time.sleep(0.1)
 
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     output, _ = process.communicate(timeout=60)
 
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "the same command goes on from here: qfleet study" in output
     for file in metrics:
         summary = json.loads((file.parent / "summary.json").read_text())

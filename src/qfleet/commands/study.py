@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 from pathlib import Path
+from types import FrameType
 
 from qfleet.studies.definition import Study, in_language, load_study
 from qfleet.studies.report import Report
@@ -15,6 +17,8 @@ from qfleet.terminal.console import duration
 
 REPORT_FILE = "report.html"
 LONG_S = 180.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Each ends the runs with a checkpoint; the exit code says which it was, as of `qfleet train`."""
 
 
 def main(args: argparse.Namespace) -> int:
@@ -33,7 +37,8 @@ def main(args: argparse.Namespace) -> int:
         flush=True,
     )
     _say_forecast(study, grid, args.name)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in _SIGNALS:
+        signal.signal(number, _stop)
 
     def write() -> Report:
         report = Report(
@@ -54,13 +59,19 @@ def main(args: argparse.Namespace) -> int:
 
     try:
         grid.run(after_each)
-    except KeyboardInterrupt:
-        print(f"stopped; the same command goes on from here: {command_line(args)}", flush=True)
-        return 130
+    except KeyboardInterrupt as stopped:
+        with contextlib.suppress(OSError):  # after a hangup nobody may be there to read it
+            print(f"stopped; the same command goes on from here: {command_line(args)}", flush=True)
+        (number,) = stopped.args
+        return 128 + int(number)
     report = write()
     print(report.table())
     print(f"Report: {folder / REPORT_FILE}")
     return 5 if any(arm.failed for arm in report.arms) else 0
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(number)
 
 
 def command_line(args: argparse.Namespace) -> str:

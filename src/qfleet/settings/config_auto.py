@@ -68,7 +68,9 @@ def resolve_config(
             "count": count,
             "envs_per_actor": _envs_per_actor(config),
             **(
-                {"epsilon_schedule": "constant", "epsilon_end": 0.0} if config.network.noisy else {}
+                {"epsilon_schedule": "constant", "epsilon_end": 0.0, "epsilon_decay_episodes": None}
+                if config.network.noisy
+                else {}
             ),
             "chunk_transitions": min(chunk_transitions(config), fits("chunk_transitions")),
             "max_chunk_transitions": min(
@@ -253,10 +255,12 @@ def learning_rate_end(config: Config) -> int | None:
 
 
 def _budget_learner_steps(config: Config) -> int | None:
-    """Updates of the whole run; a budget of env steps counts as the updates that it pays for."""
+    """Updates of the whole run; a budget of env steps or episodes as the updates it pays for."""
     replay, run = config.replay, config.run
     if run.max_learner_steps is not None:
         return run.max_learner_steps
+    if run.max_episodes is not None and config.learner.updates_per_episode is not None:
+        return run.max_episodes * config.learner.updates_per_episode
     if run.max_env_steps is None or replay.samples_per_insert is None:
         return None
     samples = (run.max_env_steps - replay.min_size_to_sample) * replay.samples_per_insert

@@ -167,8 +167,8 @@ def _check_replay_start(config: Config) -> Iterator[Problem]:
         yield Problem(
             "replay.importance_sampling_end_learner_steps",
             end,
-            "is the budget of updates, or what a budget of env steps pays for at a set "
-            "samples_per_insert, and this run has neither",
+            "is the budget of updates, or what one of env steps pays for at a set "
+            "samples_per_insert, or of episodes at learner.updates_per_episode; here is none",
             "set it, or run.max_learner_steps; null leaves β as it begins",
         )
 

@@ -98,8 +98,8 @@ def _check_learning_rate(config: Config) -> Iterator[Problem]:
             yield Problem(
                 "learner.learning_rate_end_learner_steps",
                 learner.learning_rate_end_learner_steps,
-                "is the budget of updates, or what a budget of env steps pays for at a set "
-                "samples_per_insert, and this run has neither",
+                "is the budget of updates, or what one of env steps pays for at a set "
+                "samples_per_insert, or of episodes at learner.updates_per_episode; here is none",
                 "set it, or run.max_learner_steps",
             )
         return
