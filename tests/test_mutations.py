@@ -60,7 +60,7 @@ print(json.dumps([mutations.failures(each, tests) for each in (None, ladder)]))
 """
 
 
-def test_trap_is_caught_by_its_test_alone(mutations: ModuleType) -> None:
+def test_trap_fails_its_own_test_and_not_one_of_another_matter(mutations: ModuleType) -> None:
     """The ladder of one actor, for real, in a process that has imported nothing of ours."""
     (ladder,) = [each for each in mutations.mutations() if "ladder" in each.trap]
 

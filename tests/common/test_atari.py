@@ -106,6 +106,22 @@ def test_vector_takes_any_seed_and_its_games_differ():
     assert len({frames.tobytes() for frames in result.observations}) > 1  # by their no-ops
 
 
+@pytest.mark.usefixtures("without_noops")
+@pytest.mark.parametrize(
+    ("kwargs", "alike"), [({}, False), ({"repeat_action_probability": 0}, True)]
+)
+def test_vector_repeats_actions_as_often_as_the_id_or_its_kwargs_say(kwargs, alike):
+    """Without no-ops nothing else is drawn in Pong: games that play alike show the same."""
+    vector = make_vector_env(
+        EnvConfig(id="ALE/Pong-v5", observation="pixels", kwargs=kwargs, frame_size=84), 4
+    )
+    vector.reset(seed=1)
+    for step in range(120):
+        result = vector.step(np.full(4, (2, 3)[step // 3 % 2], dtype=np.int32))
+
+    assert (len({frames.tobytes() for frames in result.observations}) == 1) is alike
+
+
 def test_describe_environment_is_a_stack_of_frames_and_evaluates_single_games():
     config = EnvConfig(id="ale_py:ALE/Pong-v5", observation="pixels")
 

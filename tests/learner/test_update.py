@@ -308,6 +308,58 @@ def test_update_once_weights_scale_each_rows_share_of_the_gradient():
         torch.testing.assert_close(velocity, sum(g[index] for g in gradients), atol=1e-6, rtol=1e-4)
 
 
+def test_update_once_twice_the_weights_are_twice_the_gradient():
+    """Huber clips δ before the weight is applied, so a clipped row counts by its weight as well."""
+    gradients = []
+    for scale in (1.0, 2.0):
+        rule, state = rule_and_state(normalization="none")
+        block = batches().updates()[0]
+        block = block._replace(
+            n_step_returns=10.0 * block.n_step_returns, is_weights=scale * block.is_weights
+        )
+        new, *_ = update_once(rule, state, block, HYPER)
+        gradients.append(new.optimizer.first)
+
+    for once, twice in zip(*gradients, strict=True):
+        torch.testing.assert_close(twice, 2.0 * once)
+
+
+def test_update_once_norm_is_clipped_after_the_weights():
+    """What the weights make small enough is not clipped, however large it was without them."""
+    block = batches().updates()[0]
+    block = block._replace(is_weights=0.01 * block.is_weights)
+    velocities = []
+    for clip in (False, True):
+        rule, state = rule_and_state(normalization="none", clip=clip)
+        hyper = HYPER._replace(max_grad_norm=torch.tensor(0.05))
+        unweighted = block._replace(is_weights=torch.ones(8))
+        assert update_once(rule, state, unweighted, hyper)[-1] > 0.1
+        new, *_, norm = update_once(rule, state, block, hyper)
+        assert norm < 0.05
+        velocities.append(new.optimizer.first)
+
+    torch.testing.assert_close(velocities[0], velocities[1], rtol=0, atol=0)
+
+
+def test_update_once_without_a_target_network_takes_no_gradient_through_the_target():
+    rule, state = rule_and_state(normalization="none", target_network=False, double_q=False)
+    block = batches().updates()[0]
+    leaves = {name: p.clone().requires_grad_() for name, p in state.parameters.items()}
+
+    def q_values(observations):
+        return rule.forward(leaves, state.buffers, observations, False)
+
+    values = q_values(block.next_observations).max(dim=1).values.detach()
+    targets = block.n_step_returns + block.bootstrap_discounts * values
+    taken = q_values(block.observations)[torch.arange(8), block.actions]
+    loss = (block.is_weights * huber(targets - taken, torch.tensor(1.0))).mean()
+    expected = torch.autograd.grad(loss, list(leaves.values()))
+
+    new, *_ = update_once(rule, state, block, HYPER)
+
+    torch.testing.assert_close(new.optimizer.first, list(expected))
+
+
 def test_polyak_table():
     state = LearnerState(
         {"w": torch.tensor([3.0, -1.0])},

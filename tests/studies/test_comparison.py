@@ -8,7 +8,7 @@ import pytest
 from qfleet.common.errors import ConfigError
 from qfleet.studies.comparison import Arm, compare, gain, group_by_configuration
 from qfleet.studies.findings import findings
-from qfleet.studies.readings import differing_keys, read_run
+from qfleet.studies.readings import Reading, differing_keys, read_run
 from qfleet.studies.words import Words
 
 
@@ -125,6 +125,25 @@ def test_figures_of_an_arm_by_hand(make_run) -> None:
     assert found.curve.mean[0] == pytest.approx(25.0)
     assert found.curve.mean[-1] == pytest.approx(260.0)
     assert found.as_row()["score_low"] == found.score.low
+
+
+def test_every_arm_counts_its_own_seeds(make_run) -> None:
+    def runs(name: str, n_seeds: int, score: float) -> list[Reading]:
+        ends = ((100, score),)
+        return [
+            read_run(make_run(f"{name}{seed}", seed=seed, evaluations=ends, solved=True))
+            for seed in range(n_seeds)
+        ]
+
+    found = compare([Arm("a", runs("a", 5, 480.0)), Arm("b", runs("b", 2, 80.0))], 475.0)
+
+    assert [(each.n_complete, each.n_solved, each.reached) for each in found] == [
+        (5, 5, 5),
+        (2, 2, 0),
+    ]
+    assert [(each.score.value, each.score.n) for each in found if each.score] == [(480, 5), (80, 2)]
+    assert [each.over_training.n for each in found if each.over_training] == [5, 2]
+    assert [each.seeds for each in found] == [[0, 1, 2, 3, 4], [0, 1]]
 
 
 def test_arm_of_which_nothing_is_complete_has_no_figures(make_run) -> None:
