@@ -59,6 +59,8 @@ def elsewhere(tmp_path, monkeypatch):
 
 def config(preset="cartpole", **changes):
     small = SMALL if preset == "cartpole" else {"runtime": "local", "metrics.console": "none"}
+    if "network__factory" in changes:  # which has no hidden sizes
+        small = {key: value for key, value in small.items() if key != "network.hidden_sizes"}
     overrides = {key.replace("__", "."): value for key, value in changes.items()}
     return load_config(preset, [], {**small, **overrides})
 
@@ -204,9 +206,10 @@ def test_train_resumed_with_a_raised_budget_equals_one_run_straight(tmp_path):
 def test_train_cut_within_a_round_and_resumed_equals_one_run_straight(tmp_path, sampling, cut):
     # Five blocks of 10 per round: each of these budgets ends one before it is over.
     def budget(learner_steps):
+        end = {} if sampling == "uniform" else {"importance_sampling_end_learner_steps": 400}
         return config(
             replay__sampling=sampling,
-            replay__importance_sampling_end_learner_steps=400,
+            **{f"replay__{key}": value for key, value in end.items()},
             learner__updates_per_call=10,
             learner__publish_period_learner_steps=50,
             run__max_learner_steps=learner_steps,

@@ -562,7 +562,7 @@ def test_choice_note_of_a_config_made_by_hand():
         ["tutorial-state"],
         ["lunarlander", "--env.kwargs", "{a: '1e3', b: [1, null], c: .inf, d: 'off'}"],
         ["--env.factory", "my_env:make", "--network.hidden_sizes", "7", "--run-dir", "2024"],
-        ["cartpole", "--env", "Acrobot-v1", "--replay.priority_epsilon", "1e-12"],
+        ["cartpole", "--env", "Acrobot-v1", "--learner.learning_rate", "1e-12"],
     ],
 )
 def test_dump_yaml_loads_again_as_the_same(words, write):
@@ -574,3 +574,23 @@ def test_dump_yaml_loads_again_as_the_same(words, write):
 def test_dump_yaml_refuses_what_yaml_cannot_hold():
     with pytest.raises(ConfigError, match=r"env\.kwargs and network\.kwargs must hold text"):
         dump_yaml(load_config(overrides={"env.kwargs": {"a": object()}}))
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        ("--network.factory m:f --network.normalization layer", "network.normalization"),
+        ("--network.noisy true --actors.epsilon_base 0.2", "actors.epsilon_base"),
+        ("--learner.optimizer adam --learner.momentum 0.5", "learner.momentum"),
+        ("--learner.loss mse --learner.huber_delta 2", "learner.huber_delta"),
+        ("--replay.priority_exponent 0.5", "replay.priority_exponent"),
+    ],
+)
+def test_flag_that_another_leaves_without_effect_is_refused(words, key):
+    with pytest.raises(ConfigError, match=rf"(?m)^  {key} = \S+ \(--{key}\): "):
+        load("cartpole", *words.split())
+
+
+def test_preset_may_carry_what_a_flag_turns_off():
+    config = load("tutorial-state", "--learner.optimizer", "adam", "--learner.loss", "mse")
+    assert (config.learner.momentum, config.learner.optimizer) == (0.9, "adam")

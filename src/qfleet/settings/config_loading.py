@@ -24,6 +24,7 @@ from qfleet.common.errors import ConfigError
 from qfleet.settings import config as models
 from qfleet.settings import config_reference, presets
 from qfleet.settings.checks.machine_checks import nvidia_gpus
+from qfleet.settings.checks.unused_settings import unused_settings
 from qfleet.settings.config_checks import check_config
 from qfleet.settings.problems import Problem
 from qfleet.settings.trust import loaded_code
@@ -80,6 +81,7 @@ def load_config(
     config, wrong = _validate(known)
     found += wrong
     found += _rules_between_keys(config, known, {problem.key for problem in found})
+    found += unused_settings(config, known)
     found += check_env_id(config, known, skip=bool(choice.problems))
     found += [] if allow_code else loaded_code(config, known)
     if found:
