@@ -70,7 +70,7 @@ audit: $(VENV)/.installed-run
 prebuild: $(VENV)/.installed-run | links
 	$(BIN)/python -m qfleet.prebuild cartpole tutorial-state
 
-# Five minutes on an idle machine.
+# A quarter of an hour on an idle machine.
 mutations: $(VENV)/.installed-dev | links
 	$(BIN)/python tests/mutations.py
 
