@@ -86,6 +86,17 @@ def test_japanese_page_has_japanese_words_in_its_pictures(report) -> None:
     assert "学習曲線" in page
 
 
+def test_japanese_page_has_no_english_words_where_it_says_how_it_was_measured(report) -> None:
+    in_japanese = Report(report.arms, "題", Words("ja"), base_changes=("全条件で",))
+
+    measured = in_japanese.html().partition("測定条件")[2].partition("</ul>")[0]
+    assert "シード 1" in measured
+    assert "ランタイム: " in measured
+    assert "このページを作成した計算機" in measured
+    assert "全条件で" in measured
+    assert "seed" not in measured
+
+
 def test_command_prints_a_table_or_writes_a_file(make_run, tmp_path, capsys) -> None:
     runs = [str(make_run("a1", seed=1)), str(make_run("a2", seed=2))]
 

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from types import FrameType
 
+from qfleet.settings.problems import show_value
 from qfleet.studies.definition import Study, in_language, load_study
 from qfleet.studies.report import Report
 from qfleet.studies.runner import Cell, Grid, arms_of, workers
@@ -48,6 +49,7 @@ def main(args: argparse.Namespace) -> int:
             in_language(study.question, args.language),
             command_line(args),
             wanted,
+            base_changes(study, words),
         )
         report.write(folder / REPORT_FILE)
         return report
@@ -68,6 +70,14 @@ def main(args: argparse.Namespace) -> int:
     print(report.table())
     print(f"Report: {folder / REPORT_FILE}")
     return 5 if any(arm.failed for arm in report.arms) else 0
+
+
+def base_changes(study: Study, words: Words) -> tuple[str, ...]:
+    """A sentence on what all arms change in the study's preset; none when they change nothing."""
+    if not study.overrides:
+        return ()
+    settings = ", ".join(f"{key} {show_value(value)}" for key, value in study.overrides.items())
+    return (words("base_changes", preset=study.preset, settings=settings),)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -43,6 +43,8 @@ class Report:
     """Repeats it."""
     n_runs_wanted: int | None = None
     """Of a study that goes on."""
+    base_changes: tuple[str, ...] = ()
+    """Said under how it was measured: what a study changes in its preset, in every arm."""
     found: list[Figures] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -155,7 +157,7 @@ class Report:
             curves=pictures.learning_curves(self.found, threshold, words),
             traces=pictures.traces(self.arms, words),
             lengths=pictures.episode_lengths(self.arms, words),
-            films=[(arm.name, *_film(arm)) for arm in self.arms],
+            films=[(arm.name, *_film(arm, words)) for arm in self.arms],
             head=head,
             body=body,
             arms=[arm.name for arm in self.arms],
@@ -163,7 +165,7 @@ class Report:
             failures=[
                 (arm.name, r.seed, r.failure, r.path) for arm in self.arms for r in arm.failed
             ],
-            measured=_measured(self.runs),
+            measured=[*_measured(self.runs, words), *self.base_changes],
         )
 
     def _progress(self) -> str:
@@ -191,7 +193,7 @@ def _known(summary: dict[str, Any]) -> dict[str, Any]:
     return {name: summary.get(name) for name in names}
 
 
-def _film(arm: Arm) -> tuple[str, str, str]:
+def _film(arm: Arm, words: Words) -> tuple[str, str, str]:
     """(data URL, caption, path) of the run whose score is the arm's middle one."""
     filmed = [(run.score or -math.inf, run) for run in arm.runs if run.video() is not None]
     if not filmed:
@@ -199,27 +201,28 @@ def _film(arm: Arm) -> tuple[str, str, str]:
     _, run = sorted(filmed, key=lambda pair: pair[0])[(len(filmed) - 1) // 2]
     video = run.video()
     assert video is not None
-    caption = f"seed {run.seed}" + ("" if run.score is None else f", {run.score:.1f}")
+    caption = words("seed", n=run.seed) + ("" if run.score is None else f", {run.score:.1f}")
     if video.stat().st_size > MAX_VIDEO_BYTES:
         return "", caption, str(video)
     data = base64.b64encode(video.read_bytes()).decode()
     return f"data:{FILM_TYPES[video.suffix]};base64,{data}", caption, ""
 
 
-def _measured(runs: Sequence[Reading]) -> list[str]:
+def _measured(runs: Sequence[Reading], words: Words) -> list[str]:
     """Seeds, devices and versions, each said once."""
     seeds = sorted({run.seed for run in runs})
-    facts = [f"seeds {', '.join(map(str, seeds))}"]
+    facts = [words("seed_list", seeds=", ".join(map(str, seeds)))]
     for name in ("runtime", "device", "learner_path"):
         values = sorted({str(run.summary[name]) for run in runs if run.summary.get(name)})
         if values:
-            facts.append(f"{name.replace('_', ' ')}: {', '.join(values)}")
+            facts.append(f"{words(name)}: {', '.join(values)}")
     versions = {tuple(run.summary.get("versions", {}).items()) for run in runs if run.summary}
     facts += [", ".join(f"{name} {version}" for name, version in one) for one in sorted(versions)]
     from qfleet.bench.bench_record import machine
 
     about = machine()
-    facts.append(f"{about['cpu']}, {about['usable_cpus']} CPUs, {about['memory_gib']} GiB")
+    here = f"{about['cpu']}, {about['usable_cpus']} CPUs, {about['memory_gib']} GiB"
+    facts.append(words("written_on", machine=here))
     return [fact for fact in facts if fact]
 
 
