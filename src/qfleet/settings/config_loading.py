@@ -80,7 +80,7 @@ def load_config(
     found += [_unknown_key(setting, scales) for setting in unknown]
     config, wrong = _validate(known)
     found += wrong
-    found += _rules_between_keys(config, known, {problem.key for problem in found})
+    found += _rules_between_keys(config, known, {p.key for p in found})
     found += unused_settings(config, known)
     found += check_env_id(config, known, skip=bool(choice.problems))
     found += [] if allow_code else loaded_code(config, known)
@@ -143,8 +143,7 @@ def _nearby(path: Path) -> str:
     if path.name in presets.names():
         return f"for the preset write --config {PRESET_PREFIX}{path.name}"
     folder = path.parent
-    candidates = [entry for entry in os.listdir(folder)] if folder.is_dir() else []
-    hits = closest(path.name, candidates, 1)
+    hits = closest(path.name, os.listdir(folder) if folder.is_dir() else [], 1)
     return f"did you mean {folder / hits[0]}?" if hits else ""
 
 
