@@ -54,6 +54,7 @@ _SAMPLE_META: dict[str, type] = {
 }
 _KEY_AND_PROBABILITY_BYTES = 16
 _CHUNK_ENVELOPE_BYTES = 1024
+MAX_SAMPLE_BYTES = 2**31
 _SAMPLE_ENVELOPE_BYTES = 1024
 """More than a sample's header, head and the padding of its columns take."""
 _SNAPSHOT_META: dict[str, type] = {
@@ -227,7 +228,7 @@ def decode_shard_sample(data: bytes | memoryview) -> ShardSample:
     Raises:
         WireFormatError: when a field is missing or its rows do not agree with the others'.
     """
-    meta, columns = wire.decode(data, "sample", max_bytes=2**31)
+    meta, columns = wire.decode(data, "sample", max_bytes=MAX_SAMPLE_BYTES)
     _check_meta("sample", meta, _SAMPLE_META)
     keys = _take_vector("sample", columns, "item_keys", "<i8")
     probabilities = _take_vector("sample", columns, "probabilities", "<f8")

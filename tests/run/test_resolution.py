@@ -55,6 +55,13 @@ def test_lockstep_that_says_its_path_keeps_it_whatever_is_there(mode):
     assert check_and_resolve(config(learner__compile=mode))[1].learner.compile == mode
 
 
+def test_requests_too_large_for_a_message_are_refused_before_the_start():
+    asked = {"learner.batch_size": 8_000, "learner.updates_per_call": 25}
+    too_large = load_config("cartpole-pixels", [], asked)
+    with pytest.raises(ConfigError, match=r"learner\.updates_per_call.*25 x batch_size 8000"):
+        check_and_resolve(too_large)
+
+
 def test_asynchronous_run_leaves_its_path_open():
     put_package(config())
     assert check_and_resolve(config(runtime="ray"))[1].learner.compile == "auto"

@@ -13,7 +13,7 @@ from qfleet.common.messages import chunk_bytes
 from qfleet.common.types import EnvironmentSpec
 from qfleet.common.wire import MAX_CHUNK_BYTES
 from qfleet.replay_server.rate_limiter import minimum_limiter_tolerance_samples
-from qfleet.settings.checks.machine_checks import check_chunk, replay_bytes
+from qfleet.settings.checks.machine_checks import check_chunk, check_request, replay_bytes
 from qfleet.settings.config import Config
 from qfleet.settings.config_auto import (
     block_periods,
@@ -759,3 +759,33 @@ def test_lockstep_round_over_the_limit_of_a_message_is_refused(round_env_steps, 
     assert problem.key == "run.schedule"
     assert f"({steps} + envs_per_actor 1 x n_step" in str(problem)
     assert list(check_chunk(resolved, BIG, 5)) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "key", "value"),
+    [
+        ({"updates_per_call": 50, "max_blocks_per_request": 2}, "max_blocks_per_request", 2),
+        ({"updates_per_call": 50, "batch_size": 512}, "updates_per_call", 50),
+        ({"updates_per_call": 1, "batch_size": 20_000}, "batch_size", 20_000),
+    ],
+)
+def test_request_over_the_limit_of_a_message_is_refused_with_the_arithmetic(asked, key, value):
+    spec = EnvironmentSpec("E", (8, 84, 84), "|u1", 2, None, None, frame_stack=8)
+    network = {"kind": "nature", "normalization": "none"}
+    learner = {"batch_size": 256, **asked}
+    env = {**PIXELS, "frame_stack": 8}
+    resolved = resolve_config(
+        config(env=env, network=network, learner=learner), spec, cpus=8, gpus=0
+    )
+
+    [problem] = check_request(resolved, spec)
+
+    assert (problem.key, problem.value) == (f"learner.{key}", value)
+    learner = resolved.learner
+    draws = learner.max_blocks_per_request * learner.updates_per_call * learner.batch_size
+    assert f"requests of {draws:,} draws (max_blocks_per_request " in str(problem)
+    assert f"x batch_size {learner.batch_size}) of 110 KiB each" in str(problem)
+    assert "an answer may have 2048 MiB" in str(problem)
+    local = resolved.model_copy(update={"runtime": "local"})
+    assert list(check_request(local, spec)) == []  # nothing is sent
+    assert list(check_request(resolved, SPEC)) == []  # states are small

@@ -15,7 +15,7 @@ from qfleet.common.role_place import memory_bytes
 from qfleet.common.types import EnvironmentSpec
 from qfleet.learner.fast.backends import has_fast_form
 from qfleet.run.learner_path import local_device, remote_device
-from qfleet.settings.checks.machine_checks import check_chunk, nvidia_gpus
+from qfleet.settings.checks.machine_checks import check_chunk, check_request, nvidia_gpus
 from qfleet.settings.config import Config
 from qfleet.settings.config_auto import resolve_config
 from qfleet.settings.config_checks import check_config
@@ -53,7 +53,8 @@ def check_and_resolve(config: Config) -> tuple[EnvironmentSpec, Config]:
     if resolved.learner.precision == "auto":
         resolved = _with_measured_precision(resolved, spec)
     rounds = run_plans(resolved).fleet.rounds
-    if problems := list(check_chunk(resolved, spec, rounds.n_env_steps)):
+    problems = [*check_chunk(resolved, spec, rounds.n_env_steps), *check_request(resolved, spec)]
+    if problems:
         raise ConfigError(error_message(problems))
     if resolved.effective_schedule == "lockstep":
         resolved = _with_decided_path(resolved, spec, config.learner.compile == "auto")

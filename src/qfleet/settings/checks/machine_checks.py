@@ -5,13 +5,14 @@ Called by `config_checks.py`.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from qfleet.common.messages import chunk_bytes
+from qfleet.common.messages import MAX_SAMPLE_BYTES, chunk_bytes, shard_sample_bytes
 from qfleet.common.types import EnvironmentSpec
 from qfleet.common.wire import MAX_CHUNK_BYTES
 from qfleet.replay_server.row_bytes import row_bytes
@@ -116,6 +117,38 @@ def check_chunk(
             f"{actors.envs_per_actor} x n_step {actors.n_step}) of {one / 2**20:.3g} MiB each, "
             f"{needed / 2**20:,.0f} MiB, and a chunk may have {MAX_CHUNK_BYTES // 2**20} MiB",
             f"{remedy}, lower actors.envs_per_actor, or make observations smaller",
+        )
+
+
+def check_request(config: Config, spec: EnvironmentSpec) -> Iterator[Problem]:
+    """Whether the largest answer of a replay shard is one that crosses to the learner's process.
+
+    Args:
+        config: With every `auto` resolved.
+        spec: Of the environment.
+    """
+    learner = config.learner
+    if config.runtime != "ray":
+        return
+    factors = {
+        "max_blocks_per_request": learner.max_blocks_per_request,
+        "updates_per_call": learner.updates_per_call,
+        "batch_size": learner.batch_size,
+    }
+    numbers = [number for number in factors.values() if isinstance(number, int)]
+    assert len(numbers) == len(factors), "resolved"
+    draws = math.prod(numbers)  # one shard may hold all that is drawn
+    needed = shard_sample_bytes(spec, draws)
+    if needed > MAX_SAMPLE_BYTES:
+        key = next((key for key, number in factors.items() if number != 1), "batch_size")
+        product = " x ".join(f"{key} {number}" for key, number in factors.items())
+        yield Problem(
+            f"learner.{key}",
+            factors[key],
+            f"makes requests of {draws:,} draws ({product}) of "
+            f"{needed / draws / 2**10:.3g} KiB each, {needed / 2**20:,.0f} MiB, and an answer "
+            f"may have {MAX_SAMPLE_BYTES // 2**20} MiB",
+            "lower it, or make observations smaller",
         )
 
 
