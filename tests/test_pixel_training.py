@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 
 import qfleet
+from qfleet.command_line import cli
 from qfleet.common.config import EnvConfig
+from qfleet.pictures.agent_view import AgentView
+from qfleet.pictures.recording import read_frames
 from qfleet.run_files.resume import load_saved_config
 from qfleet.run_files.summary import read_summary
 from qfleet.settings.config_loading import load_config
@@ -96,6 +99,35 @@ def test_a_trained_policy_acts_on_stacks_of_the_runs_own_environment(tmp_path):
     assert picture.shape == (400, 600, 3)
     with pytest.raises(ValueError, match=r"must be uint8 \[3, 18, 36\] or a batch"):
         policy.act(observation[0])
+
+
+def test_play_films_the_agents_stacked_frames_beside_the_game(tmp_path):
+    train(config(), run_dir=tmp_path / "run")
+    latest = tmp_path / "run" / "latest"
+    policy = qfleet.load_policy(latest)
+    env = qfleet.make_env(tmp_path / "run", render_mode="rgb_array")
+    view, expected, is_over = AgentView(policy.q_values, policy.spec), [], False
+    observation, _ = env.reset(seed=5)
+    while not is_over:
+        expected.append(view.beside(env.render(), observation))
+        observation, _, terminated, truncated, _ = env.step(policy.act(observation))
+        is_over = terminated or truncated
+    expected.append(view.beside(env.render(), observation))
+    env.close()
+
+    assert cli.main(["play", str(latest), "--seed", "5", "--video", "play.mp4"]) == 0
+
+    height, width, _ = expected[0].shape
+    shown = [frame[:height, :width].astype(int) for frame in read_frames(tmp_path / "play.mp4")]
+    first, last = expected[0].astype(int), expected[-1].astype(int)
+    blank = view.beside(expected[0][:, :600], np.zeros_like(observation)).astype(int)
+
+    def apart(one, other):
+        """The panel's part that differs by more than a codec loses."""
+        return (np.abs(one - other)[:, 600:] > 32).mean()
+
+    assert apart(shown[0], first) < 0.5 * min(apart(shown[0], last), apart(shown[0], blank))
+    assert apart(shown[-1], last) < 0.5 * min(apart(shown[-1], first), apart(shown[-1], blank))
 
 
 def test_a_policy_is_scored_on_gymnasiums_frames_as_on_ours(tmp_path):
