@@ -50,12 +50,21 @@ def intervals(values: Array, seed: int = 0) -> tuple[Array, Array, Array]:
     means = interquartile_mean(values)
     if len(values) < 2:
         return means, means, means
-    rng = np.random.default_rng(seed)
-    chosen = rng.integers(0, len(values), (RESAMPLES, len(values)))  # [R, S]
-    resampled = interquartile_mean(values[chosen], axis=1)  # [R, S, N] -> [R, N]
-    tail = 100.0 * (1.0 - CONFIDENCE) / 2.0
-    low, high = np.percentile(resampled, [tail, 100.0 - tail], axis=0)
-    return means, low, high
+    from scipy import stats
+
+    # All columns of a resample are of the same seeds. With one environment there is one stratum,
+    # so that SciPy's plain bootstrap is the stratified one.
+    found = stats.bootstrap(
+        (values,),
+        interquartile_mean,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        vectorized=True,
+        axis=0,
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return means, np.asarray(found.low), np.asarray(found.high)
 
 
 def estimate(values: Array, seed: int = 0) -> Estimate:
