@@ -36,7 +36,7 @@ class ReplayReader(Protocol):
         ...
 
     def sample(self, draws: list[int]) -> list[ShardSample]:
-        """`draws[i]` independent draws from shard i; shards with 0 draws are left out."""
+        """`draws[i]` draws from shard i, with replacement; shards with 0 draws are left out."""
         ...
 
     def update_priorities(self, updates: dict[int, PriorityUpdate]) -> None:

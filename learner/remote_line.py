@@ -59,7 +59,7 @@ class ShardLine:
 
     A call that Ray reports lost is made again; so is one that a later one has overtaken (the shard
     answers draws in the order in which they are asked), and the oldest one after a silence. Draws
-    that come twice are independent like all others: the second answer is let go.
+    that come twice are draws like all others: the second answer is let go.
     """
 
     def __init__(self, index: int, shard: Any, spec: EnvironmentSpec) -> None:

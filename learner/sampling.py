@@ -33,8 +33,9 @@ def slices(
 ) -> list[list[ShardSample]]:
     """The answers to one request for several blocks, cut into those of each block.
 
-    `splits[block][shard]` draws belong to a block. Draws are independent, so any cut is as good as
-    a request of its own.
+    `splits[block][shard]` draws belong to a block. Draws come in random order, so each one of any
+    cut has the probability that it would have in a request of its own. Where they are independent
+    (uniform, proportional) so has the whole cut; by rank they are stratified over the request.
     """
     blocks: list[list[ShardSample]] = []
     taken = {part.shard: 0 for part in parts}

@@ -182,7 +182,7 @@ class ReplayShard:
         return inserted, counters.sampled - counters.limiter_sampled_base
 
     def sample(self, n: int, now_s: float) -> ShardSample:
-        """Draw n items independently; does not ask the rate limiter.
+        """Draw n items with replacement; does not ask the rate limiter.
 
         Raises:
             ReplayNotReadyError: when the shard is empty.

@@ -1,11 +1,13 @@
-"""How a replay shard draws its items: uniformly or in proportion to priority.
+"""How a replay shard draws its items: uniformly, in proportion to priority, or by rank.
 
 `make_sampler` chooses by configuration; the shard knows only the `Sampler` protocol, so another
-distribution is one more class here. All draws are independent and with replacement.
+distribution is one more class here. All draws are with replacement. Uniform and proportional ones
+are independent; those by rank are stratified over a request and come in random order, so that each
+one alone has the probability that is returned with it.
 
 Source: Schaul et al. 2016, sec. 3.3 (proportional variant).
-Differs: the paper draws one item from each of n equal ranges of the total (stratified); we draw
-independently, so that draws compose over shards and over the batches of one request.
+Differs: the paper draws one item from each of n equal ranges of the total (stratified); in
+proportion we draw independently, so that draws compose over shards and the batches of a request.
 """
 
 from __future__ import annotations
