@@ -41,9 +41,7 @@ def initial_block_inputs(
 
     With `dtype` the network is cast to it; without, it stays as built and the rates are float32.
     """
-    is_on_gpu = torch.device(device).type == "cuda"
-    most_inputs = GPU_TARGET_FORWARD_INPUTS if is_on_gpu else TARGET_FORWARD_INPUTS
-    if is_on_gpu and plan.network.is_convolutional:
+    if torch.device(device).type == "cuda" and plan.network.is_convolutional:
         use_tf32()
     network = build_network(plan.network, spec, seed_int(plan.seed, "learner.network"))
     network.to(device=device, dtype=dtype)
@@ -60,7 +58,7 @@ def initial_block_inputs(
         polyak=plan.target_tau is not None,
         clip=plan.max_grad_norm is not None,
         n_layer_noise=n_layer_noise(plan.network, spec),
-        max_target_rows=most_inputs // math.prod(spec.observation_shape),
+        max_target_rows=max_target_rows(spec, device),
     )
     state = LearnerState(
         parameters,
@@ -79,6 +77,13 @@ def first_arrays(
     """The seeded network's parameters and buffers as arrays."""
     _, state, _ = initial_block_inputs(plan, spec, "cpu")
     return to_arrays(state.parameters), to_arrays(state.buffers)
+
+
+def max_target_rows(spec: EnvironmentSpec, device: str) -> int:
+    """Most observations in one forward of a target network: see `UpdateRule.max_target_rows`."""
+    is_on_gpu = torch.device(device).type == "cuda"
+    inputs = GPU_TARGET_FORWARD_INPUTS if is_on_gpu else TARGET_FORWARD_INPUTS
+    return inputs // math.prod(spec.observation_shape)
 
 
 def _memory_format(plan: LearnerPlan) -> torch.memory_format:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -19,6 +20,8 @@ _CACHE = tempfile.TemporaryDirectory(prefix="qfleet-test-cache-")
 os.environ["QFLEET_CACHE"] = _CACHE.name
 # Ray reads how it authenticates once in a process, whoever touches it first.
 ensure_token()
+# Under nohup it would be ignored, in the processes that tests start as well.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 RAY_FILES = ("test_ray_", "test_hosts", "test_commands.py", "test_exposure.py", "test_programs.py")

@@ -10,8 +10,14 @@ from torch import nn
 
 from qfleet.common.networks import build_network
 from qfleet.common.types import EnvironmentSpec
-from qfleet.learner.block_inputs import TARGET_FORWARD_INPUTS, first_arrays, initial_block_inputs
+from qfleet.learner.block_inputs import (
+    TARGET_FORWARD_INPUTS,
+    first_arrays,
+    initial_block_inputs,
+    max_target_rows,
+)
 from qfleet.learner.plan import LearnerPlan
+from qfleet.learner.precision import use_tf32
 from qfleet.learner.update import Batches, run_block
 from qfleet.settings.config import Config
 from qfleet.settings.config_auto import resolve_config
@@ -75,6 +81,25 @@ def test_rule_makes_numbers_of_bytes_and_bounds_the_rows_of_a_target_forward() -
     assert torch.equal(inputs, torch.full((3, 4, 10, 10), 2.0))  # no division: 0 and 1 are planes
     assert rule.max_target_rows == TARGET_FORWARD_INPUTS // 400
     assert hyper.learning_rate.dtype == torch.float64
+
+
+def test_a_gpu_values_more_rows_at_once() -> None:
+    frames = EnvironmentSpec("frames", (8, 84, 84), "|u1", 2, None, None, frame_stack=8)
+    assert max_target_rows(frames, "cpu") == 70  # 4 M numbers
+    assert max_target_rows(frames, "cuda:0") == 1133  # 64 M
+
+
+def test_matrix_products_on_a_gpu_are_tf32_and_a_cpus_run_asks_for_nothing() -> None:
+    products = torch.backends.cuda.matmul
+    former, products.allow_tf32 = products.allow_tf32, False
+    try:
+        spec = EnvironmentSpec("frames", (4, 84, 84), "|u1", 2, None, None, frame_stack=4)
+        initial_block_inputs(plan_of(kind="nature"), spec, "cpu")
+        assert not products.allow_tf32
+        use_tf32()
+        assert products.allow_tf32
+    finally:
+        products.allow_tf32 = former
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,18 @@ def test_signal_while_interrupting_is_noted_and_raises():
         assert (raised.value.code, stop.name) == (130, "SIGINT")
 
 
+def test_hangup_that_nohup_ignores_stays_ignored():
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with noticed() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.number is None
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.number == signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGHUP, former)
+
+
 def test_listen_takes_the_signals_back():
     def of_another(number, frame):
         raise AssertionError("not asked")

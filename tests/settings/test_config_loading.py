@@ -583,6 +583,11 @@ def test_dump_yaml_refuses_what_yaml_cannot_hold():
         ("--network.noisy true --actors.epsilon_base 0.2", "actors.epsilon_base"),
         ("--learner.optimizer adam --learner.momentum 0.5", "learner.momentum"),
         ("--learner.loss mse --learner.huber_delta 2", "learner.huber_delta"),
+        (
+            "--network.distribution c51 --network.value_min 0 --network.value_max 100 "
+            "--learner.huber_delta 2",
+            "learner.huber_delta",
+        ),
         ("--replay.priority_exponent 0.5", "replay.priority_exponent"),
     ],
 )

@@ -210,3 +210,16 @@ def test_numbers_in_a_file_are_read_as_in_a_configuration(tmp_path):
     )
     study = load_study(str(file), {})
     assert study.config("a").learner.learning_rate == 0.001
+
+
+def test_what_all_arms_share_may_be_idle_in_one_of_them(tmp_path):
+    """Its own settings may not: they would promise a difference that is none."""
+    file = tmp_path / "mine.yaml"
+    shared = "title: t\nquestion: q\npreset: cartpole\noverrides: {learner.momentum: 0.8}\n"
+    file.write_text(f"{shared}arms:\n  sgd: {{}}\n  adam: {{learner.optimizer: adam}}\n")
+    assert load_study(str(file), {}).config("adam").learner.momentum == 0.8
+
+    own = "{learner.optimizer: adam, learner.momentum: 0.7}"
+    file.write_text(f"{shared}arms:\n  sgd: {{}}\n  adam: {own}\n")
+    with pytest.raises(ConfigError, match=r"arm 'adam' .*\n.*learner.momentum = 0.7"):
+        load_study(str(file), {})

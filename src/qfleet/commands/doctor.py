@@ -43,7 +43,7 @@ PACKAGES: dict[str, tuple[str, str]] = {
     "safetensors": ("safetensors", "0.5"),
     "tensorboard": ("tensorboard", "2.21"),
     "matplotlib": ("matplotlib", "3.9"),
-    "scipy": ("scipy", "1.13"),
+    "scipy": ("scipy", "1.15"),
     "jinja2": ("jinja2", "3.1"),
     "pillow": ("PIL", "11"),
     "filelock": ("filelock", "3.16"),

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from types import FrameType
 
+from qfleet.run.stop_signals import heard_signals
 from qfleet.settings.problems import show_value
 from qfleet.studies.definition import Study, in_language, load_study
 from qfleet.studies.report import Report
@@ -18,8 +19,6 @@ from qfleet.terminal.console import duration
 
 REPORT_FILE = "report.html"
 LONG_S = 180.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Each ends the runs with a checkpoint; the exit code says which it was, as of `qfleet train`."""
 
 
 def main(args: argparse.Namespace) -> int:
@@ -37,9 +36,6 @@ def main(args: argparse.Namespace) -> int:
         f"{at_once} at a time · {folder}",
         flush=True,
     )
-    _say_forecast(study, grid, args.name)
-    for number in _SIGNALS:
-        signal.signal(number, _stop)
 
     def write() -> Report:
         report = Report(
@@ -59,7 +55,10 @@ def main(args: argparse.Namespace) -> int:
         state = "complete" if cell.is_complete else f"failed, see {cell.path}.log"
         print(f"  {cell.arm}, seed {cell.seed}: {state}", flush=True)
 
+    for number in heard_signals():
+        signal.signal(number, _stop)
     try:
+        _say_forecast(study, grid, args.name)
         grid.run(after_each)
     except KeyboardInterrupt as stopped:
         with contextlib.suppress(OSError):  # after a hangup nobody may be there to read it
@@ -81,6 +80,7 @@ def base_changes(study: Study, words: Words) -> tuple[str, ...]:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
+    """The runs end with a checkpoint; the exit code says which signal it was, as elsewhere."""
     raise KeyboardInterrupt(number)
 
 

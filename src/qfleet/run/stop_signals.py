@@ -23,6 +23,12 @@ BREAK_AFTER_S = 5.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+def heard_signals() -> list[int]:
+    """The signals that ask for the end; without SIGHUP where nohup has it ignored."""
+    is_under_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [n for n in _SIGNALS if n != signal.SIGHUP or not is_under_nohup]
+
+
 class HangBrokenError(BaseException):
     """Raised into what hangs after a signal; no `except Exception` on the way keeps it."""
 
@@ -50,7 +56,7 @@ class StopSignal:
     def listen(self) -> None:
         """Install the handler for all signals; in another thread than the main one do nothing."""
         with contextlib.suppress(ValueError):  # "signal only works in main thread"
-            for number in _SIGNALS:
+            for number in heard_signals():
                 signal.signal(number, self.note)
 
     def note(self, number: int, frame: FrameType | None) -> None:

@@ -65,8 +65,8 @@ def loaded_code(config: Config, settings: Sequence[Setting]) -> Iterator[Problem
 
 
 def is_loaded(setting: Setting) -> bool:
-    """Whether a file said it, and not the user, a preset or a default."""
-    own = setting.origin in _OWN_WORDS or setting.origin.startswith(("--", "preset"))
+    """Whether a file said it, and not the user, a preset, a study or a default."""
+    own = setting.origin in _OWN_WORDS or setting.origin.startswith(("--", "preset", "study"))
     return not own
 
 

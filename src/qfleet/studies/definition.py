@@ -22,8 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from qfleet.command_line.foreign_names import did_you_mean
 from qfleet.common.errors import ConfigError
-from qfleet.settings.config_loading import Config
-from qfleet.settings.yaml_settings import load_plain
+from qfleet.settings.config_loading import Config, load_config
+from qfleet.settings.yaml_settings import Setting, load_plain
 
 _FOLDER = Path(__file__).parent / "definitions"
 IN_EVERY_ARM: dict[str, object] = {
@@ -81,7 +81,12 @@ class Study(BaseModel):
             ConfigError: naming the arm, with everything that is wrong in it.
         """
         try:
-            return Config.preset(self.preset_of(arm), self.settings(arm))
+            own = self.arms[arm]
+            given = [
+                Setting(tuple(key.split(".")), value, "argument" if key in own else "study")
+                for key, value in self.settings(arm).items()
+            ]
+            return load_config(self.preset_of(arm), overrides=given)
         except ConfigError as error:
             raise ConfigError(f"arm '{arm}' of study {self.name}: {error}") from error
 

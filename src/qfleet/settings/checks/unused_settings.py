@@ -1,7 +1,7 @@
 """Settings of the user's own that another one leaves without effect: refused, not ignored.
 
 Called while a configuration is loaded. Only what a flag or an argument says is held against this:
-a preset, or a file with every key, may carry what an override beside it turns off.
+a preset, a file with every key, or what all arms of a study share may carry what is turned off.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ _RULES = (
     ),
     _Rule(
         ("learner.huber_delta",),
-        lambda config: config.learner.loss != "huber",
-        "is of learner.loss huber",
-        "leave it out, or set learner.loss huber",
+        lambda config: config.learner.loss != "huber" or config.network.distribution == "c51",
+        "is of learner.loss huber, and not of c51's loss",
+        "leave it out",
     ),
     _Rule(
         (
