@@ -50,7 +50,8 @@ def plot_learning_curve(run_dir: Path, threshold: float | None = None) -> Path:
     axes.grid(alpha=0.25)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="best", framealpha=0.9)
+        # Below the axes: within them it hid the evaluation that solved.
+        figure.legend(loc="outside lower center", ncols=4, frameon=False)
     else:
         axes.text(0.5, 0.5, "no episode has ended yet", ha="center", transform=axes.transAxes)
     path, temporary = run_dir / LEARNING_CURVE_FILE, run_dir / f"{TEMPORARY_PREFIX}curve.png"
