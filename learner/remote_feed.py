@@ -169,10 +169,14 @@ class ReplayFeed:
         return [line.stats for line in self._lines]
 
     def _ask(self) -> _Request | None:
-        """A new request, split by mass; None while no shard that may be asked holds anything."""
+        """A new request, split by mass; None while no shard that may be asked holds anything.
+
+        Also while one has yet to tell its mass: the others would be drawn from too often.
+        """
         resting = self.resting
         stats = [s._replace(mass=0.0) if i in resting else s for i, s in enumerate(self._stats())]
-        if not any(s.mass > 0 for s in stats):
+        all_told = all(line.has_told for i, line in enumerate(self._lines) if i not in resting)
+        if not all_told or not any(s.mass > 0 for s in stats):
             for line in self._lines:
                 line.ask_stats()
             return None

@@ -84,6 +84,11 @@ class ShardLine:
         """Whether the shard is not known to be dead."""
         return self._shard is not None
 
+    @property
+    def has_told(self) -> bool:
+        """Whether its counters were ever known; of one that is gone nothing more is expected."""
+        return self.stats is not NOTHING or not self.is_there
+
     def replace(self, shard: Any) -> None:
         """Go on with another process, which answers everything that is open."""
         self._shard, self._stats_refs, self._updates = shard, [], {}

@@ -151,6 +151,34 @@ def test_nothing_is_drawn_while_no_shard_holds_anything(make_fleet):
     assert fleet.asked(0) == 0
 
 
+def test_nothing_is_drawn_until_every_shard_has_told_its_mass(make_fleet):
+    """A resumed learner's first draws once all came from the shard that answered first."""
+    fleet = make_fleet([300.0, 300.0])
+    fleet.silent = {1}
+    served = []
+
+    def serve():
+        served.append(fleet.asked(0) + fleet.asked(1))
+        if len(served) == 20:
+            fleet.silent = set()
+        fleet.serve()
+
+    fleet.ray.on_idle = serve
+    fleet.stop.wait = lambda timeout: serve()
+
+    sample = next(fleet.feed.blocks(fleet.learner))
+
+    assert len(served) > 20
+    assert served[:20] == [0] * 20
+    assert set(sample.shards.ravel().tolist()) == {0, 1}
+
+
+def test_shard_that_died_before_it_told_holds_nobody_back(make_fleet):
+    fleet = make_fleet([300.0, 300.0])
+    fleet.dead = {1}
+    assert set(next(fleet.feed.blocks(fleet.learner)).shards.ravel().tolist()) == {0}
+
+
 def test_counters_that_were_lost_are_asked_for_again_before_ray_says_so(ray, new_handle):
     handle = new_handle()
     line = remote_line.ShardLine(0, handle, SPEC)
