@@ -7,7 +7,8 @@
 On a CPU the fast form is the compiled package (built first where it is missing, half a minute), on
 a GPU the CUDA graph. Each workload is a preset or, on a GPU, a network of convolutions on frames,
 in float32 and with `learner.precision bfloat16`; batches of noise lie in host memory, in blocks of
-the workload's K, and the TD errors come back there. The forms take turns within each repeat, so
+the workload's K, and the TD errors come back there. `frames kept`: they are on the GPU already and
+draws name them by place, as in a local run. The forms take turns within each repeat, so
 that a busy machine slows both. `block` is the block alone, `update_block` the whole `Learner`:
 statistics, target syncs, publishing. The learning twin: the largest relative distance of parameters
 from eager after 1,000 updates.
@@ -102,14 +103,23 @@ def measure(load: Workload, arguments: Any) -> list[Measurement]:
         form: partial(learn, Learner(plan, load.environment, device), sample)
         for form, plan in forms(load, device).items()
     }
+    if device != "cpu" and load.environment.frame_stack is not None:
+        every, sample = load.samples_by_place()
+        plan = forms(load, device)["cuda graph"]
+        backend = starting_backend(plan, load.environment, device)
+        learner = Learner(plan, load.environment, device)
+        advance(backend, every)
+        learn(learner, every)
+        blocks["cuda graph, frames kept"] = partial(advance, backend, sample)
+        learners["cuda graph, frames kept"] = partial(learn, learner, sample)
     about = {
         "batch_size": load.plan.batch_size,
         "updates_per_block": k,
         "ready_s": round(ready_s, 3),
-        **distances(load, sample, arguments),
+        **distances(load, load.sample(), arguments),
     }
     found = side_by_side(f"{load.name}, block", blocks, k, arguments)
-    found[len(ready) - 1] = replace(found[len(ready) - 1], detail=about)
+    found[len(blocks) - 1] = replace(found[len(blocks) - 1], detail=about)
     return found + side_by_side(f"{load.name}, update_block", learners, k, arguments)
 
 

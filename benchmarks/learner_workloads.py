@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from qfleet.bench.part_benchmarks import random_sample, resolved_preset
+from qfleet.common.pixels.new_frames import NewFrames
+from qfleet.common.pixels.stored_columns import STACKS, frame_shape
 from qfleet.common.types import NEXT_OBSERVATION, OBSERVATION, EnvironmentSpec, ReplaySample
 from qfleet.learner.plan import LearnerPlan
 from qfleet.settings.config import Config
@@ -23,6 +25,8 @@ from qfleet.settings.plans import run_plans
 
 FRAMES = EnvironmentSpec("84x84x4 frames", (4, 84, 84), "|u1", 6, None, None, frame_stack=4)
 FRAMES_UPDATES_PER_BLOCK = 8
+KEPT_FRAMES = 12_500
+"""Of the course's memory of 10,000 transitions."""
 PRESETS = {
     "tutorial-state": "the course's MLP with BatchNorm, batch 32, MSE, no double Q",
     "cartpole": "the default preset: no normalization, batch 64, double Q, Huber, clipping",
@@ -54,6 +58,18 @@ class Workload:
                 shape = sample.columns[name].shape
                 sample.columns[name] = rng.integers(0, 256, shape, dtype=np.uint8)
         return sample
+
+    def samples_by_place(self) -> tuple[ReplaySample, ReplaySample]:
+        """A sample that brings every frame of a replay to the learner, and one after it."""
+        rng = np.random.default_rng(0)
+        sample, shape = self.sample(), frame_shape(self.environment)
+        frames = rng.integers(0, 256, (KEPT_FRAMES, *shape), dtype=np.uint8)
+        for name in STACKS:
+            named = sample.columns[name].shape[:3]
+            sample.columns[name] = rng.integers(0, KEPT_FRAMES, named, dtype=np.int32)
+        every = NewFrames(KEPT_FRAMES, np.arange(KEPT_FRAMES), frames)
+        none = NewFrames(KEPT_FRAMES, np.arange(0), frames[:0])
+        return replace(sample, new_frames={0: every}), replace(sample, new_frames={0: none})
 
 
 def workload(name: str) -> Workload:

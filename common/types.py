@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from qfleet.common.pixels.frame_run import FrameRun
+from qfleet.common.pixels.new_frames import NewFrames
 
 Array = NDArray[Any]
 Columns = dict[str, Array]
@@ -202,6 +203,8 @@ class ShardSample:
     """Mean time since insertion of the drawn items, in seconds."""
     held_s: float = 0.0
     """How long the rate limiter had held the request back, in seconds."""
+    new_frames: NewFrames | None = None
+    """When given, stacks are places int32 [n, S] of frames that the reader keeps, these added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +221,8 @@ class ReplaySample:
     is_weights: Array
     noise: Array | None = None
     """float32 [K, 3, N], added by the learner for a network that takes random numbers."""
+    new_frames: dict[int, NewFrames] | None = None
+    """By shard; when given, stacks are places int32 [K, B, S] at their shards."""
 
     @property
     def n_batches(self) -> int:

@@ -1,7 +1,8 @@
 """Batches from the replay on the learner's device: one host buffer, on a GPU one transfer.
 
 Called by the learner for every block. On a GPU the buffer is page-locked, so that the transfer runs
-beside the host. Observations travel as they are stored: pixels as bytes.
+beside the host. Observations travel as they are stored: pixels as bytes, or as the places of frames
+that lie there already (`device_frames.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from qfleet.common.types import Array, ReplaySample
 from qfleet.learner.backend import batch_columns
+from qfleet.learner.device_frames import DeviceFrames
 from qfleet.learner.update import Batches
 
 _ALIGNMENT_BYTES = 64
@@ -36,9 +38,13 @@ class BatchStager:
         self._arrays: list[Array] = []
         self._tensors: list[Tensor] = []
         self._sent: torch.cuda.Event | None = None
+        self._frames = DeviceFrames(device)
 
     def stage(self, sample: ReplaySample) -> Batches:
-        """The sample as tensors `[K, B, …]`."""
+        """The sample as tensors `[K, B, …]`; stacks whole, also where it names their frames."""
+        is_located = sample.new_frames is not None
+        if is_located:
+            sample = self._frames.located(sample)
         wanted = batch_columns(sample)
         layout = [(array.shape, dtype) for array, dtype in wanted]
         if layout != self._layout:
@@ -49,7 +55,8 @@ class BatchStager:
             np.copyto(target, source, casting="unsafe")
         if self._device.type == "cuda":
             self._send()
-        return Batches(*self._tensors)
+        batches = Batches(*self._tensors)
+        return self._frames.unfolded(batches) if is_located else batches
 
     def _allocate(self, layout: _Layout) -> None:
         sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in layout]

@@ -85,4 +85,5 @@ def assemble(
         probabilities = batched([p.probabilities * (masses[p.shard] / total) for p in parts])
         size = sum(part.stats.size for part in parts)
         weights = importance_weights(probabilities, size, importance_exponent)
-    return ReplaySample(columns, keys, shards, weights)
+    news = {part.shard: part.new_frames for part in parts if part.new_frames is not None}
+    return ReplaySample(columns, keys, shards, weights, new_frames=news or None)

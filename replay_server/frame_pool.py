@@ -14,6 +14,7 @@ import numpy as np
 
 from qfleet.common.errors import InvariantError
 from qfleet.common.pixels.frame_run import FrameRun
+from qfleet.common.pixels.new_frames import NewFrames
 from qfleet.common.pixels.stored_columns import PLACE_DTYPE
 from qfleet.common.types import Array
 from qfleet.replay_server.frame_stores import Compression, make_store
@@ -52,6 +53,8 @@ class FramePool:
         self._shape, self._compression = shape, compression
         self._frames = make_store(compression, capacity_frames + _SPARE_FRAMES, shape)
         self._uses = np.zeros(len(self._frames), dtype=np.int32)
+        self._is_sent = np.zeros(len(self._frames), dtype=bool)
+        """Places whose frame a reader that keeps frames has had."""
         self._free = np.arange(len(self._frames) - 1, -1, -1, dtype=PLACE_DTYPE)
         """Free places as a stack whose top is its end, below `_n_free`."""
         self._n_free = len(self._free)
@@ -73,6 +76,11 @@ class FramePool:
     def frame_bytes(self) -> int:
         """Of one frame."""
         return int(np.prod(self._shape))
+
+    @property
+    def n_bytes(self) -> int:
+        """Of the frames of all places, as they are."""
+        return len(self._frames) * self.frame_bytes
 
     @property
     def touched(self) -> int:
@@ -118,6 +126,7 @@ class FramePool:
         lost = np.full(run.first - writer.end, UNKNOWN)
         places = self._taken(len(run.frames))
         self._frames.put(places, run.frames)
+        self._is_sent[places] = False
         self._uses[places] = 1
         writer.places = np.concatenate([writer.places, lost, places])
 
@@ -148,6 +157,14 @@ class FramePool:
     def copy_stacks(self, places: Array, stacks: Array) -> None:
         """Write the frames at `places` [n, K] into `stacks` uint8 [n, K, H, W], contiguous."""
         self._frames.copy(places.reshape(-1), stacks.reshape(places.size, -1))
+
+    def unsent(self, places: Array) -> NewFrames:
+        """Of the frames at `places` [n] those that no earlier call has given, for one reader."""
+        places = np.unique(places[~self._is_sent[places]]).astype(np.int64)
+        frames = np.empty((len(places), *self._shape), dtype=np.uint8)
+        self._frames.copy(places, frames.reshape(len(places), self.frame_bytes))
+        self._is_sent[places] = True
+        return NewFrames(len(self._frames), places, frames)
 
     def clear(self) -> None:
         """Forget the frames of all rows; writers keep theirs."""
@@ -187,6 +204,7 @@ class FramePool:
         new = max(int(old * _GROWTH), old + n)
         self._frames.grow(new, self._touched)
         self._uses = np.concatenate([self._uses, np.zeros(new - old, dtype=np.int32)])
+        self._is_sent = np.concatenate([self._is_sent, np.zeros(new - old, dtype=bool)])
         free = np.arange(new - 1, old - 1, -1, dtype=PLACE_DTYPE)
         free = np.concatenate([free, self._free[: self._n_free]])
         self._free, self._n_free = np.resize(free, new), len(free)
@@ -240,6 +258,7 @@ class FramePool:
         if touched > len(self._frames):
             self._frames = make_store(self._compression, touched + _SPARE_FRAMES, self._shape)
         self._uses = np.zeros(len(self._frames), dtype=np.int32)
+        self._is_sent = np.zeros(len(self._frames), dtype=bool)
         self._touched, self._writers = touched, {}
         self._unread, self._n_held = None, 0
         return self._frames.target(touched)

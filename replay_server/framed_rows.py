@@ -12,10 +12,10 @@ import numpy as np
 
 from qfleet.common.capture_stream import Shapes
 from qfleet.common.errors import InvariantError
-from qfleet.common.pixels.stored_columns import PLACE_DTYPE, frame_shape
+from qfleet.common.pixels.new_frames import NewFrames
+from qfleet.common.pixels.stored_columns import PLACE_DTYPE, STACKS, frame_shape
 from qfleet.common.types import (
     ACTION,
-    NEXT_OBSERVATION,
     OBSERVATION,
     Array,
     Columns,
@@ -27,7 +27,6 @@ from qfleet.replay_server.frame_stores import Compression
 from qfleet.replay_server.frozen_frames import FRAMES, FrozenFrames
 from qfleet.replay_server.storage import RingStorage
 
-STACKS = (OBSERVATION, NEXT_OBSERVATION)
 FRAMES_PER_ROW = 1.25
 """Room asked for at the start: one frame per step and one per episode, and what is on its way."""
 _ROWS_AT_ONCE = 32
@@ -82,6 +81,10 @@ class FramedRows:
             for name, stacks in zip(STACKS, both, strict=True):
                 self.pool.copy_stacks(columns[name][rows], stacks[rows])
         return {**columns, **dict(zip(STACKS, both, strict=True))}
+
+    def new_frames(self, columns: Mapping[str, Array]) -> NewFrames:
+        """What a reader that keeps frames needs for these rows beside their places."""
+        return self.pool.unsent(np.concatenate([columns[name].reshape(-1) for name in STACKS]))
 
     def places_named(self) -> list[Array]:
         """The places that rows name, each column as held."""

@@ -14,7 +14,6 @@ from qfleet.common.pixels.stored_columns import held_columns, stored_columns
 from qfleet.common.seeding import generator
 from qfleet.common.types import (
     ACTION,
-    Array,
     ChunkId,
     Columns,
     EnvironmentSpec,
@@ -88,6 +87,11 @@ class ReplayShard:
     def size(self) -> int:
         """Transitions held."""
         return self._storage.size
+
+    @property
+    def frame_bytes(self) -> int:
+        """What a reader that keeps this shard's frames needs; 0 where observations are whole."""
+        return 0 if self._framed is None else self._framed.pool.n_bytes
 
     @property
     def slots(self) -> SlotRecords:
@@ -181,8 +185,10 @@ class ReplayShard:
         inserted = counters.inserted - counters.limiter_inserted_base
         return inserted, counters.sampled - counters.limiter_sampled_base
 
-    def sample(self, n: int, now_s: float) -> ShardSample:
+    def sample(self, n: int, now_s: float, *, by_place: bool = False) -> ShardSample:
         """Draw n items with replacement; does not ask the rate limiter.
+
+        `by_place`: stacks as places, with the frames that the one reader who asks so has not had.
 
         Raises:
             ReplayNotReadyError: when the shard is empty.
@@ -191,18 +197,19 @@ class ReplayShard:
             raise ReplayNotReadyError(f"replay shard {self.shard} is empty")
         slots, probabilities = self._sampler.sample(n, self.size)
         self._counters.sampled += n
+        columns = self._storage.gather(slots)
         inserted_at_s = float(self._storage.inserted_at_s.take(slots).sum()) / max(1, n)
         return ShardSample(
             shard=self.shard,
-            columns=self._gather(slots),
+            columns=columns if by_place else self._unfolded(columns),
             item_keys=self._storage.keys_at(slots),
             probabilities=probabilities,
             stats=self.stats(),
             mean_age_s=now_s - inserted_at_s if n else 0.0,
+            new_frames=self._framed.new_frames(columns) if by_place and self._framed else None,
         )
 
-    def _gather(self, slots: Array) -> Columns:
-        columns = self._storage.gather(slots)
+    def _unfolded(self, columns: Columns) -> Columns:
         return columns if self._framed is None else self._framed.unfold(columns)
 
     def update_priorities(self, update: PriorityUpdate) -> int:

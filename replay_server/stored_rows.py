@@ -9,8 +9,8 @@ import numpy as np
 
 from qfleet.common.capture_stream import restoring
 from qfleet.common.errors import CheckpointError
+from qfleet.common.pixels.stored_columns import STACKS
 from qfleet.common.types import Array, Capture, Columns
-from qfleet.replay_server.framed_rows import STACKS
 from qfleet.replay_server.frozen_frames import FRAMES
 from qfleet.replay_server.storage import COLUMN_PREFIX
 

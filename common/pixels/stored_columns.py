@@ -15,6 +15,7 @@ from qfleet.common.types import (
 )
 
 FRAME_NUMBER_DTYPE = "<i8"
+STACKS = (OBSERVATION, NEXT_OBSERVATION)
 PLACE_DTYPE = "<i4"
 """Half the bytes: an actor never stops counting, but memory ends."""
 
@@ -25,10 +26,9 @@ def stored_columns(
     """`transition_columns`, with frame numbers `[K]` in place of stacks `[K, H, W]`."""
     if spec.frame_stack is None:
         return transition_columns(spec)
-    stacks = (OBSERVATION, NEXT_OBSERVATION)
     return tuple(
         ColumnSpec(column.name, number_dtype, (spec.frame_stack,))
-        if column.name in stacks
+        if column.name in STACKS
         else column
         for column in transition_columns(spec)
     )

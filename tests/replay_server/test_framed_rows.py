@@ -19,7 +19,7 @@ from qfleet.common.capture_stream import ArrayFiller
 from qfleet.common.errors import InvariantError
 from qfleet.common.messages import decode_chunk, encode_chunk
 from qfleet.common.pixels.frame_stack import FrameStack
-from qfleet.common.pixels.stored_columns import held_columns, stored_columns
+from qfleet.common.pixels.stored_columns import STACKS, held_columns, stored_columns
 from qfleet.common.types import (
     ACTION,
     N_STEP_RETURN,
@@ -139,6 +139,8 @@ class Memory:
         self.framed = FramedRows(spec, self.storage, compression)
         self.naive: list[dict[str, Array]] = []
         self.left_out = 0
+        self.kept: dict[int, Array] = {}
+        """What a reader has that is sent each frame once."""
 
     def insert(self, chunk: TransitionChunk, full: Columns) -> None:
         self.framed.check(chunk)
@@ -155,9 +157,23 @@ class Memory:
         if not held:
             return
         keys = np.arange(self.storage.appended - len(held), self.storage.appended)
-        rows = self.framed.unfold(self.storage.gather(self.storage.slots_of(keys)))
+        by_place = self.storage.gather(self.storage.slots_of(keys))
+        rows = self.framed.unfold(by_place)
         for name, column in rows.items():
             np.testing.assert_array_equal(column, np.stack([row[name] for row in held]))
+        self.check_kept(by_place, rows)
+
+    def check_kept(self, by_place: Columns, rows: Columns) -> None:
+        """A reader that is told of some rows has each of their frames then, and got none twice."""
+        some = slice(len(by_place[ACTION]) // 3, None)
+        news = self.framed.new_frames({name: by_place[name][some] for name in STACKS})
+        assert news.n_places == len(self.framed.pool._frames) > news.places.max(initial=0)
+        for place, frame in zip(news.places.tolist(), news.frames, strict=True):
+            assert place not in self.kept or not np.array_equal(self.kept[place], frame)
+            self.kept[place] = frame
+        for name in STACKS:
+            kept = [[self.kept[place] for place in row] for row in by_place[name][some].tolist()]
+            np.testing.assert_array_equal(np.array(kept), rows[name][some])
 
 
 @settings(max_examples=120, deadline=None)

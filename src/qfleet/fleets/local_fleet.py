@@ -36,6 +36,7 @@ from qfleet.common.types import (
 )
 from qfleet.fleets.fleet import ActorReport, FleetReport
 from qfleet.learner.block_runner import BlockPlanner, run_blocks
+from qfleet.learner.fast.notices import say_once
 from qfleet.learner.learner import Learner
 from qfleet.replay_server.build import build_shard
 from qfleet.replay_server.replay_shard import ReplayShard
@@ -44,8 +45,8 @@ from qfleet.replay_server.replay_shard import ReplayShard
 class LocalReplay:
     """`ReplayReader` over shards in this process; wall time serves sample ages only."""
 
-    def __init__(self, shards: list[ReplayShard]) -> None:
-        self._shards = shards
+    def __init__(self, shards: list[ReplayShard], *, by_place: bool = False) -> None:
+        self._shards, self._by_place = shards, by_place
         self.clocks = [StageClock() for _ in shards]
         self.sample_age_s = 0.0
 
@@ -60,7 +61,7 @@ class LocalReplay:
         for shard, clock, n in zip(self._shards, self.clocks, draws, strict=True):
             if n:
                 clock.start()
-                parts.append(shard.sample(n, now_s))
+                parts.append(shard.sample(n, now_s, by_place=self._by_place))
                 clock.lap(SAMPLING)
         self.sample_age_s = parts[0].mean_age_s
         return parts
@@ -95,7 +96,7 @@ class LocalFleet:
             build_shard(plans.replay, spec, run_id=run_id, shard=shard)
             for shard in range(plans.fleet.shards)
         ]
-        self._replay = LocalReplay(self._shards)
+        self._replay = LocalReplay(self._shards, by_place=self._keeps_frames_on(device))
         self._actors = [
             build_actor(plans.actor, spec, run_id=run_id, slot=slot, incarnation=incarnation)
             for slot in range(plans.fleet.actors)
@@ -110,6 +111,18 @@ class LocalFleet:
         self._episodes: list[EpisodeSummary] = []
         self._learn_clock = StageClock()
         self._deliver()
+
+    def _keeps_frames_on(self, device: str) -> bool:
+        """Whether the learner's device keeps the shards' frames, which is said."""
+        n_bytes = sum(shard.frame_bytes for shard in self._shards)
+        if device == "cpu" or not n_bytes:
+            return False
+        from qfleet.learner.device_frames import has_room  # a compiled block needs no torch
+
+        keeps = has_room(device, n_bytes)
+        if keeps:
+            say_once(f"frames are kept on {device} ({n_bytes / 2**30:.2f} GiB), each sent once")
+        return keeps
 
     def _deliver(self) -> None:
         for snapshot in self._learner.take_snapshots():
