@@ -488,10 +488,11 @@ def test_train_without_target_network_leaves_what_its_divergence_looked_like(tmp
     assert run_train(wanted, run_dir=str(tmp_path / "run")) == 4
 
     summary, rows = read_summary(tmp_path / "run"), read_metrics(tmp_path / "run")
-    steps = [row["learner_steps"] for row in rows if row["learner_steps"] > 0]
+    learned = [row for row in rows if "learner/q_mean" in row and row["learner_steps"] > 0]
+    steps = [row["learner_steps"] for row in learned]
     assert steps == list(range(10, steps[-1] + 1, 10))  # each block until the end
     assert steps[-1] == summary.learner_steps + 10  # the one that was not finite
-    q_means = [row["learner/q_mean"] for row in rows if row["learner_steps"] > 0]
+    q_means = [row["learner/q_mean"] for row in learned]
     assert q_means[-1] is None or q_means[-1] > 1e6
     assert max(abs(q) for q in q_means if q is not None) > 10 * abs(q_means[0])
     lengths = [length for _, length, _ in read_monitor(tmp_path / "run")]
@@ -499,6 +500,13 @@ def test_train_without_target_network_leaves_what_its_divergence_looked_like(tmp
     assert (tmp_path / "run" / "learning_curve.png").is_file()
     assert list((tmp_path / "run").glob("events.out.tfevents*"))
     assert f"episode    {len(lengths)}  return" in capsys.readouterr().out
+    # What the last finite parameters are worth, and what their playing looks like.
+    (evaluated,) = [row for row in rows if "eval/return_mean" in row]
+    assert evaluated["learner_steps"] == summary.learner_steps
+    assert summary.eval_return_mean == evaluated["eval/return_mean"]
+    assert [row["learner_steps"] for row in rows] == sorted(row["learner_steps"] for row in rows)
+    assert list((tmp_path / "run" / "videos").glob("play.*"))
+    load_policy(tmp_path / "run")
 
 
 BROKEN_ENV = """

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from qfleet.api import load_policy, play_episodes
 from qfleet.common.atari import play_note
-from qfleet.common.errors import QfleetError
+from qfleet.common.errors import NonFiniteError, QfleetError
 from qfleet.common.reports import EvaluationReport
 from qfleet.common.seeding import seed_int
 from qfleet.run.learner_path import reason_of
@@ -31,6 +31,8 @@ def finish(session: Session, outcome: Outcome) -> RunSummary:
     score = _score(session, outcome)
     if session.artifacts is not None:
         outcome.phases.enter(ARTIFACTS)
+        if isinstance(outcome.error, NonFiniteError) and session.directory.best_path.is_dir():
+            session.artifacts.film()  # what it could do before it diverged
         if session.counters.totals.episodes:
             session.artifacts.plot()  # begun already, unless an error ended the loop
         is_urgent = session.stop.name is not None

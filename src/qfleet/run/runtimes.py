@@ -7,13 +7,14 @@ together with all other roles from the last cut, a bounded number of times.
 from __future__ import annotations
 
 import signal
+from contextlib import suppress
 from dataclasses import asdict
 
 from qfleet.cluster.background_imports import import_in_background
 from qfleet.cluster.placing.surroundings import Surroundings
 from qfleet.cluster.telling.ray_metrics import ray_metrics
 from qfleet.cluster.waits import asked_in_every_wait
-from qfleet.common.errors import NonFiniteError
+from qfleet.common.errors import NonFiniteError, QfleetError
 from qfleet.fleets.fleet import Fleet
 from qfleet.fleets.round_loop import run_rounds
 from qfleet.replay_server.rate_limiter import LearningDebt
@@ -212,6 +213,9 @@ def _run_rounds(
         run_rounds(run_plans(session.config).fleet.rounds, fleet, observer, debt)
     except NonFiniteError:
         session.observe(fleet.report())  # what was played and learned up to the end
+        session.progress.write_last_blocks(session.learner_steps)
+        with suppress(QfleetError):  # the refused block left finite parameters: what are they worth
+            observer.evaluate(fleet)
         raise
 
 
@@ -235,16 +239,21 @@ class LockstepObserver:
         session = self._session
         session.observe(fleet.report())
         if session.evaluation_due():
-            with self._phases.within(EVALUATION):
-                started_s = session.clock()
-                report = fleet.evaluate(session.evaluation_request())
-                session.counters.totals.eval_s += session.clock() - started_s
-                session.record_evaluation(report, fleet.params_bytes)
+            self.evaluate(fleet)
         if session.stop_reason() is not None:
             return False
         if session.checkpoint_due():
             self.save(fleet)
         return True
+
+    def evaluate(self, fleet: Fleet) -> None:
+        """Have the parameters of now played, and keep them as `best/` when they are."""
+        session = self._session
+        with self._phases.within(EVALUATION):
+            started_s = session.clock()
+            report = fleet.evaluate(session.evaluation_request())
+            session.counters.totals.eval_s += session.clock() - started_s
+            session.record_evaluation(report, fleet.params_bytes)
 
     def blocks_left(self, updates_per_block: int) -> int | None:
         """See `RoundObserver`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -136,15 +137,16 @@ class Progress:
         tables = fleet_tables(counters.report)
         self.writer.write_fleet(tables.model_copy(update={"roles": roles}))
 
-    def write_last_blocks(self) -> None:
-        """A row for each block of a learner that diverged, after the last row there is.
+    def write_last_blocks(self, last_step: float = math.inf) -> None:
+        """A row for each block of a learner that diverged, from the last row there is on.
 
         That is what the divergence looked like: it may have taken less than one metrics period.
         """
         counters = self.counters
         blocks = () if counters.report is None else counters.report.learner.last_blocks
         for block in (BlockStats(int(steps), *means) for steps, *means in blocks):
-            if block.learner_steps > self._row_learner_steps:
+            if self._row_learner_steps < block.learner_steps <= last_step:
+                self._row_learner_steps = block.learner_steps
                 self.writer.write(
                     block_row(block),
                     env_steps=counters.env_steps,

@@ -202,6 +202,8 @@ def _film(arm: Arm, words: Words) -> tuple[str, str, str]:
     video = run.video()
     assert video is not None
     caption = words("seed", n=run.seed) + ("" if run.score is None else f", {run.score:.1f}")
+    if run.has_diverged:
+        caption = words("before_divergence", caption=caption)
     if video.stat().st_size > MAX_VIDEO_BYTES:
         return "", caption, str(video)
     data = base64.b64encode(video.read_bytes()).decode()

@@ -40,8 +40,8 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "訓練エピソードの長さ(ε-greedy法)。下は最も良いパラメータでの1エピソード。",
     ),
     "no_video": (
-        "no film: no run of this arm came to the end of its training",
-        "動画なし:学習を最後まで終えた実行がない",
+        "no film: no run of this arm has parameters that were evaluated",
+        "動画なし:評価されたパラメータのある実行がない",
     ),
     "table": ("Figures", "数値"),
     "arm": ("arm", "条件"),
@@ -55,6 +55,10 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "differences": ("What differs", "設定の違い"),
     "key": ("key", "キー"),
     "seed": ("seed {n}", "シード{n}"),
+    "before_divergence": (
+        "{caption}, the best parameters before it diverged",
+        "{caption}(発散する前の最良パラメータ)",
+    ),
     "seed_list": ("seeds {seeds}", "シード {seeds}"),
     "runtime": ("runtime", "ランタイム"),
     "device": ("device", "デバイス"),
