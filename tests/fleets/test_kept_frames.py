@@ -22,6 +22,7 @@ SMALL = {
     "replay.capacity": 120,
     "replay.min_size_to_sample": 20,
     "network.hidden_sizes": [8],
+    "learner.device": "cpu",
     "learner.batch_size": 8,
     "learner.publish_period_learner_steps": 10,
     "learner.target_update_period_learner_steps": 20,

@@ -74,6 +74,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "radam-batch-polyak-single": {"optimizer": "radam", "target_tau": 0.05, "double_q": False},
     "no-target": {"target_network": False, "double_q": False},
 }
+FAMILY: dict[str, dict[str, Any]] = {
+    "c51-dueling": {"distribution": "c51", "value_min": -1, "value_max": 1, "dueling": True},
+    "qr": {"distribution": "qr"},
+    "iqn-noisy": {"distribution": "iqn", "noisy": True},
+    "munchausen": {"munchausen": True, "double_q": False},
+}
 
 
 class SyncingNetwork(nn.Module):
@@ -321,14 +327,6 @@ def operations(plan: LearnerPlan) -> _Operations:
     return found
 
 
-FAMILY: dict[str, dict[str, Any]] = {
-    "c51-dueling": {"distribution": "c51", "value_min": -1, "value_max": 1, "dueling": True},
-    "qr": {"distribution": "qr"},
-    "iqn-noisy": {"distribution": "iqn", "noisy": True},
-    "munchausen": {"munchausen": True, "double_q": False},
-}
-
-
 @pytest.mark.parametrize("name", [*VARIANTS, *FAMILY])
 def test_block_reads_no_value_and_leaves_the_device_never(name: str) -> None:
     found = operations(small_plan(**{**VARIANTS, **FAMILY}[name]))
@@ -574,10 +572,11 @@ def test_capture_graph_200_updates_equal_eager(name: str) -> None:
 
 
 @needs_gpu
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [*VARIANTS, *FAMILY])
 def test_learner_on_a_gpu_uses_the_graph_also_from_another_thread(name: str) -> None:
-    eager = Learner(small_plan(compile="off", **VARIANTS[name]), SPEC, "cuda")
-    graph = Learner(small_plan(compile="required", **VARIANTS[name]), SPEC, "cuda")
+    changes = {**VARIANTS, **FAMILY}[name]
+    eager = Learner(small_plan(compile="off", **changes), SPEC, "cuda")
+    graph = Learner(small_plan(compile="required", **changes), SPEC, "cuda")
     assert (eager.path, graph.path) == ("eager", "cuda graph")
 
     def train() -> None:
