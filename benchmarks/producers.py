@@ -19,8 +19,9 @@ import ray
 from qfleet.actors.plan import MAX_UNACKNOWLEDGED_CHUNKS
 from qfleet.bench.part_benchmarks import SEED, random_columns
 from qfleet.cluster.answers import answer
-from qfleet.common.messages import decode_shard_sample, encode_chunk
+from qfleet.common.messages import encode_chunk
 from qfleet.common.plan_json import plan_to_json
+from qfleet.common.sample_message import decode_shard_sample
 from qfleet.common.types import ChunkId, EnvironmentSpec, TransitionChunk
 from qfleet.replay_server.remote import remote_replay_class
 from qfleet.settings.config import Config

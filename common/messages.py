@@ -1,4 +1,4 @@
-"""Chunks, samples and snapshots as wire messages: the typed layer over `wire.py`.
+"""Chunks, priorities and snapshots as wire messages: the typed layer over `wire.py`.
 
 Called by the Ray shells and by the checkpoint. Decoding checks names, dtypes, shapes and values
 against the environment's spec, so nothing malformed reaches a core.
@@ -24,10 +24,7 @@ from qfleet.common.types import (
     EpisodeSummary,
     ParamsSnapshot,
     PriorityUpdate,
-    ReplayStats,
-    ShardSample,
     TransitionChunk,
-    transition_columns,
 )
 
 PRIORITIES = "priorities"
@@ -46,17 +43,7 @@ _CHUNK_META: dict[str, type] = {
     "target_version": int,
     "first_transition": int,
 }
-_SAMPLE_META: dict[str, type] = {
-    "shard": int,
-    "stats": list,
-    "mean_age_s": float,
-    "held_s": float,
-}
-_KEY_AND_PROBABILITY_BYTES = 16
 _CHUNK_ENVELOPE_BYTES = 1024
-MAX_SAMPLE_BYTES = 2**31
-_SAMPLE_ENVELOPE_BYTES = 1024
-"""More than a sample's header, head and the padding of its columns take."""
 _SNAPSHOT_META: dict[str, type] = {
     "version": int,
     "learner_step": int,
@@ -97,7 +84,7 @@ def decode_chunk(data: bytes | memoryview, spec: EnvironmentSpec) -> TransitionC
         WireFormatError: when a field, dtype, shape or value is not what `spec` allows.
     """
     meta, columns = wire.decode(data, "chunk")
-    _check_meta("chunk", meta, _CHUNK_META)
+    check_meta("chunk", meta, _CHUNK_META)
     episodes = columns.pop(EPISODES, None)
     priorities = columns.pop(PRIORITIES, None)
     frames = None if spec.frame_stack is None else _take_frames(columns, spec)
@@ -118,7 +105,8 @@ def decode_chunk(data: bytes | memoryview, spec: EnvironmentSpec) -> TransitionC
     )
 
 
-def _check_meta(kind: str, meta: dict[str, Any], fields: dict[str, type]) -> None:
+def check_meta(kind: str, meta: dict[str, Any], fields: dict[str, type]) -> None:
+    """Raise `WireFormatError` unless a message's fields are exactly these."""
     if set(meta) != set(fields):
         got = sorted(map(str, meta))
         raise WireFormatError(f"a {kind}'s fields must be {sorted(fields)}, got {got}")
@@ -143,7 +131,8 @@ def _read_episodes(episodes: Array | None) -> tuple[EpisodeSummary, ...]:
     )
 
 
-def _take_vector(kind: str, columns: Columns, name: str, dtype: str) -> Array:
+def take_vector(kind: str, columns: Columns, name: str, dtype: str) -> Array:
+    """Take the column out of `columns`; `WireFormatError` unless it is there as `dtype` [n]."""
     array = columns.pop(name, None)
     if array is None or array.ndim != 1 or array.dtype != np.dtype(dtype):
         raise WireFormatError(f"a {kind} must hold {name} as {dtype} [n]")
@@ -154,7 +143,7 @@ def _take_frames(columns: Columns, spec: EnvironmentSpec) -> FrameRun:
     frames = columns.pop(FRAMES, None)
     if frames is None or frames.dtype != np.uint8 or frames.shape[1:] != frame_shape(spec):
         raise WireFormatError(f"a chunk must hold frames as uint8 {['F', *frame_shape(spec)]}")
-    numbers = _take_vector("chunk", columns, FRAME_RUN, "<i8")
+    numbers = take_vector("chunk", columns, FRAME_RUN, "<i8")
     if len(numbers) != 2 or not 0 <= numbers[1] <= numbers[0] + len(frames) or numbers[0] < 0:
         raise WireFormatError(f"a chunk's frame numbers {numbers.tolist()} are not [first, kept]")
     return FrameRun(int(numbers[0]), int(numbers[1]), frames)
@@ -187,22 +176,6 @@ def _check_priorities(priorities: Array, rows: int) -> None:
         raise WireFormatError("priorities must be finite and not negative")
 
 
-def encode_shard_sample(sample: ShardSample) -> bytes:
-    """A shard's draws as bytes."""
-    meta = {
-        "shard": sample.shard,
-        "stats": list(sample.stats),
-        "mean_age_s": float(sample.mean_age_s),
-        "held_s": float(sample.held_s),
-    }
-    columns = {
-        **sample.columns,
-        "item_keys": sample.item_keys,
-        "probabilities": sample.probabilities,
-    }
-    return wire.encode("sample", meta, columns)
-
-
 def chunk_bytes(spec: EnvironmentSpec, rows: int) -> int:
     """At least as many bytes as `encode_chunk` makes of so many transitions, priorities included.
 
@@ -213,33 +186,6 @@ def chunk_bytes(spec: EnvironmentSpec, rows: int) -> int:
     if spec.frame_stack is not None:
         row_bytes += 2 * math.prod(frame_shape(spec))
     return rows * row_bytes + _CHUNK_ENVELOPE_BYTES
-
-
-def shard_sample_bytes(spec: EnvironmentSpec, n_draws: int) -> int:
-    """At least as many bytes as `encode_shard_sample` makes of so many draws, and hardly more."""
-    columns = transition_columns(spec)
-    row_bytes = sum(np.dtype(c.dtype).itemsize * math.prod(c.shape) for c in columns)
-    return n_draws * (row_bytes + _KEY_AND_PROBABILITY_BYTES) + _SAMPLE_ENVELOPE_BYTES
-
-
-def decode_shard_sample(data: bytes | memoryview) -> ShardSample:
-    """The inverse of `encode_shard_sample`; arrays are read-only views into `data`.
-
-    Raises:
-        WireFormatError: when a field is missing or its rows do not agree with the others'.
-    """
-    meta, columns = wire.decode(data, "sample", max_bytes=MAX_SAMPLE_BYTES)
-    _check_meta("sample", meta, _SAMPLE_META)
-    keys = _take_vector("sample", columns, "item_keys", "<i8")
-    probabilities = _take_vector("sample", columns, "probabilities", "<f8")
-    if any(a.ndim == 0 or len(a) != len(keys) for a in (*columns.values(), probabilities)):
-        raise WireFormatError(f"a sample's columns must all have {len(keys)} rows")
-    is_number = [type(value) in (int, float) for value in meta["stats"]]
-    if len(is_number) != len(ReplayStats._fields) or not all(is_number):
-        raise WireFormatError(f"a sample's stats must be {len(ReplayStats._fields)} numbers")
-    stats = ReplayStats(*meta["stats"])
-    times = meta["mean_age_s"], meta["held_s"]
-    return ShardSample(meta["shard"], columns, keys, probabilities, stats, *times)
 
 
 def encode_priority_update(update: PriorityUpdate) -> bytes:
@@ -258,9 +204,9 @@ def decode_priority_update(data: bytes | memoryview) -> PriorityUpdate:
         WireFormatError: when a column is missing or foreign, or a TD error is not a magnitude.
     """
     meta, columns = wire.decode(data, "priorities")
-    _check_meta("priority update", meta, {})
-    keys = _take_vector("priority update", columns, "item_keys", "<i8")
-    errors = _take_vector("priority update", columns, "td_errors_abs", "<f8")
+    check_meta("priority update", meta, {})
+    keys = take_vector("priority update", columns, "item_keys", "<i8")
+    errors = take_vector("priority update", columns, "td_errors_abs", "<f8")
     if columns:
         raise WireFormatError(f"a priority update must not hold {sorted(columns)}")
     _check_priorities(errors, len(keys))
@@ -285,7 +231,7 @@ def decode_snapshot(data: bytes | memoryview) -> ParamsSnapshot:
         WireFormatError: when a field is missing, foreign or of the wrong type.
     """
     meta, columns = wire.decode(data, "snapshot", max_bytes=2**32)
-    _check_meta("snapshot", meta, _SNAPSHOT_META)
+    check_meta("snapshot", meta, _SNAPSHOT_META)
     return ParamsSnapshot(
         meta["version"],
         meta["learner_step"],

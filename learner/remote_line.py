@@ -14,8 +14,8 @@ import ray
 
 from qfleet.common.errors import WaitTimeoutError
 from qfleet.common.inline_pieces import join, pieces_for
-from qfleet.common.messages import decode_shard_sample, shard_sample_bytes
 from qfleet.common.patience import Patience
+from qfleet.common.sample_message import decode_shard_sample, shard_sample_bytes
 from qfleet.common.types import EnvironmentSpec, ReplayStats, ShardSample
 
 ANSWER_TIMEOUT_S = 60.0

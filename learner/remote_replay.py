@@ -10,7 +10,8 @@ from typing import Any
 import ray
 
 from qfleet.common.errors import WaitTimeoutError
-from qfleet.common.messages import decode_shard_sample, encode_priority_update
+from qfleet.common.messages import encode_priority_update
+from qfleet.common.sample_message import decode_shard_sample
 from qfleet.common.types import PriorityUpdate, ReplayStats, ShardSample
 
 ANSWER_TIMEOUT_S = 60.0

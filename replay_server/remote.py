@@ -25,9 +25,10 @@ import ray
 
 from qfleet.common.errors import WireFormatError
 from qfleet.common.inline_pieces import split
-from qfleet.common.messages import decode_chunk, decode_priority_update, encode_shard_sample
+from qfleet.common.messages import decode_chunk, decode_priority_update
 from qfleet.common.plan_json import plan_from_json
 from qfleet.common.role_place import read_logs, role_place
+from qfleet.common.sample_message import encode_shard_sample
 from qfleet.common.signals import die_of_sigterm
 from qfleet.common.stage_clock import INSERT_HELD, REPLAY, SAMPLE_HELD, SAMPLING, StageClock
 from qfleet.common.threads import limit_threads

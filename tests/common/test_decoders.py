@@ -11,7 +11,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from qfleet.common import messages, wire
+from qfleet.common import messages, sample_message, wire
 from qfleet.common.capture_stream import decode_capture, encode_capture
 from qfleet.common.errors import WireFormatError
 from qfleet.common.types import (
@@ -50,7 +50,7 @@ def chunk() -> bytes:
 
 def sample() -> bytes:
     stats = ReplayStats(*range(len(ReplayStats._fields)))
-    return messages.encode_shard_sample(
+    return sample_message.encode_shard_sample(
         ShardSample(0, columns(4), np.arange(4), np.ones(4), stats, 0.5)
     )
 
@@ -67,7 +67,7 @@ def capture() -> bytes:
 
 KINDS: dict[str, tuple[bytes, Callable[[bytes], object]]] = {
     "chunk": (chunk(), lambda data: messages.decode_chunk(data, SPEC)),
-    "sample": (sample(), messages.decode_shard_sample),
+    "sample": (sample(), sample_message.decode_shard_sample),
     "priorities": (
         messages.encode_priority_update(PriorityUpdate(np.arange(3), np.ones(3))),
         messages.decode_priority_update,

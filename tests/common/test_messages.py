@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from qfleet.common import messages, wire
+from qfleet.common import messages, sample_message, wire
 from qfleet.common.errors import WireFormatError
 from qfleet.common.types import (
     ChunkId,
@@ -156,7 +156,7 @@ def sample(n: int = 6) -> ShardSample:
 def test_shard_sample_round_trips(n):
     sent = sample(n)
 
-    received = messages.decode_shard_sample(messages.encode_shard_sample(sent))
+    received = sample_message.decode_shard_sample(sample_message.encode_shard_sample(sent))
 
     assert (received.shard, received.stats, received.mean_age_s) == (1, sent.stats, 1.5)
     assert received.held_s == 0.25
@@ -166,7 +166,7 @@ def test_shard_sample_round_trips(n):
 
 
 def test_decode_shard_sample_wrong_field_is_refused():
-    meta, columns = wire.decode(messages.encode_shard_sample(sample()), "sample")
+    meta, columns = wire.decode(sample_message.encode_shard_sample(sample()), "sample")
     without_keys = {name: a for name, a in columns.items() if name != "item_keys"}
     broken = [
         ({**meta, "more": 1}, columns),
@@ -184,7 +184,7 @@ def test_decode_shard_sample_wrong_field_is_refused():
 
     for fields, arrays in broken:
         with pytest.raises(WireFormatError):
-            messages.decode_shard_sample(wire.encode("sample", fields, arrays))
+            sample_message.decode_shard_sample(wire.encode("sample", fields, arrays))
 
 
 def test_priority_update_round_trips():
@@ -243,13 +243,13 @@ def test_decode_snapshot_wrong_field_is_refused(change):
 def test_decoders_refuse_each_others_messages():
     encoded = {
         "chunk": messages.encode_chunk(chunk()),
-        "sample": messages.encode_shard_sample(sample()),
+        "sample": sample_message.encode_shard_sample(sample()),
         "priorities": messages.encode_priority_update(PriorityUpdate(np.arange(1), np.ones(1))),
         "snapshot": messages.encode_snapshot(ParamsSnapshot(1, 0, 0, False, {})),
     }
     decoders = {
         "chunk": lambda data: messages.decode_chunk(data, SPEC),
-        "sample": messages.decode_shard_sample,
+        "sample": sample_message.decode_shard_sample,
         "priorities": messages.decode_priority_update,
         "snapshot": messages.decode_snapshot,
     }
@@ -270,9 +270,9 @@ def test_shard_sample_bytes_is_never_fewer_and_at_most_a_kilobyte_more(spec, row
     keys, probabilities = np.arange(rows), np.full(rows, 0.5)
     sample = ShardSample(99, transition_rows(rows, spec), keys, probabilities, stats, 1.5, 0.25)
 
-    estimate = messages.shard_sample_bytes(spec, rows)
+    estimate = sample_message.shard_sample_bytes(spec, rows)
 
-    assert 0 <= estimate - len(messages.encode_shard_sample(sample)) < 1024
+    assert 0 <= estimate - len(sample_message.encode_shard_sample(sample)) < 1024
 
 
 @pytest.mark.parametrize("rows", [0, 1, 100])

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from qfleet.common.errors import WaitTimeoutError
-from qfleet.common.messages import decode_priority_update, encode_shard_sample
+from qfleet.common.messages import decode_priority_update
+from qfleet.common.sample_message import encode_shard_sample
 from qfleet.common.stage_clock import StageClock
 from qfleet.common.types import EnvironmentSpec, ReplayStats, ShardSample
 from qfleet.learner import remote_feed, remote_line

@@ -17,8 +17,9 @@ from qfleet.common import wire
 from qfleet.common.capture_stream import decode_capture, pieces_of
 from qfleet.common.errors import WireFormatError
 from qfleet.common.inline_pieces import join, split
-from qfleet.common.messages import decode_shard_sample, encode_chunk, encode_priority_update
+from qfleet.common.messages import encode_chunk, encode_priority_update
 from qfleet.common.plan_json import plan_to_json
+from qfleet.common.sample_message import decode_shard_sample
 from qfleet.common.types import (
     ChunkId,
     EnvironmentSpec,

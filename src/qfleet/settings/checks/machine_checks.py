@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from qfleet.common.messages import MAX_SAMPLE_BYTES, chunk_bytes, shard_sample_bytes
+from qfleet.common.messages import chunk_bytes
+from qfleet.common.sample_message import MAX_SAMPLE_BYTES, shard_sample_bytes
 from qfleet.common.types import EnvironmentSpec
 from qfleet.common.wire import MAX_CHUNK_BYTES
 from qfleet.replay_server.row_bytes import row_bytes
