@@ -12,14 +12,25 @@ import numpy as np
 from qfleet.common import wire
 from qfleet.common.errors import WireFormatError
 from qfleet.common.messages import check_meta, take_vector
-from qfleet.common.types import EnvironmentSpec, ReplayStats, ShardSample, transition_columns
+from qfleet.common.pixels.new_frames import NewFrames
+from qfleet.common.pixels.stored_columns import PLACE_DTYPE, STACKS
+from qfleet.common.types import (
+    Columns,
+    EnvironmentSpec,
+    ReplayStats,
+    ShardSample,
+    transition_columns,
+)
 
 _SAMPLE_META: dict[str, type] = {
     "shard": int,
     "stats": list,
     "mean_age_s": float,
     "held_s": float,
+    "n_places": int,
 }
+NEW_PLACES = "new_places"
+NEW_FRAMES = "new_frames"
 _KEY_AND_PROBABILITY_BYTES = 16
 MAX_SAMPLE_BYTES = 2**31
 _SAMPLE_ENVELOPE_BYTES = 1024
@@ -33,12 +44,16 @@ def encode_shard_sample(sample: ShardSample) -> bytes:
         "stats": list(sample.stats),
         "mean_age_s": float(sample.mean_age_s),
         "held_s": float(sample.held_s),
+        "n_places": 0 if sample.new_frames is None else sample.new_frames.n_places,
     }
     columns = {
         **sample.columns,
         "item_keys": sample.item_keys,
         "probabilities": sample.probabilities,
     }
+    if sample.new_frames is not None:
+        columns[NEW_PLACES] = sample.new_frames.places
+        columns[NEW_FRAMES] = sample.new_frames.frames
     return wire.encode("sample", meta, columns)
 
 
@@ -59,6 +74,7 @@ def decode_shard_sample(data: bytes | memoryview) -> ShardSample:
     check_meta("sample", meta, _SAMPLE_META)
     keys = take_vector("sample", columns, "item_keys", "<i8")
     probabilities = take_vector("sample", columns, "probabilities", "<f8")
+    new_frames = _take_new_frames(columns, meta["n_places"]) if meta["n_places"] else None
     if any(a.ndim == 0 or len(a) != len(keys) for a in (*columns.values(), probabilities)):
         raise WireFormatError(f"a sample's columns must all have {len(keys)} rows")
     is_number = [type(value) in (int, float) for value in meta["stats"]]
@@ -66,4 +82,17 @@ def decode_shard_sample(data: bytes | memoryview) -> ShardSample:
         raise WireFormatError(f"a sample's stats must be {len(ReplayStats._fields)} numbers")
     stats = ReplayStats(*meta["stats"])
     times = meta["mean_age_s"], meta["held_s"]
-    return ShardSample(meta["shard"], columns, keys, probabilities, stats, *times)
+    return ShardSample(meta["shard"], columns, keys, probabilities, stats, *times, new_frames)
+
+
+def _take_new_frames(columns: Columns, n_places: int) -> NewFrames:
+    places = take_vector("sample", columns, NEW_PLACES, "<i8")
+    frames = columns.pop(NEW_FRAMES, None)
+    if frames is None or frames.dtype != np.uint8 or frames.ndim != 3 or len(frames) != len(places):
+        raise WireFormatError(f"a sample must hold {NEW_FRAMES} as uint8 [{len(places)}, H, W]")
+    named = [columns.get(name, np.empty(0)) for name in STACKS]
+    if any(a.dtype != np.dtype(PLACE_DTYPE) or a.ndim != 2 for a in named):
+        raise WireFormatError(f"a sample's stacks must be places, {PLACE_DTYPE} [n, S]")
+    if any(a.size and not 0 <= a.min() <= a.max() < n_places for a in (places, *named)):
+        raise WireFormatError(f"a sample's places must be below {n_places}")
+    return NewFrames(n_places, places, frames)

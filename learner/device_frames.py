@@ -79,7 +79,8 @@ class DeviceFrames:
         if len(news.places):
             first, _ = self._stretches[shard]
             rows = torch.from_numpy(first + news.places).to(self._device)
-            frames = torch.from_numpy(news.frames.reshape(len(rows), -1)).to(self._device)
+            writable = np.require(news.frames, requirements="W")  # torch warns of a message's views
+            frames = torch.from_numpy(writable.reshape(len(rows), -1)).to(self._device)
             self._rows[rows] = frames.view(self._rows.dtype)
 
     def _grow(self, shard: int, news: NewFrames) -> None:

@@ -58,6 +58,8 @@ class LearnerPlan:
     max_wall_s: float | None
     samples_per_insert: float | None
     # How blocks are computed
+    frame_bytes: int
+    """What the frames of all shards take; 0 where observations are no stacks of frames."""
     precision: Precision
     compile: Literal["auto", "off", "required"]
     """`auto` only in asynchronous runs: it may swap the path on the way, which changes bits."""

@@ -32,6 +32,7 @@ from qfleet.common.types import EnvironmentSpec, ReplaySample
 from qfleet.common.wire import encode_parts
 from qfleet.learner.block_runner import BlockPlanner, run_blocks
 from qfleet.learner.fast.package_builds import PathUpgrade, Progress
+from qfleet.learner.frames_choice import keeps_frames
 from qfleet.learner.learner import Learner
 from qfleet.learner.plan import LearnerPlan
 from qfleet.learner.remote_feed import ReplayFeed
@@ -64,6 +65,9 @@ class LearnerShell:
         self._upgrade = PathUpgrade(plan, spec, device, self._core.path)
         self._planner = BlockPlanner(plan)
         self._shards: list[Any] = []
+        self._device = device
+        self._replay: RemoteReplay | None = None
+        """What lockstep draws from."""
         self._stop = threading.Event()
         self._has_begun = self._has_ended = False
         self._error: Exception | None = None
@@ -186,14 +190,16 @@ class LearnerShell:
 
     def set_shards(self, shards: list[Any]) -> None:
         """The replay shards, in order."""
-        self._shards = list(shards)
+        self._shards, self._replay = list(shards), None
         self._feed.set_shards(shards)
         self._publisher.set_shards(shards)
 
     def learn(self, n_blocks: int) -> int:
         """Lockstep: `n_blocks` blocks one after the other; returns the learner step."""
-        replay = RemoteReplay(self._shards)
-        run_blocks(self._core, self._planner, replay, n_blocks, self._clock)
+        if self._replay is None:
+            by_place = keeps_frames(self._device, self._plan.frame_bytes)
+            self._replay = RemoteReplay(self._shards, by_place=by_place)
+        run_blocks(self._core, self._planner, self._replay, n_blocks, self._clock)
         return self._core.learner_steps
 
     def publish(self) -> list[Any]:

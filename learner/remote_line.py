@@ -125,7 +125,7 @@ class ShardLine:
             return
         n_pieces = pieces_for(shard_sample_bytes(self._spec, draws.n))
         refs = self._shard.sample.options(num_returns=n_pieces).remote(
-            draws.n, True, n_pieces, draws.params_version
+            draws.n, n_pieces, draws.params_version
         )
         draws.calls.append(_Call(self._n_calls, [refs] if n_pieces == 1 else list(refs)))
         self._n_calls += 1

@@ -20,8 +20,8 @@ ANSWER_TIMEOUT_S = 60.0
 class RemoteReplay:
     """`ReplayReader` over shard handles, every wait with a timeout that names the shard."""
 
-    def __init__(self, shards: list[Any]) -> None:
-        self.shards = shards
+    def __init__(self, shards: list[Any], *, by_place: bool = False) -> None:
+        self.shards, self._by_place = shards, by_place
 
     def _get(self, refs: list[Any], what: str) -> list[Any]:
         try:
@@ -38,7 +38,8 @@ class RemoteReplay:
 
     def sample(self, draws: list[int]) -> list[ShardSample]:
         """See `ReplayReader`; does not pass the rate limiter: lockstep decides by itself."""
-        refs = [s.sample.remote(n, False) for s, n in zip(self.shards, draws, strict=True) if n]
+        asked = [(s, n) for s, n in zip(self.shards, draws, strict=True) if n]
+        refs = [shard.draw.remote(n, self._by_place) for shard, n in asked]
         return [decode_shard_sample(data) for data in self._get(refs, "answer a sample")]
 
     def update_priorities(self, updates: dict[int, PriorityUpdate]) -> None:

@@ -18,10 +18,10 @@ from qfleet.common.pixels.new_frames import NewFrames
 from qfleet.common.pixels.stored_columns import PLACE_DTYPE
 from qfleet.common.types import Array
 from qfleet.replay_server.frame_stores import Compression, make_store
+from qfleet.replay_server.row_bytes import SPARE_FRAMES
 
 UNKNOWN = -1
 """Stands for a frame that this shard never got, or that its writer had given up."""
-_SPARE_FRAMES = 1024
 _GROWTH = 1.5
 HELD_BYTES = 16 * 1024 * 1024
 """Room for frames that are freed before the reader of a cut has come to them."""
@@ -48,10 +48,10 @@ class FramePool:
     """
 
     def __init__(
-        self, shape: tuple[int, ...], capacity_frames: int, compression: Compression = "none"
+        self, shape: tuple[int, ...], n_places: int, compression: Compression = "none"
     ) -> None:
         self._shape, self._compression = shape, compression
-        self._frames = make_store(compression, capacity_frames + _SPARE_FRAMES, shape)
+        self._frames = make_store(compression, n_places, shape)
         self._uses = np.zeros(len(self._frames), dtype=np.int32)
         self._is_sent = np.zeros(len(self._frames), dtype=bool)
         """Places whose frame a reader that keeps frames has had."""
@@ -76,11 +76,6 @@ class FramePool:
     def frame_bytes(self) -> int:
         """Of one frame."""
         return int(np.prod(self._shape))
-
-    @property
-    def n_bytes(self) -> int:
-        """Of the frames of all places, as they are."""
-        return len(self._frames) * self.frame_bytes
 
     @property
     def touched(self) -> int:
@@ -256,7 +251,7 @@ class FramePool:
         """Become empty; the places to write the captured frames into before `end_restore`."""
         touched = meta["touched"]
         if touched > len(self._frames):
-            self._frames = make_store(self._compression, touched + _SPARE_FRAMES, self._shape)
+            self._frames = make_store(self._compression, touched + SPARE_FRAMES, self._shape)
         self._uses = np.zeros(len(self._frames), dtype=np.int32)
         self._is_sent = np.zeros(len(self._frames), dtype=bool)
         self._touched, self._writers = touched, {}

@@ -25,10 +25,9 @@ from qfleet.common.types import (
 from qfleet.replay_server.frame_pool import UNKNOWN, FramePool
 from qfleet.replay_server.frame_stores import Compression
 from qfleet.replay_server.frozen_frames import FRAMES, FrozenFrames
+from qfleet.replay_server.row_bytes import frame_places
 from qfleet.replay_server.storage import RingStorage
 
-FRAMES_PER_ROW = 1.25
-"""Room asked for at the start: one frame per step and one per episode, and what is on its way."""
 _ROWS_AT_ONCE = 32
 """Whose stacks are copied before those of their successors: frames of both are then near."""
 _NO_FRAMES: dict[str, Any] = {"touched": 0, "writers": []}
@@ -43,7 +42,7 @@ class FramedRows:
     ) -> None:
         self._storage = storage
         self._shape = frame_shape(spec)
-        self.pool = FramePool(self._shape, int(FRAMES_PER_ROW * storage.capacity), compression)
+        self.pool = FramePool(self._shape, frame_places(storage.capacity), compression)
 
     def check(self, chunk: TransitionChunk) -> None:
         """Raise `InvariantError` unless `take_in` can take the chunk."""

@@ -83,15 +83,10 @@ class ReplayServerShell:
     def insert(
         self, data: bytes, held: tuple[int, int] = (0, 0), wait: bool = True
     ) -> list[list[Any]]:
-        """Store a chunk, as soon as the limiter allows it; malformed bytes raise.
+        """Store a chunk, as soon as the limiter, asked if `wait`, allows it.
 
-        Args:
-            data: The chunk's message.
-            held: Versions of the parameters and of the target that the actor holds.
-            wait: Whether the limiter is asked.
-
-        Returns:
-            An `InsertAck` and a `ParamsOffer` of what the actor does not hold, as lists.
+        Returns an `InsertAck` and, as lists both, a `ParamsOffer` of what the actor does not hold:
+        `held` are its versions of parameters and target. Malformed bytes raise.
         """
         started_s = time.thread_time()  # other inserts decode at the same time
         chunk = self._decode(data)
@@ -118,10 +113,7 @@ class ReplayServerShell:
             raise
 
     def _hold_back(self, chunk: TransitionChunk) -> float:
-        """Wait, the lock released; how many seconds the limiter took.
-
-        A chunk that would not be stored has nothing to wait for.
-        """
+        """Wait, the lock released; seconds, 0 for a chunk that would not be stored."""
         rows, name = len(chunk), chunk.chunk_id
         self._held_chunks.add(name)
         if chunk.frames is not None:  # its rows may name frames of the chunk before
@@ -163,18 +155,25 @@ class ReplayServerShell:
 
     @ray.method(concurrency_group="sample")
     def sample(
-        self, n_draws: int, wait: bool = True, n_pieces: int = 1, params_version: int = 0
+        self, n_draws: int, n_pieces: int = 1, params_version: int = 0
     ) -> bytes | list[bytes] | list[None] | None:
         """A `ShardSample` as bytes, in so many parts (`inline_pieces`); None when held back.
 
         `params_version`: the learner's newest, whose announcement may still be on its way.
         """
-        data = self._sample(n_draws, wait, params_version)
+        data = self._sample(n_draws, params_version)
         if n_pieces == 1:
             return data
         return [None] * n_pieces if data is None else split(data, n_pieces)
 
-    def _sample(self, n_draws: int, wait: bool, params_version: int) -> bytes | None:
+    @ray.method(concurrency_group="sample")
+    def draw(self, n_draws: int, by_place: bool = False) -> bytes | None:
+        """Lockstep: the same at once; for `by_place` see `ReplayShard.sample`."""
+        return self._sample(n_draws, 0, wait=False, by_place=by_place)
+
+    def _sample(
+        self, n_draws: int, params_version: int, *, wait: bool = True, by_place: bool = False
+    ) -> bytes | None:
         clock = self._sampling_clock
         with self._lock:
             self._params.expect(params_version)
@@ -187,7 +186,7 @@ class ReplayServerShell:
                 return None
             clock.start()
             # Wall time: ages must mean something after a restore on another host.
-            sample = self._core.sample(n_draws, time.time())
+            sample = self._core.sample(n_draws, time.time(), by_place=by_place)
             self._inserting.wake()
         data = encode_shard_sample(replace(sample, held_s=held_s))
         clock.lap(SAMPLING)

@@ -89,11 +89,6 @@ class ReplayShard:
         return self._storage.size
 
     @property
-    def frame_bytes(self) -> int:
-        """What a reader that keeps this shard's frames needs; 0 where observations are whole."""
-        return 0 if self._framed is None else self._framed.pool.n_bytes
-
-    @property
     def slots(self) -> SlotRecords:
         """What each actor slot has played and acted with."""
         return self._counters.slots

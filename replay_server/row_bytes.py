@@ -20,6 +20,16 @@ ASSUMED_COMPRESSION = 4
 """Of compressed frames before any was seen; Atari's and CartPole's need less room."""
 
 
+FRAMES_PER_ROW = 1.25
+"""Places for frames at the start: one per step and one per episode, and what is on its way."""
+SPARE_FRAMES = 1024
+
+
+def frame_places(capacity: int) -> int:
+    """Of a shard at its start; it has more only when very many writers, or short episodes, ask."""
+    return int(FRAMES_PER_ROW * capacity) + SPARE_FRAMES
+
+
 def row_bytes(spec: EnvironmentSpec, sampling: str, compression: str) -> int:
     """Of one transition; a frame is stored once, and there is one per step."""
     row = sum(

@@ -5,6 +5,8 @@ import pytest
 
 from qfleet.common import messages, sample_message, wire
 from qfleet.common.errors import WireFormatError
+from qfleet.common.pixels.new_frames import NewFrames
+from qfleet.common.pixels.stored_columns import STACKS
 from qfleet.common.types import (
     ChunkId,
     EnvironmentSpec,
@@ -185,6 +187,45 @@ def test_decode_shard_sample_wrong_field_is_refused():
     for fields, arrays in broken:
         with pytest.raises(WireFormatError):
             sample_message.decode_shard_sample(wire.encode("sample", fields, arrays))
+
+
+def sample_by_place(**changes):
+    places = {name: np.array([[0, 1], [6, 2]], "<i4") for name in STACKS}
+    columns = {**transition_rows(2), **places}
+    news = NewFrames(7, np.array([1, 6]), np.arange(12, dtype=np.uint8).reshape(2, 2, 3))
+    sent = dataclasses.replace(sample(2), columns=columns, new_frames=news)
+    meta, arrays = wire.decode(sample_message.encode_shard_sample(sent), "sample")
+    return sent, wire.encode("sample", meta, {**arrays, **changes})
+
+
+def test_shard_sample_by_place_round_trips():
+    sent, data = sample_by_place()
+    received = sample_message.decode_shard_sample(data)
+    assert_same_columns(received.columns, sent.columns)
+    assert received.new_frames.n_places == 7
+    np.testing.assert_array_equal(received.new_frames.places, [1, 6])
+    np.testing.assert_array_equal(received.new_frames.frames, sent.new_frames.frames)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"new_places": np.array([1])},
+        {"new_places": np.array([1, 7])},
+        {"new_places": np.array([-1, 6])},
+        {"new_places": np.array([1, 6], np.int32)},
+        {"new_frames": np.zeros((2, 6), np.uint8)},
+        {"new_frames": np.zeros((2, 2, 3), np.int8)},
+        {"observation": np.array([[0, 1], [7, 2]], "<i4")},
+        {"next_observation": np.array([[0, -1], [6, 2]], "<i4")},
+        {"observation": np.zeros((2, 2), "<f4")},
+        {"observation": np.zeros(2, "<i4")},
+    ],
+)
+def test_decode_shard_sample_by_place_refuses_places_that_are_none(changes):
+    _, data = sample_by_place(**changes)
+    with pytest.raises(WireFormatError):
+        sample_message.decode_shard_sample(data)
 
 
 def test_priority_update_round_trips():

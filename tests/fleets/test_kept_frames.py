@@ -5,9 +5,22 @@ What a GPU does, on a CPU: `BatchStager` unfolds the stacks with the same calls 
 
 from __future__ import annotations
 
-import pytest
+from types import SimpleNamespace
 
+import pytest
+import ray
+
+from qfleet.actors.build import build_actor
+from qfleet.common.messages import encode_chunk
+from qfleet.common.plan_json import plan_to_json
+from qfleet.common.stage_clock import StageClock
+from qfleet.fleets import local_fleet
 from qfleet.fleets.local_fleet import LocalFleet
+from qfleet.learner import device_frames, frames_choice, remote_replay
+from qfleet.learner.block_runner import BlockPlanner, run_blocks
+from qfleet.learner.learner import Learner
+from qfleet.learner.remote_replay import RemoteReplay
+from qfleet.replay_server.remote import ReplayServerShell
 from qfleet.run.resolution import check_and_resolve
 from qfleet.settings.config_loading import load_config
 from qfleet.settings.plans import run_plans
@@ -31,13 +44,21 @@ SMALL = {
 
 
 @pytest.fixture
-def make_fleet(monkeypatch):
+def resolved():
+    def resolve(**changes):
+        overrides = {key.replace("__", "."): value for key, value in changes.items()}
+        return check_and_resolve(load_config("cartpole-pixels", [], {**SMALL, **overrides}))
+
+    return resolve
+
+
+@pytest.fixture
+def make_fleet(monkeypatch, resolved):
     fleets = []
 
     def make(keeps, **changes):
-        monkeypatch.setattr(LocalFleet, "_keeps_frames_on", lambda self, device: keeps)
-        overrides = {key.replace("__", "."): value for key, value in changes.items()}
-        spec, config = check_and_resolve(load_config("cartpole-pixels", [], {**SMALL, **overrides}))
+        monkeypatch.setattr(local_fleet, "keeps_frames", lambda device, n_bytes: keeps)
+        spec, config = resolved(**changes)
         fleet = LocalFleet(run_plans(config), spec, run_id="r1", incarnation=0, device="cpu")
         fleets.append(fleet)
         return fleet
@@ -83,18 +104,75 @@ def test_parameters_are_the_same_bits_after_a_restore(make_fleet):
 
 
 def test_frames_are_sent_once(make_fleet, monkeypatch):
-    from qfleet.learner.device_frames import DeviceFrames
-
-    sent, take = [], DeviceFrames._take
+    sent, take = [], device_frames.DeviceFrames._take
 
     def counted(self, shard, news):
         sent.extend(news.places.tolist())
         take(self, shard, news)
 
-    monkeypatch.setattr(DeviceFrames, "_take", counted)
+    monkeypatch.setattr(device_frames.DeviceFrames, "_take", counted)
     fleet = make_fleet(True)
     play(fleet)
     played = sum(actor.env_steps for actor in fleet.report().actors)
     # One frame a step, and some that an episode begins with; each update names 8 * 2 * 3.
     assert 100 < len(sent) <= 2 * played
     assert fleet.report().learner.learner_steps * 48 > 10 * len(sent)
+
+
+class Served:
+    """A shard's shell in this process, called as Ray calls it."""
+
+    def __init__(self, shell):
+        self.shell = shell
+
+    def __getattr__(self, method):
+        return SimpleNamespace(remote=getattr(self.shell, method))
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_learner_over_ray_learns_the_same_bits_in_lockstep(resolved, monkeypatch, shards):
+    fake_ray = SimpleNamespace(get=lambda refs, timeout: refs, exceptions=ray.exceptions)
+    monkeypatch.setattr(remote_replay, "ray", fake_ray)
+    spec, config = resolved(replay__shards=shards)
+    plans = run_plans(config)
+    plan_json, spec_json = plan_to_json(plans.replay), spec.to_json()
+
+    def learned(by_place):
+        learner, planner = Learner(plans.learner, spec), BlockPlanner(plans.learner)
+        shells = [ReplayServerShell(plan_json, spec_json, "r", i) for i in range(shards)]
+        actors = [build_actor(plans.actor, spec, run_id="r", slot=i, incarnation=0) for i in (0, 1)]
+        replay = RemoteReplay([Served(shell) for shell in shells], by_place=by_place)
+        for snapshot in learner.take_snapshots():
+            for actor in actors:
+                actor.set_params(snapshot)
+        for _ in range(12):
+            for slot, actor in enumerate(actors):
+                actor.act_steps(10)
+                if (chunk := actor.take_chunk()) is not None:
+                    shells[slot % shards].insert(encode_chunk(chunk), wait=False)
+            run_blocks(learner, planner, replay, 2, StageClock())
+        for actor in actors:
+            actor.close()
+        return learner.params_sha256()
+
+    assert learned(by_place=True) == learned(by_place=False)
+
+
+def test_plan_tells_what_the_shards_frames_take(make_fleet):
+    fleet = make_fleet(False, replay__shards=2)
+    pools = [shard._framed.pool for shard in fleet._shards]
+    taken = sum(len(pool._frames) * pool.frame_bytes for pool in pools)
+    assert fleet._learner._plan.frame_bytes == taken > 0
+
+
+def test_keeps_frames_where_there_is_room_and_says_so_once(monkeypatch, capsys):
+    monkeypatch.setattr(device_frames, "has_room", lambda device, n_bytes: n_bytes <= 2**20)
+    assert [frames_choice.keeps_frames("cuda:0", n) for n in (2**20, 2**20, 2**21)] == [
+        True,
+        True,
+        False,
+    ]
+    assert not frames_choice.keeps_frames("cpu", 1)
+    assert not frames_choice.keeps_frames("cuda:0", 0)
+    err = capsys.readouterr().err
+    assert err == "qfleet: frames are kept on cuda:0 (0.00 GiB), each sent once\n"

@@ -43,9 +43,9 @@ def slowed_class(shell, part, method, delay_s):
             owner = operator.attrgetter(part)(self)
             quick = getattr(owner, method)
 
-            def slow(*arguments):
+            def slow(*arguments, **options):
                 time.sleep(delay_s)
-                return quick(*arguments)
+                return quick(*arguments, **options)
 
             setattr(owner, method, slow)
 

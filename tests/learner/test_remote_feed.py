@@ -129,8 +129,8 @@ def test_draws_say_which_version_was_published_before_them(make_fleet):
 
     calls = [call for call in fleet.handles[0].calls if call.method == "sample"]
     assert len(calls) > asked
-    assert {call.arguments[3] for call in calls[:asked]} == {4}
-    assert {call.arguments[3] for call in calls[asked:]} == {5}
+    assert {call.arguments[2] for call in calls[:asked]} == {4}
+    assert {call.arguments[2] for call in calls[asked:]} == {5}
 
 
 def test_nothing_is_drawn_while_no_shard_holds_anything(make_fleet):

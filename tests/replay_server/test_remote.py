@@ -123,7 +123,7 @@ def test_chunk_held_back_is_acknowledged_with_what_was_published_before_the_draw
     held = pool.submit(shell.insert, make_chunk(3), (1, 0))
     until(lambda: len(shell._inserting) == 1)
 
-    shell.sample(4, True, 1, 2)  # overtakes the announcement of version 2
+    shell.sample(4, 1, 2)  # overtakes the announcement of version 2
     until(lambda: shell.stats()[1] == 16)
     time.sleep(0.05)
     assert not held.done()  # stored already, and not yet acknowledged
@@ -139,7 +139,7 @@ def test_what_the_limiter_did_not_hold_back_waits_for_no_announcement(pool, monk
     shell = make_shell()
     shell.announce(1, 0, b"one", None)
     fill(shell)
-    shell.sample(4, True, 1, 2)  # version 2 is never announced
+    shell.sample(4, 1, 2)  # version 2 is never announced
 
     at_once = pool.submit(shell.insert, make_chunk(3), (1, 0))
     again = pool.submit(shell.insert, make_chunk(3), (1, 0))  # is not stored, so never held back
@@ -314,7 +314,7 @@ def test_calls_that_do_not_ask_the_limiter_never_wait():
     for seq in range(5):
         assert accepted(shell.insert(make_chunk(seq), wait=False))
     for _ in range(6):
-        assert shell.sample(8, False) is not None
+        assert shell.draw(8) is not None
 
 
 def test_malformed_chunk_is_counted_and_changes_nothing():
@@ -502,7 +502,7 @@ def test_sample_in_pieces_is_the_sample_whole():
     for shell in (whole, in_pieces):
         shell.insert(make_chunk(0))
 
-    one, pieces = whole.sample(4), in_pieces.sample(4, True, 3)
+    one, pieces = whole.sample(4), in_pieces.sample(4, 3)
 
     assert len(pieces) == 3
     expected, actual = decode_shard_sample(one), decode_shard_sample(join(pieces))
@@ -514,7 +514,7 @@ def test_sample_in_pieces_is_the_sample_whole():
 def test_sample_held_back_is_none_in_every_piece(monkeypatch):
     monkeypatch.setattr(remote, "SAMPLE_HOLD_S", 0.01)
 
-    assert make_shell().sample(4, True, 3) == [None, None, None]
+    assert make_shell().sample(4, 3) == [None, None, None]
 
 
 def test_update_priorities_of_several_messages_applies_them_in_order():
@@ -527,7 +527,7 @@ def test_update_priorities_of_several_messages_applies_them_in_order():
     applied = shell.update_priorities(*map(encode_priority_update, (first, second)))
 
     assert applied == 5
-    sample = decode_shard_sample(shell.sample(8, False))
+    sample = decode_shard_sample(shell.draw(8))
     by_key = dict(zip(sample.item_keys.tolist(), sample.probabilities.tolist(), strict=True))
     total = 1.0 + 3 * 9.0
     for key, probability in by_key.items():

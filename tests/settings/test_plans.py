@@ -134,6 +134,7 @@ def test_learner_plan_by_hand():
         "seed": 9,
         "eval_period_learner_steps": 40,
         "is_prioritized": True,
+        "frame_bytes": 0,
         "precision": "float32",
         "importance_sampling_exponent": 0.5,
         # (5000 env steps − 101) · 4 draws / batches of 10

@@ -36,7 +36,7 @@ from qfleet.common.types import (
 )
 from qfleet.fleets.fleet import ActorReport, FleetReport
 from qfleet.learner.block_runner import BlockPlanner, run_blocks
-from qfleet.learner.fast.notices import say_once
+from qfleet.learner.frames_choice import keeps_frames
 from qfleet.learner.learner import Learner
 from qfleet.replay_server.build import build_shard
 from qfleet.replay_server.replay_shard import ReplayShard
@@ -96,7 +96,9 @@ class LocalFleet:
             build_shard(plans.replay, spec, run_id=run_id, shard=shard)
             for shard in range(plans.fleet.shards)
         ]
-        self._replay = LocalReplay(self._shards, by_place=self._keeps_frames_on(device))
+        self._replay = LocalReplay(
+            self._shards, by_place=keeps_frames(device, plans.learner.frame_bytes)
+        )
         self._actors = [
             build_actor(plans.actor, spec, run_id=run_id, slot=slot, incarnation=incarnation)
             for slot in range(plans.fleet.actors)
@@ -111,18 +113,6 @@ class LocalFleet:
         self._episodes: list[EpisodeSummary] = []
         self._learn_clock = StageClock()
         self._deliver()
-
-    def _keeps_frames_on(self, device: str) -> bool:
-        """Whether the learner's device keeps the shards' frames, which is said."""
-        n_bytes = sum(shard.frame_bytes for shard in self._shards)
-        if device == "cpu" or not n_bytes:
-            return False
-        from qfleet.learner.device_frames import has_room  # a compiled block needs no torch
-
-        keeps = has_room(device, n_bytes)
-        if keeps:
-            say_once(f"frames are kept on {device} ({n_bytes / 2**30:.2f} GiB), each sent once")
-        return keeps
 
     def _deliver(self) -> None:
         for snapshot in self._learner.take_snapshots():

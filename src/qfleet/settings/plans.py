@@ -6,6 +6,8 @@ that still holds an `auto` where a number belongs is refused here.
 
 from __future__ import annotations
 
+import math
+
 from pydantic import ValidationError
 
 from qfleet.actors.plan import ActorPlan, EvaluatorPlan
@@ -15,6 +17,7 @@ from qfleet.common.errors import ConfigError
 from qfleet.learner.plan import LearnerPlan
 from qfleet.replay_server.plan import ReplayPlan
 from qfleet.replay_server.rate_limiter import EpisodeLimiter, LearningRule
+from qfleet.replay_server.row_bytes import frame_places
 from qfleet.settings.config import Config
 from qfleet.settings.config_auto import EVALUATOR_CPUS, SHARD_CPUS
 
@@ -77,6 +80,7 @@ def _learner_plan(config: Config) -> LearnerPlan:
         network=config.network,
         eval_period_learner_steps=config.eval.period_learner_steps,
         is_prioritized=replay.sampling != "uniform",
+        frame_bytes=_frame_bytes(config),
         max_learner_steps=run.max_learner_steps,
         max_env_steps=run.max_env_steps,
         max_wall_s=run.max_wall_s,
@@ -89,6 +93,14 @@ def _learner_plan(config: Config) -> LearnerPlan:
         ),
         **config.learner.model_dump(exclude={"device", "updates_per_episode"}),
     )
+
+
+def _frame_bytes(config: Config) -> int:
+    env, replay = config.env, config.replay
+    if env.observation != "pixels":
+        return 0
+    places = frame_places(replay.capacity // replay.shards)
+    return replay.shards * places * math.prod(env.frame_shape)
 
 
 def _replay_plan(config: Config, actor: ActorPlan, learner: LearnerPlan) -> ReplayPlan:
