@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qfleet.common.errors import InvariantError
 from qfleet.common.pixels.new_frames import NewFrames
 from qfleet.common.pixels.stored_columns import STACKS
 from qfleet.common.types import ReplaySample
@@ -47,11 +48,17 @@ class DeviceFrames:
         self._shape: tuple[int, ...] = ()
         self._rows = torch.empty(0, device=device)
         """Word [n, ⌈H·W / word⌉]: every shard's places in one stretch."""
+        self._is_there = np.zeros(0, dtype=bool)
+        """Rows that hold a frame."""
         self._stretches: dict[int, tuple[int, int]] = {}
         """Of each shard: its first row and how many there are."""
 
     def located(self, sample: ReplaySample) -> ReplaySample:
-        """Take the sample's new frames; its stacks then name rows, int64 [K, B, S]."""
+        """Take the sample's new frames; its stacks then name rows, int64 [K, B, S].
+
+        Raises:
+            InvariantError: when they name a frame that was never sent.
+        """
         assert sample.new_frames is not None, "whose stacks are whole"
         for shard, news in sample.new_frames.items():
             self._take(shard, news)
@@ -60,6 +67,8 @@ class DeviceFrames:
             first_rows[shard] = first
         first_row = first_rows[sample.shards][..., np.newaxis]
         named = {name: sample.columns[name] + first_row for name in STACKS}
+        if not all(self._is_there[rows].all() for rows in named.values()):
+            raise InvariantError("a sample names a frame that its shard has not sent")
         return replace(sample, columns={**sample.columns, **named})
 
     def unfolded(self, batches: Batches) -> Batches:
@@ -77,11 +86,11 @@ class DeviceFrames:
         if news.n_places > self._stretches.get(shard, (0, 0))[1]:
             self._grow(shard, news)
         if len(news.places):
-            first, _ = self._stretches[shard]
-            rows = torch.from_numpy(first + news.places).to(self._device)
+            rows = self._stretches[shard][0] + news.places
             writable = np.require(news.frames, requirements="W")  # torch warns of a message's views
             frames = torch.from_numpy(writable.reshape(len(rows), -1)).to(self._device)
-            self._rows[rows] = frames.view(self._rows.dtype)
+            self._rows[torch.from_numpy(rows).to(self._device)] = frames.view(self._rows.dtype)
+            self._is_there[rows] = True
 
     def _grow(self, shard: int, news: NewFrames) -> None:
         """Give the shard a stretch at the end, with what it had; rare, so the old one is left."""
@@ -91,8 +100,11 @@ class DeviceFrames:
         old_first, n_old = self._stretches.get(shard, (0, 0))
         first = len(self._rows)
         shape = (first + news.n_places, n_bytes // word.itemsize)
-        rows = torch.empty(shape, dtype=word, device=self._device)
+        rows, is_there = torch.empty(shape, dtype=word, device=self._device), self._is_there
         if first:
             rows[:first] = self._rows
             rows[first : first + n_old] = self._rows[old_first : old_first + n_old]
+        self._is_there = np.zeros(len(rows), dtype=bool)
+        self._is_there[:first] = is_there
+        self._is_there[first : first + n_old] = is_there[old_first : old_first + n_old]
         self._rows, self._stretches[shard] = rows, (first, news.n_places)

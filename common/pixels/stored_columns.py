@@ -15,9 +15,10 @@ from qfleet.common.types import (
 )
 
 FRAME_NUMBER_DTYPE = "<i8"
-STACKS = (OBSERVATION, NEXT_OBSERVATION)
 PLACE_DTYPE = "<i4"
 """Half the bytes: an actor never stops counting, but memory ends."""
+STACKS = (OBSERVATION, NEXT_OBSERVATION)
+"""The columns that numbers or places stand for."""
 
 
 def stored_columns(

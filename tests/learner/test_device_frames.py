@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
+from qfleet.common.errors import InvariantError
 from qfleet.common.pixels.new_frames import NewFrames
 from qfleet.common.types import Array, ReplaySample
 from qfleet.learner.batch_stager import BatchStager
@@ -104,6 +107,17 @@ def test_located_leaves_the_sample_as_it_was():
     located = DeviceFrames(torch.device("cpu")).located(sample)
     np.testing.assert_array_equal(sample.columns["observation"], before)
     assert located.columns["observation"].dtype == np.int64
+
+
+def test_frame_that_was_never_sent_is_an_error():
+    memories = Memories((2, 2), {0: 6, 1: 6})
+    sample, _ = memories.draw()
+    news = sample.new_frames[1]
+    fewer = news._replace(places=news.places[1:], frames=news.frames[1:])
+    frames = DeviceFrames(torch.device("cpu"))
+    with pytest.raises(InvariantError, match="a frame that its shard has not sent"):
+        frames.located(dataclasses.replace(sample, new_frames={**sample.new_frames, 1: fewer}))
+    frames.located(sample)
 
 
 def test_has_room_is_for_gpus_with_twice_as_much_free_memory(monkeypatch):
