@@ -252,7 +252,7 @@ def test_pixels_come_as_whole_stacks_from_frames_that_are_kept_once(tmp_path: Pa
 
     shard, _, _ = restored_shard(Path(run))
     keys = np.arange(shard._storage.appended - shard.size, shard._storage.appended)
-    rows = shard._gather(shard._storage.slots_of(keys))
+    rows = shard._unfolded(shard._storage.gather(shard._storage.slots_of(keys)))
     observations, _, _, nexts, ended = zip(*dataset, strict=True)
     assert shard.size == 60 < shard._storage.appended
     assert observations[0].shape == (3, 18, 36)

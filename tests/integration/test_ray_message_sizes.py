@@ -26,9 +26,9 @@ def slow_shard(shell):
             super().__init__(*args)
             quick = self._core.sample
 
-            def slow(*args):
+            def slow(*args, **options):
                 time.sleep(0.03)
-                return quick(*args)
+                return quick(*args, **options)
 
             self._core.sample = slow
 
