@@ -8,8 +8,8 @@ On a CPU the fast form is the compiled package (built first where it is missing,
 a GPU the CUDA graph. Each workload is a preset or, on a GPU, a network of convolutions on frames,
 in float32 and with `learner.precision bfloat16`; batches of noise lie in host memory, in blocks of
 the workload's K, and the TD errors come back there. `frames kept`: they are on the GPU already and
-draws name them by place, as in a local run. The forms take turns within each repeat, so
-that a busy machine slows both. `block` is the block alone, `update_block` the whole `Learner`:
+draws name them by place, as in a run in lockstep. The forms take turns within each repeat, so that
+a busy machine slows both. `block` is the block alone, `update_block` the whole `Learner`:
 statistics, target syncs, publishing. The learning twin: the largest relative distance of parameters
 from eager after 1,000 updates.
 """

@@ -26,10 +26,7 @@ _WORDS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
 
 def has_room(device: str, n_bytes: int) -> bool:
-    """Whether frames are to be kept on `device`: on a GPU whose free memory allows it.
-
-    A CPU's learner reads the shards' own memory.
-    """
+    """Whether `n_bytes` of frames are to be kept on `device`: a GPU with twice as many free."""
     if torch.device(device).type != "cuda":
         return False
     free_bytes, _ = torch.cuda.mem_get_info(device)

@@ -21,6 +21,7 @@ from qfleet import training
 from qfleet.api import load_policy, make_env, play_episodes
 from qfleet.command_line import cli
 from qfleet.common.errors import CheckpointError, ConfigError
+from qfleet.run.runtimes import LockstepObserver
 from qfleet.run_files.checkpoint import list_checkpoints
 from qfleet.run_files.checkpoint_reader import read_checkpoint
 from qfleet.run_files.metrics import read_metrics, read_monitor
@@ -474,6 +475,29 @@ def test_train_that_diverges_ends_with_4_and_a_summary(tmp_path, capsys):
     assert (summary.status, summary.exit_code) == ("failed", 4)
     assert "diverged" in summary.stop_reason
     assert "diverged" in capsys.readouterr().err
+
+
+def test_train_that_diverges_tells_when_its_last_parameters_cannot_be_played(tmp_path, monkeypatch):
+    def broken(self, request):
+        raise CheckpointError("no screen")
+
+    monkeypatch.setattr("qfleet.fleets.local_fleet.LocalFleet.evaluate", broken)
+    wanted = config(learner__learning_rate=1e30, learner__max_grad_norm=None, learner__loss="mse")
+    assert run_train(wanted, run_dir=str(tmp_path / "run")) == 4
+    summary = read_summary(tmp_path / "run")
+    assert "diverged" in summary.stop_reason
+    assert summary.incidents == ["the last finite parameters could not be evaluated: no screen"]
+
+
+@pytest.mark.parametrize("evaluated_at", [None, 10, 20])
+def test_evaluate_last_plays_what_was_not_played_yet(evaluated_at):
+    last = None if evaluated_at is None else SimpleNamespace(learner_step=evaluated_at)
+    evaluations = SimpleNamespace(tracker=SimpleNamespace(last=last))
+    session = SimpleNamespace(evaluations=evaluations, learner_steps=20)
+    observer, played = LockstepObserver(session, None), []
+    observer.evaluate = played.append
+    observer.evaluate_last("fleet")
+    assert played == ([] if evaluated_at == 20 else ["fleet"])
 
 
 def test_train_without_target_network_leaves_what_its_divergence_looked_like(tmp_path, capsys):

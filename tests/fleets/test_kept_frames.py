@@ -13,13 +13,11 @@ import ray
 from qfleet.actors.build import build_actor
 from qfleet.common.messages import encode_chunk
 from qfleet.common.plan_json import plan_to_json
-from qfleet.common.stage_clock import StageClock
 from qfleet.fleets import local_fleet
 from qfleet.fleets.local_fleet import LocalFleet
 from qfleet.learner import device_frames, frames_choice, remote_replay
-from qfleet.learner.block_runner import BlockPlanner, run_blocks
-from qfleet.learner.learner import Learner
-from qfleet.learner.remote_replay import RemoteReplay
+from qfleet.learner import remote as learner_remote
+from qfleet.learner.remote import LearnerShell
 from qfleet.replay_server.remote import ReplayServerShell
 from qfleet.run.resolution import check_and_resolve
 from qfleet.settings.config_loading import load_config
@@ -103,7 +101,8 @@ def test_parameters_are_the_same_bits_after_a_restore(make_fleet):
     assert play(kept) == play(whole)
 
 
-def test_frames_are_sent_once(make_fleet, monkeypatch):
+def count_sent(monkeypatch):
+    """A list of the places of all frames that learners take from now on."""
     sent, take = [], device_frames.DeviceFrames._take
 
     def counted(self, shard, news):
@@ -111,6 +110,11 @@ def test_frames_are_sent_once(make_fleet, monkeypatch):
         take(self, shard, news)
 
     monkeypatch.setattr(device_frames.DeviceFrames, "_take", counted)
+    return sent
+
+
+def test_frames_are_sent_once(make_fleet, monkeypatch):
+    sent = count_sent(monkeypatch)
     fleet = make_fleet(True)
     play(fleet)
     played = sum(actor.env_steps for actor in fleet.report().actors)
@@ -136,13 +140,15 @@ def test_learner_over_ray_learns_the_same_bits_in_lockstep(resolved, monkeypatch
     spec, config = resolved(replay__shards=shards)
     plans = run_plans(config)
     plan_json, spec_json = plan_to_json(plans.replay), spec.to_json()
+    sent = count_sent(monkeypatch)
 
     def learned(by_place):
-        learner, planner = Learner(plans.learner, spec), BlockPlanner(plans.learner)
+        monkeypatch.setattr(learner_remote, "keeps_frames", lambda device, n_bytes: by_place)
+        learner = LearnerShell(plan_to_json(plans.learner), spec_json, [], "cpu")
         shells = [ReplayServerShell(plan_json, spec_json, "r", i) for i in range(shards)]
+        learner.set_shards([Served(shell) for shell in shells])
         actors = [build_actor(plans.actor, spec, run_id="r", slot=i, incarnation=0) for i in (0, 1)]
-        replay = RemoteReplay([Served(shell) for shell in shells], by_place=by_place)
-        for snapshot in learner.take_snapshots():
+        for snapshot in learner._core.take_snapshots():
             for actor in actors:
                 actor.set_params(snapshot)
         for _ in range(12):
@@ -150,12 +156,15 @@ def test_learner_over_ray_learns_the_same_bits_in_lockstep(resolved, monkeypatch
                 actor.act_steps(10)
                 if (chunk := actor.take_chunk()) is not None:
                     shells[slot % shards].insert(encode_chunk(chunk), wait=False)
-            run_blocks(learner, planner, replay, 2, StageClock())
+            learner.learn(2)
         for actor in actors:
             actor.close()
-        return learner.params_sha256()
+        return learner._core.params_sha256(), len(sent)
 
-    assert learned(by_place=True) == learned(by_place=False)
+    (whole, none_sent), (kept, n_sent) = learned(by_place=False), learned(by_place=True)
+    assert kept == whole
+    assert none_sent == 0
+    assert n_sent > 100
 
 
 def test_plan_tells_what_the_shards_frames_take(make_fleet):

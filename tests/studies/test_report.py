@@ -8,10 +8,12 @@ import json
 import re
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from qfleet.command_line.cli import main
 from qfleet.common.errors import ConfigError
+from qfleet.studies import figures
 from qfleet.studies.comparison import group_by_configuration
 from qfleet.studies.readings import read_run
 from qfleet.studies.report import Report
@@ -108,3 +110,15 @@ def test_command_prints_a_table_or_writes_a_file(make_run, tmp_path, capsys) -> 
     assert main(["report", *runs, "-o", str(tmp_path / "r.html")]) == 0
     assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
     assert main(["report", str(tmp_path)]) == 2
+
+
+def test_in_means_table(monkeypatch) -> None:
+    monkeypatch.setattr(figures, "MAX_POINTS", 3)
+    for lengths, numbers, means in [
+        ([], [], []),
+        ([9.0, 11.0, 4.0], [1, 2, 3], [9, 11, 4]),
+        ([9.0, 11.0, 4.0, 6.0], [1, 2, 4], [9, 11, 5]),
+        ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 10.0], [2, 4, 7], [1.5, 3.5, 7]),
+    ]:
+        found = figures.in_means(np.array(lengths))
+        assert (found[0].tolist(), found[1].tolist()) == (numbers, means)

@@ -7,7 +7,6 @@ together with all other roles from the last cut, a bounded number of times.
 from __future__ import annotations
 
 import signal
-from contextlib import suppress
 from dataclasses import asdict
 
 from qfleet.cluster.background_imports import import_in_background
@@ -214,8 +213,10 @@ def _run_rounds(
     except NonFiniteError:
         session.observe(fleet.report())  # what was played and learned up to the end
         session.progress.write_last_blocks(session.learner_steps)
-        with suppress(QfleetError):  # the refused block left finite parameters: what are they worth
-            observer.evaluate(fleet)
+        try:
+            observer.evaluate_last(fleet)
+        except QfleetError as error:  # the divergence is how this run ends
+            session.incident(f"the last finite parameters could not be evaluated: {error}")
         raise
 
 
@@ -254,6 +255,12 @@ class LockstepObserver:
             report = fleet.evaluate(session.evaluation_request())
             session.counters.totals.eval_s += session.clock() - started_s
             session.record_evaluation(report, fleet.params_bytes)
+
+    def evaluate_last(self, fleet: Fleet) -> None:
+        """Have what a refused block left played, finite as it is, unless it was already."""
+        last = self._session.evaluations.tracker.last
+        if last is None or last.learner_step < self._session.learner_steps:
+            self.evaluate(fleet)
 
     def blocks_left(self, updates_per_block: int) -> int | None:
         """See `RoundObserver`."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from qfleet.common.types import Array
 from qfleet.studies.comparison import Arm, Figures
 from qfleet.studies.readings import TRACES
 from qfleet.studies.words import Words
@@ -26,6 +27,8 @@ WIDE, NARROW = (6.0, 3.7), (4.2, 3.2)
 """Inches of 72 units, and text of 10 of them: a phone shows 370 pixels in a row."""
 
 LEGEND_COLUMNS = 32
+MAX_POINTS = 250
+"""Of a run's episode lengths; more would be a smear, and megabytes of it."""
 
 
 def _svg(draw: Callable[[Any], None], size: tuple[float, float]) -> str:
@@ -105,20 +108,34 @@ def _trace(arms: Sequence[Arm], name: str, title: str, words: Words) -> str:
 
 
 def episode_lengths(arms: Sequence[Arm], words: Words) -> str:
-    """How long the training episodes were, every run as it went."""
+    """How long the training episodes were, every run as it went; long runs in means."""
 
     def draw(axes: Any) -> None:
         for index, arm in enumerate(arms):
             for number, run in enumerate(arm.runs):
-                lengths = run.episode_lengths
+                episodes, lengths = in_means(run.episode_lengths)
                 label = _legend(arm.name) if number == 0 else None
                 style = {**_style(index), "lw": 1.0}
-                axes.plot(np.arange(1, len(lengths) + 1), lengths, label=label, alpha=0.7, **style)
+                axes.plot(episodes, lengths, label=label, alpha=0.7, **style)
         _label(axes, words("episode"), words("length"))
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="best", framealpha=0.9)
 
     return _svg(draw, WIDE)
+
+
+def in_means(lengths: Array) -> tuple[Array, Array]:
+    """Numbers int64 [n] and lengths float64 [n] of episodes, n at most `MAX_POINTS`.
+
+    Where there are more episodes, each point is the mean of some that follow one another, as many
+    as in every other but for one, and stands at the last one's number.
+    """
+    n = min(MAX_POINTS, len(lengths))
+    if n == 0:
+        return np.arange(0), lengths
+    ends = np.arange(1, n + 1) * len(lengths) // n
+    firsts = np.append(0, ends[:-1])
+    return ends, np.add.reduceat(lengths, firsts) / (ends - firsts)
 
 
 def _label(axes: Any, x: str, y: str) -> None:

@@ -36,8 +36,10 @@ _TEXTS: dict[str, tuple[str, str]] = {
     ),
     "behaviour": ("Behaviour", "挙動"),
     "behaviour_note": (
-        "Lengths of the training episodes, ε-greedy; below, one episode of the best parameters.",
-        "訓練エピソードの長さ(ε-greedy法)。下は最も良いパラメータでの1エピソード。",
+        "Lengths of the training episodes, ε-greedy (of a run with more than 250 each point is the "
+        "mean of equally many); below, one episode of the best parameters.",
+        "訓練エピソードの長さ(ε-greedy法)。250回を超える実行では、各点は同じ数の連続する"
+        "エピソードの平均。下は最も良いパラメータでの1エピソード。",
     ),
     "no_video": (
         "no film: no run of this arm has parameters that were evaluated",
