@@ -67,9 +67,9 @@ class Workload:
         for name in STACKS:
             named = sample.columns[name].shape[:3]
             sample.columns[name] = rng.integers(0, KEPT_FRAMES, named, dtype=np.int32)
-        every = NewFrames(KEPT_FRAMES, np.arange(KEPT_FRAMES), frames)
-        none = NewFrames(KEPT_FRAMES, np.arange(0), frames[:0])
-        return replace(sample, new_frames={0: every}), replace(sample, new_frames={0: none})
+        every = NewFrames("benchmark", 1, KEPT_FRAMES, np.arange(KEPT_FRAMES), frames)
+        first, later = ({0: news} for news in (every, every.without_frames()))
+        return replace(sample, new_frames=first), replace(sample, new_frames=later)
 
 
 def workload(name: str) -> Workload:

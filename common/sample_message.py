@@ -6,6 +6,7 @@ Called by the shard's shell and by the learner, which takes them.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from qfleet.common import wire
 from qfleet.common.errors import WireFormatError
 from qfleet.common.messages import check_meta, take_vector
 from qfleet.common.pixels.new_frames import NewFrames
-from qfleet.common.pixels.stored_columns import PLACE_DTYPE, STACKS
+from qfleet.common.pixels.stored_columns import PLACE_DTYPE, STACKS, frame_shape, held_columns
 from qfleet.common.types import (
     Columns,
     EnvironmentSpec,
@@ -28,10 +29,13 @@ _SAMPLE_META: dict[str, type] = {
     "mean_age_s": float,
     "held_s": float,
     "n_places": int,
+    "reader": str,
+    "answer": int,
 }
 NEW_PLACES = "new_places"
 NEW_FRAMES = "new_frames"
 _KEY_AND_PROBABILITY_BYTES = 16
+_PLACE_BYTES = 8
 MAX_SAMPLE_BYTES = 2**31
 _SAMPLE_ENVELOPE_BYTES = 1024
 """More than a sample's header, head and the padding of its columns take."""
@@ -39,28 +43,36 @@ _SAMPLE_ENVELOPE_BYTES = 1024
 
 def encode_shard_sample(sample: ShardSample) -> bytes:
     """A shard's draws as bytes."""
+    news = sample.new_frames
     meta = {
         "shard": sample.shard,
         "stats": list(sample.stats),
         "mean_age_s": float(sample.mean_age_s),
         "held_s": float(sample.held_s),
-        "n_places": 0 if sample.new_frames is None else sample.new_frames.n_places,
+        "n_places": 0 if news is None else news.n_places,
+        "reader": "" if news is None else news.reader,
+        "answer": 0 if news is None else news.answer,
     }
     columns = {
         **sample.columns,
         "item_keys": sample.item_keys,
         "probabilities": sample.probabilities,
     }
-    if sample.new_frames is not None:
-        columns[NEW_PLACES] = sample.new_frames.places
-        columns[NEW_FRAMES] = sample.new_frames.frames
+    if news is not None:
+        columns[NEW_PLACES], columns[NEW_FRAMES] = news.places, news.frames
     return wire.encode("sample", meta, columns)
 
 
-def shard_sample_bytes(spec: EnvironmentSpec, n_draws: int) -> int:
-    """At least as many bytes as `encode_shard_sample` makes of so many draws, and hardly more."""
-    columns = transition_columns(spec)
+def shard_sample_bytes(spec: EnvironmentSpec, n_draws: int, *, by_place: bool = False) -> int:
+    """At least as many bytes as `encode_shard_sample` makes of so many draws, and hardly more.
+
+    `by_place`: when every draw names frames that no other does and that the reader does not have.
+    """
+    columns = held_columns(spec) if by_place else transition_columns(spec)
     row_bytes = sum(np.dtype(c.dtype).itemsize * math.prod(c.shape) for c in columns)
+    if by_place:
+        named = sum(math.prod(c.shape) for c in columns if c.name in STACKS)
+        row_bytes += named * (_PLACE_BYTES + math.prod(frame_shape(spec)))
     return n_draws * (row_bytes + _KEY_AND_PROBABILITY_BYTES) + _SAMPLE_ENVELOPE_BYTES
 
 
@@ -74,7 +86,7 @@ def decode_shard_sample(data: bytes | memoryview) -> ShardSample:
     check_meta("sample", meta, _SAMPLE_META)
     keys = take_vector("sample", columns, "item_keys", "<i8")
     probabilities = take_vector("sample", columns, "probabilities", "<f8")
-    new_frames = _take_new_frames(columns, meta["n_places"]) if meta["n_places"] else None
+    new_frames = _take_new_frames(columns, meta) if meta["n_places"] else None
     if any(a.ndim == 0 or len(a) != len(keys) for a in (*columns.values(), probabilities)):
         raise WireFormatError(f"a sample's columns must all have {len(keys)} rows")
     is_number = [type(value) in (int, float) for value in meta["stats"]]
@@ -85,7 +97,8 @@ def decode_shard_sample(data: bytes | memoryview) -> ShardSample:
     return ShardSample(meta["shard"], columns, keys, probabilities, stats, *times, new_frames)
 
 
-def _take_new_frames(columns: Columns, n_places: int) -> NewFrames:
+def _take_new_frames(columns: Columns, meta: dict[str, Any]) -> NewFrames:
+    n_places = meta["n_places"]
     places = take_vector("sample", columns, NEW_PLACES, "<i8")
     frames = columns.pop(NEW_FRAMES, None)
     if frames is None or frames.dtype != np.uint8 or frames.ndim != 3 or len(frames) != len(places):
@@ -95,4 +108,4 @@ def _take_new_frames(columns: Columns, n_places: int) -> NewFrames:
         raise WireFormatError(f"a sample's stacks must be places, {PLACE_DTYPE} [n, S]")
     if any(a.size and not 0 <= a.min() <= a.max() < n_places for a in (places, *named)):
         raise WireFormatError(f"a sample's places must be below {n_places}")
-    return NewFrames(n_places, places, frames)
+    return NewFrames(meta["reader"], meta["answer"], n_places, places, frames)

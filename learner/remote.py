@@ -65,7 +65,7 @@ class LearnerShell:
         self._upgrade = PathUpgrade(plan, spec, device, self._core.path)
         self._planner = BlockPlanner(plan)
         self._shards: list[Any] = []
-        self._device = device
+        self._keeps_frames = keeps_frames(device, plan.frame_bytes)
         self._replay: RemoteReplay | None = None
         """What lockstep draws from."""
         self._stop = threading.Event()
@@ -76,7 +76,12 @@ class LearnerShell:
         self._clock = StageClock()
         self._publisher = SnapshotPublisher()
         self._feed = ReplayFeed(
-            spec, self._planner, plan.max_blocks_per_request, self._stop, self._clock
+            spec,
+            self._planner,
+            plan.max_blocks_per_request,
+            self._stop,
+            self._clock,
+            by_place=self._keeps_frames,
         )
 
     # Control group: answers while `run` trains.
@@ -197,8 +202,7 @@ class LearnerShell:
     def learn(self, n_blocks: int) -> int:
         """Lockstep: `n_blocks` blocks one after the other; returns the learner step."""
         if self._replay is None:
-            by_place = keeps_frames(self._device, self._plan.frame_bytes)
-            self._replay = RemoteReplay(self._shards, by_place=by_place)
+            self._replay = RemoteReplay(self._shards, by_place=self._keeps_frames)
         run_blocks(self._core, self._planner, self._replay, n_blocks, self._clock)
         return self._core.learner_steps
 

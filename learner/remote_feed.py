@@ -11,6 +11,7 @@ no actor writes to while it is said to rest: the others are drawn from meanwhile
 from __future__ import annotations
 
 import collections
+import itertools
 import queue
 import threading
 import time
@@ -57,6 +58,11 @@ class _Request:
     def parts(self) -> list[ShardSample]:
         return [draws.part for draws in self.draws if draws.part is not None]
 
+    def was_drawn_before(self, other: _Request) -> bool:
+        """Whether a shard answered this one first, where answers are numbered."""
+        pairs = itertools.product(self.draws, other.draws)
+        return any(a.shard == b.shard and a.answer < b.answer for a, b in pairs)
+
 
 class ReplayFeed:
     """`BlockFeed` over shard handles; owned by the training thread.
@@ -72,8 +78,12 @@ class ReplayFeed:
         max_blocks_per_request: int,
         stop: threading.Event,
         clock: StageClock,
+        *,
+        by_place: bool = False,
     ) -> None:
         self._spec, self._planner, self._stop, self._clock = spec, planner, stop, clock
+        self._by_place = by_place
+        """Whether the learner keeps the shards' frames, and stacks come as their places."""
         self._lines: list[ShardLine] = []
         self._requests: collections.deque[_Request] = collections.deque()
         self._replacements: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
@@ -92,7 +102,10 @@ class ReplayFeed:
 
     def set_shards(self, shards: list[Any]) -> None:
         """All shards, in order."""
-        self._lines = [ShardLine(i, shard, self._spec) for i, shard in enumerate(shards)]
+        self._lines = [
+            ShardLine(i, shard, self._spec, by_place=self._by_place)
+            for i, shard in enumerate(shards)
+        ]
         self._requests.clear()
 
     def replace_shard(self, index: int, shard: Any) -> None:
@@ -129,6 +142,8 @@ class ReplayFeed:
             finally:
                 for line in self._lines:
                     line.send_priorities()
+            for draws in request.draws:
+                self._lines[draws.shard].used(draws)
             held_s = max(part.held_s for part in parts)
             asking_s = max(0.0, got_at_s - asked_from_s - held_s)
             self.blocks_per_request.observe(asking_s, time.perf_counter() - got_at_s)
@@ -152,11 +167,17 @@ class ReplayFeed:
                 self._requests.remove(request)
                 for draws in request.draws:
                     self._lines[draws.shard].forget(draws)
-            complete = next((r for r in self._requests if r.is_complete), None)
+            complete = self._first_complete()
         if complete is not None:
             self._requests.remove(complete)
         self._clock.lap(WAIT)
         return complete
+
+    def _first_complete(self) -> _Request | None:
+        """By the shards' numbers, for training on one overtakes those that were drawn before it."""
+        complete = [r for r in self._requests if r.is_complete]
+        first = (r for r in complete if not any(o.was_drawn_before(r) for o in complete))
+        return next(first, complete[0] if complete else None)
 
     def _ask_ahead(self) -> None:
         while len(self._requests) < REQUESTS_IN_FLIGHT:
@@ -190,9 +211,14 @@ class ReplayFeed:
         return request
 
     def _is_broken(self, request: _Request) -> bool:
-        """Whether it waits for a shard that is gone or rests: its draws are split anew."""
+        """Whether it cannot be trained on any more, so that its draws are split anew.
+
+        So it is when it waits for a shard that is gone or rests, or when it was overtaken.
+        """
         waiting = {draws.shard for draws in request.draws if draws.part is None}
-        return any(not self._lines[i].is_there or i in self.resting for i in waiting)
+        if any(not self._lines[i].is_there or i in self.resting for i in waiting):
+            return True
+        return any(self._lines[draws.shard].is_overtaken(draws) for draws in request.draws)
 
     def _listen(self) -> None:
         """Wait for the next answer of any shard and take it."""

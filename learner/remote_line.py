@@ -17,6 +17,7 @@ from qfleet.common.inline_pieces import join, pieces_for
 from qfleet.common.patience import Patience
 from qfleet.common.sample_message import decode_shard_sample, shard_sample_bytes
 from qfleet.common.types import EnvironmentSpec, ReplayStats, ShardSample
+from qfleet.learner.frame_receipts import FrameReceipts
 
 ANSWER_TIMEOUT_S = 60.0
 LEAST_SILENCE_S = 0.02
@@ -53,6 +54,11 @@ class Draws:
     """Those that may still bring them: more than one when some may be lost."""
     part: ShardSample | None = None
 
+    @property
+    def answer(self) -> int:
+        """Number of the answer that brought them, 0 when none has or when stacks came whole."""
+        return self.part.new_frames.answer if self.part and self.part.new_frames else 0
+
 
 class ShardLine:
     """Questions to one shard and their answers; every wait ends.
@@ -62,8 +68,13 @@ class ShardLine:
     that come twice are draws like all others: the second answer is let go.
     """
 
-    def __init__(self, index: int, shard: Any, spec: EnvironmentSpec) -> None:
+    def __init__(
+        self, index: int, shard: Any, spec: EnvironmentSpec, *, by_place: bool = False
+    ) -> None:
         self._index, self._shard, self._spec = index, shard, spec
+        self._by_place = by_place
+        """Whether the learner keeps the shard's frames."""
+        self._receipts = FrameReceipts(by_place=by_place)
         self.stats = NOTHING
         """The newest counters; without mass while the shard is gone."""
         self.priorities: list[bytes] = []
@@ -92,6 +103,7 @@ class ShardLine:
     def replace(self, shard: Any) -> None:
         """Go on with another process, which answers everything that is open."""
         self._shard, self._stats_refs, self._updates = shard, [], {}
+        self._receipts = FrameReceipts(by_place=self._by_place)
         self._heard()
         for draws in self._open:
             draws.calls.clear()
@@ -111,6 +123,15 @@ class ShardLine:
         if draws in self._open:
             self._open.remove(draws)
 
+    def is_overtaken(self, draws: Draws) -> bool:
+        """Whether they came and can no longer be trained on; see `FrameReceipts`."""
+        return draws.part is not None and self._receipts.is_overtaken(draws.part)
+
+    def used(self, draws: Draws) -> None:
+        """The learner has trained on these, and keeps their new frames."""
+        if draws.part is not None:
+            self._receipts.take(draws.part)
+
     def ask_stats(self) -> None:
         """Ask for its counters, unless that is under way; once more when the answer is late."""
         now_s, n_calls = time.monotonic(), len(self._stats_refs)
@@ -123,9 +144,9 @@ class ShardLine:
         """Ask for `draws`; the answer travels inside the call unless it is large."""
         if not self.is_there:
             return
-        n_pieces = pieces_for(shard_sample_bytes(self._spec, draws.n))
+        n_pieces = pieces_for(shard_sample_bytes(self._spec, draws.n, by_place=self._by_place))
         refs = self._shard.sample.options(num_returns=n_pieces).remote(
-            draws.n, n_pieces, draws.params_version
+            draws.n, n_pieces, draws.params_version, self._receipts.reader()
         )
         draws.calls.append(_Call(self._n_calls, [refs] if n_pieces == 1 else list(refs)))
         self._n_calls += 1

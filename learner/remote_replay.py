@@ -13,6 +13,7 @@ from qfleet.common.errors import WaitTimeoutError
 from qfleet.common.messages import encode_priority_update
 from qfleet.common.sample_message import decode_shard_sample
 from qfleet.common.types import PriorityUpdate, ReplayStats, ShardSample
+from qfleet.learner.frame_receipts import FrameReceipts
 
 ANSWER_TIMEOUT_S = 60.0
 
@@ -21,7 +22,8 @@ class RemoteReplay:
     """`ReplayReader` over shard handles, every wait with a timeout that names the shard."""
 
     def __init__(self, shards: list[Any], *, by_place: bool = False) -> None:
-        self.shards, self._by_place = shards, by_place
+        self.shards = shards
+        self._receipts = [FrameReceipts(by_place=by_place) for _ in shards]
 
     def _get(self, refs: list[Any], what: str) -> list[Any]:
         try:
@@ -38,9 +40,13 @@ class RemoteReplay:
 
     def sample(self, draws: list[int]) -> list[ShardSample]:
         """See `ReplayReader`; does not pass the rate limiter: lockstep decides by itself."""
-        asked = [(s, n) for s, n in zip(self.shards, draws, strict=True) if n]
-        refs = [shard.draw.remote(n, self._by_place) for shard, n in asked]
-        return [decode_shard_sample(data) for data in self._get(refs, "answer a sample")]
+        readers = [receipts.reader() for receipts in self._receipts]
+        asked = zip(self.shards, draws, readers, strict=True)
+        refs = [shard.draw.remote(n, reader) for shard, n, reader in asked if n]
+        parts = [decode_shard_sample(data) for data in self._get(refs, "answer a sample")]
+        for part in parts:
+            self._receipts[part.shard].take(part)
+        return parts
 
     def update_priorities(self, updates: dict[int, PriorityUpdate]) -> None:
         """See `ReplayReader`."""

@@ -48,8 +48,17 @@ def slices(
                 rows = slice(first, first + n)
                 columns = {name: column[rows] for name, column in part.columns.items()}
                 keys, probabilities = part.item_keys[rows], part.probabilities[rows]
+                news = part.new_frames
+                if news is not None and first:
+                    news = news.without_frames()  # they came with the first block
                 block.append(
-                    replace(part, columns=columns, item_keys=keys, probabilities=probabilities)
+                    replace(
+                        part,
+                        columns=columns,
+                        item_keys=keys,
+                        probabilities=probabilities,
+                        new_frames=news,
+                    )
                 )
         blocks.append(block)
     return blocks

@@ -14,11 +14,12 @@ import numpy as np
 
 from qfleet.common.errors import InvariantError
 from qfleet.common.pixels.frame_run import FrameRun
-from qfleet.common.pixels.new_frames import NewFrames
+from qfleet.common.pixels.new_frames import FrameReader, NewFrames
 from qfleet.common.pixels.stored_columns import PLACE_DTYPE
 from qfleet.common.types import Array
 from qfleet.replay_server.frame_stores import Compression, make_store
 from qfleet.replay_server.row_bytes import SPARE_FRAMES
+from qfleet.replay_server.sent_frames import SentFrames
 
 UNKNOWN = -1
 """Stands for a frame that this shard never got, or that its writer had given up."""
@@ -53,8 +54,7 @@ class FramePool:
         self._shape, self._compression = shape, compression
         self._frames = make_store(compression, n_places, shape)
         self._uses = np.zeros(len(self._frames), dtype=np.int32)
-        self._is_sent = np.zeros(len(self._frames), dtype=bool)
-        """Places whose frame a reader that keeps frames has had."""
+        self._sent = SentFrames(len(self._frames))
         self._free = np.arange(len(self._frames) - 1, -1, -1, dtype=PLACE_DTYPE)
         """Free places as a stack whose top is its end, below `_n_free`."""
         self._n_free = len(self._free)
@@ -121,7 +121,7 @@ class FramePool:
         lost = np.full(run.first - writer.end, UNKNOWN)
         places = self._taken(len(run.frames))
         self._frames.put(places, run.frames)
-        self._is_sent[places] = False
+        self._sent.overwritten(places)
         self._uses[places] = 1
         writer.places = np.concatenate([writer.places, lost, places])
 
@@ -153,13 +153,12 @@ class FramePool:
         """Write the frames at `places` [n, K] into `stacks` uint8 [n, K, H, W], contiguous."""
         self._frames.copy(places.reshape(-1), stacks.reshape(places.size, -1))
 
-    def unsent(self, places: Array) -> NewFrames:
-        """Of the frames at `places` [n] those that no earlier call has given, for one reader."""
-        places = np.unique(places[~self._is_sent[places]]).astype(np.int64)
+    def new_frames(self, places: Array, reader: FrameReader) -> NewFrames:
+        """Of the frames at `places` [n] those that the reader is not known to have."""
+        number, places = self._sent.answer(reader, places)
         frames = np.empty((len(places), *self._shape), dtype=np.uint8)
         self._frames.copy(places, frames.reshape(len(places), self.frame_bytes))
-        self._is_sent[places] = True
-        return NewFrames(len(self._frames), places, frames)
+        return NewFrames(reader.name, number, len(self._frames), places, frames)
 
     def clear(self) -> None:
         """Forget the frames of all rows; writers keep theirs."""
@@ -199,7 +198,7 @@ class FramePool:
         new = max(int(old * _GROWTH), old + n)
         self._frames.grow(new, self._touched)
         self._uses = np.concatenate([self._uses, np.zeros(new - old, dtype=np.int32)])
-        self._is_sent = np.concatenate([self._is_sent, np.zeros(new - old, dtype=bool)])
+        self._sent.grow(new - old)
         free = np.arange(new - 1, old - 1, -1, dtype=PLACE_DTYPE)
         free = np.concatenate([free, self._free[: self._n_free]])
         self._free, self._n_free = np.resize(free, new), len(free)
@@ -253,7 +252,7 @@ class FramePool:
         if touched > len(self._frames):
             self._frames = make_store(self._compression, touched + SPARE_FRAMES, self._shape)
         self._uses = np.zeros(len(self._frames), dtype=np.int32)
-        self._is_sent = np.zeros(len(self._frames), dtype=bool)
+        self._sent.forget(len(self._frames))
         self._touched, self._writers = touched, {}
         self._unread, self._n_held = None, 0
         return self._frames.target(touched)

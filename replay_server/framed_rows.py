@@ -12,7 +12,7 @@ import numpy as np
 
 from qfleet.common.capture_stream import Shapes
 from qfleet.common.errors import InvariantError
-from qfleet.common.pixels.new_frames import NewFrames
+from qfleet.common.pixels.new_frames import FrameReader, NewFrames
 from qfleet.common.pixels.stored_columns import PLACE_DTYPE, STACKS, frame_shape
 from qfleet.common.types import (
     ACTION,
@@ -81,9 +81,10 @@ class FramedRows:
                 self.pool.copy_stacks(columns[name][rows], stacks[rows])
         return {**columns, **dict(zip(STACKS, both, strict=True))}
 
-    def new_frames(self, columns: Mapping[str, Array]) -> NewFrames:
+    def new_frames(self, columns: Mapping[str, Array], reader: FrameReader) -> NewFrames:
         """What a reader that keeps frames needs for these rows beside their places."""
-        return self.pool.unsent(np.concatenate([columns[name].reshape(-1) for name in STACKS]))
+        places = np.concatenate([columns[name].reshape(-1) for name in STACKS])
+        return self.pool.new_frames(places, reader)
 
     def places_named(self) -> list[Array]:
         """The places that rows name, each column as held."""

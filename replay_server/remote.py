@@ -26,6 +26,7 @@ import ray
 from qfleet.common.errors import WireFormatError
 from qfleet.common.inline_pieces import split
 from qfleet.common.messages import decode_chunk, decode_priority_update
+from qfleet.common.pixels.new_frames import FrameReader
 from qfleet.common.plan_json import plan_from_json
 from qfleet.common.role_place import read_logs, role_place
 from qfleet.common.sample_message import encode_shard_sample
@@ -47,6 +48,7 @@ CONCURRENCY_GROUPS = {"insert": 16, "sample": 1, "update": 1, "params": 4}
 """Threads beside the control calls' one. So many inserts wait for the limiter, the rest behind
 them; `update` takes what the learner tells, `params` answers actors."""
 IN_ORDER_S = 1.0  # for a chunk with frames to wait for one that was sent before it
+Reader = FrameReader | None
 RAY_OPTIONS: dict[str, Any] = {
     "concurrency_groups": CONCURRENCY_GROUPS,
     "max_restarts": 0,
@@ -155,26 +157,25 @@ class ReplayServerShell:
 
     @ray.method(concurrency_group="sample")
     def sample(
-        self, n_draws: int, n_pieces: int = 1, params_version: int = 0
+        self, n_draws: int, n_pieces: int = 1, params_version: int = 0, reader: Reader = None
     ) -> bytes | list[bytes] | list[None] | None:
         """A `ShardSample` as bytes, in so many parts (`inline_pieces`); None when held back.
 
         `params_version`: the learner's newest, whose announcement may still be on its way.
         """
-        data = self._sample(n_draws, params_version)
+        data = self._sample(n_draws, params_version, reader)
         if n_pieces == 1:
             return data
         return [None] * n_pieces if data is None else split(data, n_pieces)
 
     @ray.method(concurrency_group="sample")
-    def draw(self, n_draws: int, by_place: bool = False) -> bytes | None:
-        """Lockstep: the same at once; for `by_place` see `ReplayShard.sample`."""
-        return self._sample(n_draws, 0, wait=False, by_place=by_place)
+    def draw(self, n_draws: int, reader: Reader = None) -> bytes | None:
+        """Lockstep: the same at once."""
+        return self._sample(n_draws, 0, reader, wait=False)
 
     def _sample(
-        self, n_draws: int, params_version: int, *, wait: bool = True, by_place: bool = False
+        self, n_draws: int, params_version: int, reader: Reader, *, wait: bool = True
     ) -> bytes | None:
-        clock = self._sampling_clock
         with self._lock:
             self._params.expect(params_version)
             held_s = self._sampling.let_through(
@@ -184,12 +185,12 @@ class ReplayServerShell:
             )
             if held_s is None or (self._gate_is_open and self._core.size == 0):
                 return None
-            clock.start()
+            self._sampling_clock.start()
             # Wall time: ages must mean something after a restore on another host.
-            sample = self._core.sample(n_draws, time.time(), by_place=by_place)
+            sample = self._core.sample(n_draws, time.time(), reader=reader)
             self._inserting.wake()
         data = encode_shard_sample(replace(sample, held_s=held_s))
-        clock.lap(SAMPLING)
+        self._sampling_clock.lap(SAMPLING)
         return data
 
     @ray.method(concurrency_group="update")

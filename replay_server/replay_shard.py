@@ -10,6 +10,7 @@ import numpy as np
 
 from qfleet.common.arrays_check import check_columns
 from qfleet.common.errors import ConfigError, InvariantError, ReplayNotReadyError
+from qfleet.common.pixels.new_frames import FrameReader
 from qfleet.common.pixels.stored_columns import held_columns, stored_columns
 from qfleet.common.seeding import generator
 from qfleet.common.types import (
@@ -180,10 +181,10 @@ class ReplayShard:
         inserted = counters.inserted - counters.limiter_inserted_base
         return inserted, counters.sampled - counters.limiter_sampled_base
 
-    def sample(self, n: int, now_s: float, *, by_place: bool = False) -> ShardSample:
+    def sample(self, n: int, now_s: float, *, reader: FrameReader | None = None) -> ShardSample:
         """Draw n items with replacement; does not ask the rate limiter.
 
-        `by_place`: stacks as places, with the frames that the one reader who asks so has not had.
+        `reader`: stacks are places, with the frames that it is not known to have.
 
         Raises:
             ReplayNotReadyError: when the shard is empty.
@@ -196,12 +197,14 @@ class ReplayShard:
         inserted_at_s = float(self._storage.inserted_at_s.take(slots).sum()) / max(1, n)
         return ShardSample(
             shard=self.shard,
-            columns=columns if by_place else self._unfolded(columns),
+            columns=self._unfolded(columns) if reader is None else columns,
             item_keys=self._storage.keys_at(slots),
             probabilities=probabilities,
             stats=self.stats(),
             mean_age_s=now_s - inserted_at_s if n else 0.0,
-            new_frames=self._framed.new_frames(columns) if by_place and self._framed else None,
+            new_frames=self._framed.new_frames(columns, reader)
+            if reader and self._framed
+            else None,
         )
 
     def _unfolded(self, columns: Columns) -> Columns:

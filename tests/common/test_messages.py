@@ -6,7 +6,7 @@ import pytest
 from qfleet.common import messages, sample_message, wire
 from qfleet.common.errors import WireFormatError
 from qfleet.common.pixels.new_frames import NewFrames
-from qfleet.common.pixels.stored_columns import STACKS
+from qfleet.common.pixels.stored_columns import STACKS, held_columns
 from qfleet.common.types import (
     ChunkId,
     EnvironmentSpec,
@@ -20,6 +20,7 @@ from qfleet.common.types import (
 
 SPEC = EnvironmentSpec("CartPole-v1", (4,), "<f4", 2, 475.0, 500)
 IMAGES = EnvironmentSpec("Images-v0", (2, 3), "|u1", 3, None, None)
+STACKED = EnvironmentSpec("Stacks-v0", (4, 5, 6), "|u1", 3, None, None, frame_stack=4)
 EPISODES = (
     EpisodeSummary(3, 0, -12.5, 200, 0.1, True),
     EpisodeSummary(3, 15, 500.0, 500, 0.4, False),
@@ -192,7 +193,8 @@ def test_decode_shard_sample_wrong_field_is_refused():
 def sample_by_place(**changes):
     places = {name: np.array([[0, 1], [6, 2]], "<i4") for name in STACKS}
     columns = {**transition_rows(2), **places}
-    news = NewFrames(7, np.array([1, 6]), np.arange(12, dtype=np.uint8).reshape(2, 2, 3))
+    frames = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    news = NewFrames("reader", 5, 7, np.array([1, 6]), frames)
     sent = dataclasses.replace(sample(2), columns=columns, new_frames=news)
     meta, arrays = wire.decode(sample_message.encode_shard_sample(sent), "sample")
     return sent, wire.encode("sample", meta, {**arrays, **changes})
@@ -202,7 +204,7 @@ def test_shard_sample_by_place_round_trips():
     sent, data = sample_by_place()
     received = sample_message.decode_shard_sample(data)
     assert_same_columns(received.columns, sent.columns)
-    assert received.new_frames.n_places == 7
+    assert received.new_frames[:3] == ("reader", 5, 7)
     np.testing.assert_array_equal(received.new_frames.places, [1, 6])
     np.testing.assert_array_equal(received.new_frames.frames, sent.new_frames.frames)
 
@@ -312,6 +314,21 @@ def test_shard_sample_bytes_is_never_fewer_and_at_most_a_kilobyte_more(spec, row
     sample = ShardSample(99, transition_rows(rows, spec), keys, probabilities, stats, 1.5, 0.25)
 
     estimate = sample_message.shard_sample_bytes(spec, rows)
+
+    assert 0 <= estimate - len(sample_message.encode_shard_sample(sample)) < 1024
+
+
+@pytest.mark.parametrize("rows", [0, 1, 60])
+def test_shard_sample_bytes_by_place_holds_every_frame_that_the_draws_may_name(rows):
+    stats = ReplayStats(*[10**9] * len(ReplayStats._fields))
+    spec, n = STACKED, rows * 2 * STACKED.frame_stack
+    columns = {c.name: np.zeros((rows, *c.shape), c.dtype) for c in held_columns(spec)}
+    frames = np.zeros((n, *spec.observation_shape[1:]), np.uint8)
+    news = NewFrames("0" * 32, 2**40, n + 1, np.arange(n), frames)
+    keys, probabilities = np.arange(rows), np.full(rows, 0.5)
+    sample = ShardSample(99, columns, keys, probabilities, stats, 1.5, 0.25, news)
+
+    estimate = sample_message.shard_sample_bytes(spec, rows, by_place=True)
 
     assert 0 <= estimate - len(sample_message.encode_shard_sample(sample)) < 1024
 

@@ -1,6 +1,9 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
+from qfleet.common.pixels.new_frames import NewFrames
 from qfleet.common.types import ReplayStats, ShardSample
 from qfleet.learner.sampling import assemble, slices, split_draws
 
@@ -138,6 +141,21 @@ def test_slices_cut_every_answer_into_the_blocks_it_was_asked_for():
         np.testing.assert_array_equal(keys, whole.item_keys)
         probabilities = np.concatenate([p.probabilities for p in pieces])
         np.testing.assert_array_equal(probabilities, whole.probabilities)
+
+
+def test_slices_bring_new_frames_with_the_first_draws_of_their_answer():
+    news = NewFrames("r", 3, 9, np.arange(4), np.zeros((4, 2, 2), np.uint8))
+    parts = [dataclasses.replace(part(i, 5, 50), new_frames=news) for i in (0, 1)]
+
+    blocks = slices(parts, [[2, 0], [2, 4], [1, 1]])
+
+    brought = [
+        [(p.shard, p.new_frames.answer, p.new_frames.places.tolist()) for p in block]
+        for block in blocks
+    ]
+    every = [0, 1, 2, 3]
+    assert brought == [[(0, 3, every)], [(0, 3, []), (1, 3, every)], [(0, 3, []), (1, 3, [])]]
+    assert [block[0].new_frames.frames.shape[0] for block in blocks] == [4, 0, 0]
 
 
 def test_slices_of_one_block_are_the_parts_themselves():

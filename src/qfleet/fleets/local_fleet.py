@@ -36,6 +36,7 @@ from qfleet.common.types import (
 )
 from qfleet.fleets.fleet import ActorReport, FleetReport
 from qfleet.learner.block_runner import BlockPlanner, run_blocks
+from qfleet.learner.frame_receipts import FrameReceipts
 from qfleet.learner.frames_choice import keeps_frames
 from qfleet.learner.learner import Learner
 from qfleet.replay_server.build import build_shard
@@ -46,7 +47,8 @@ class LocalReplay:
     """`ReplayReader` over shards in this process; wall time serves sample ages only."""
 
     def __init__(self, shards: list[ReplayShard], *, by_place: bool = False) -> None:
-        self._shards, self._by_place = shards, by_place
+        self._shards = shards
+        self._receipts = [FrameReceipts(by_place=by_place) for _ in shards]
         self.clocks = [StageClock() for _ in shards]
         self.sample_age_s = 0.0
 
@@ -58,10 +60,12 @@ class LocalReplay:
         """See `ReplayReader`."""
         now_s = time.time()
         parts = []
-        for shard, clock, n in zip(self._shards, self.clocks, draws, strict=True):
+        for index, n in enumerate(draws):
             if n:
+                receipts, clock = self._receipts[index], self.clocks[index]
                 clock.start()
-                parts.append(shard.sample(n, now_s, by_place=self._by_place))
+                parts.append(self._shards[index].sample(n, now_s, reader=receipts.reader()))
+                receipts.take(parts[-1])  # lockstep trains on them before it draws again
                 clock.lap(SAMPLING)
         self.sample_age_s = parts[0].mean_age_s
         return parts
