@@ -15,6 +15,7 @@ SMALL = {
     "checkpoint_cost": "--rows 20000 --repeats 2 --before-s 1 --window-s 2",
     "compile_choice": "--runtimes local --updates 1000 --repeats 1",
     "family_cost": "--rows 2000 --repeats 1",
+    "frames_over_ray": "--repeats 1 --seconds 1 --capacity 2000",
     "learner_over_ray": "--repeats 1 --seconds 1 --modes off --playing free",
     "learner_speed": "--repeats 1 --repeat-s 0.05 --workloads cartpole",
     "lockstep_grid": "--cells 1",
