@@ -12,7 +12,8 @@ from qfleet.learner.fast.notices import say_once
 def keeps_frames(device: str, n_bytes: int) -> bool:
     """Whether `n_bytes` of frames are to lie on `device`, which is said.
 
-    On a GPU whose free memory allows it; a CPU's learner is given whole stacks.
+    On a GPU whose free memory allows it. A CPU's learner is given whole stacks: gathering them
+    itself costs it what their way costs (docs/games.md, "Speed over Ray"), and frames lie twice.
     """
     if device == "cpu" or not n_bytes:
         return False

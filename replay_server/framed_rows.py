@@ -28,8 +28,9 @@ from qfleet.replay_server.frozen_frames import FRAMES, FrozenFrames
 from qfleet.replay_server.row_bytes import frame_places
 from qfleet.replay_server.storage import RingStorage
 
-_ROWS_AT_ONCE = 32
-"""Whose stacks are copied before those of their successors: frames of both are then near."""
+_ROWS_AT_ONCE = 8
+"""Whose stacks are copied before those of their successors: most frames of both are the same, and
+then still in the processor's cache."""
 _NO_FRAMES: dict[str, Any] = {"touched": 0, "writers": []}
 """Of a cut without contents: actors send what they name again."""
 
