@@ -67,7 +67,8 @@ class Workload:
         for name in STACKS:
             named = sample.columns[name].shape[:3]
             sample.columns[name] = rng.integers(0, KEPT_FRAMES, named, dtype=np.int32)
-        every = NewFrames("benchmark", 1, KEPT_FRAMES, np.arange(KEPT_FRAMES), frames)
+        places = np.arange(KEPT_FRAMES)
+        every = NewFrames("benchmark", 1, KEPT_FRAMES, places, frames, np.ones_like(places))
         first, later = ({0: news} for news in (every, every.without_frames()))
         return replace(sample, new_frames=first), replace(sample, new_frames=later)
 

@@ -34,8 +34,9 @@ _SAMPLE_META: dict[str, type] = {
 }
 NEW_PLACES = "new_places"
 NEW_FRAMES = "new_frames"
+NEW_SINCE = "new_since"
 _KEY_AND_PROBABILITY_BYTES = 16
-_PLACE_BYTES = 8
+_PLACE_BYTES = 16  # and the number of the answer that first carried its frame
 MAX_SAMPLE_BYTES = 2**31
 _SAMPLE_ENVELOPE_BYTES = 1024
 """More than a sample's header, head and the padding of its columns take."""
@@ -60,6 +61,7 @@ def encode_shard_sample(sample: ShardSample) -> bytes:
     }
     if news is not None:
         columns[NEW_PLACES], columns[NEW_FRAMES] = news.places, news.frames
+        columns[NEW_SINCE] = news.since
     return wire.encode("sample", meta, columns)
 
 
@@ -99,7 +101,7 @@ def decode_shard_sample(data: bytes | memoryview) -> ShardSample:
 
 def _take_new_frames(columns: Columns, meta: dict[str, Any]) -> NewFrames:
     n_places = meta["n_places"]
-    places = take_vector("sample", columns, NEW_PLACES, "<i8")
+    places, since = (take_vector("sample", columns, n, "<i8") for n in (NEW_PLACES, NEW_SINCE))
     frames = columns.pop(NEW_FRAMES, None)
     if frames is None or frames.dtype != np.uint8 or frames.ndim != 3 or len(frames) != len(places):
         raise WireFormatError(f"a sample must hold {NEW_FRAMES} as uint8 [{len(places)}, H, W]")
@@ -108,4 +110,6 @@ def _take_new_frames(columns: Columns, meta: dict[str, Any]) -> NewFrames:
         raise WireFormatError(f"a sample's stacks must be places, {PLACE_DTYPE} [n, S]")
     if any(a.size and not 0 <= a.min() <= a.max() < n_places for a in (places, *named)):
         raise WireFormatError(f"a sample's places must be below {n_places}")
-    return NewFrames(meta["reader"], meta["answer"], n_places, places, frames)
+    if len(since) != len(places):
+        raise WireFormatError(f"a sample must hold {NEW_SINCE} as int64 [{len(places)}]")
+    return NewFrames(meta["reader"], meta["answer"], n_places, places, frames, since)

@@ -10,7 +10,10 @@ from __future__ import annotations
 import collections
 import uuid
 
+import numpy as np
+
 from qfleet.common.pixels.new_frames import FrameReader
+from qfleet.common.pixels.stored_columns import STACKS
 from qfleet.common.types import ShardSample
 
 N_SAID = 8
@@ -18,27 +21,45 @@ N_SAID = 8
 
 
 class FrameReceipts:
-    """Invariant: answers are taken in the order in which the shard made their draws."""
+    """The learner trains on parts that are not `is_overtaken`, and says so by `take`."""
 
     def __init__(self, *, by_place: bool) -> None:
         self._name = uuid.uuid4().hex if by_place else ""
         """Empty: stacks come whole, and there is nothing to tell."""
         self._taken: collections.deque[int] = collections.deque(maxlen=N_SAID)
+        self._newest = 0
+        """The highest number of an answer that was taken."""
+        self._since = np.zeros(0, dtype=np.int64)
+        """By place: the first answer that carried the frame which the learner has there."""
 
     def reader(self) -> FrameReader | None:
         """What the next request says; None asks for whole stacks."""
         return FrameReader(self._name, tuple(self._taken)) if self._name else None
 
     def is_overtaken(self, part: ShardSample) -> bool:
-        """Whether it names frames that may have been replaced where the learner keeps them.
+        """Whether it names a frame in whose place the learner has a newer one.
 
-        So it is after a later answer was taken, and when another process was the shard.
+        That came with a later answer that was taken before it; or another process was the shard.
         """
-        newest = self._taken[-1] if self._taken else 0
         news = part.new_frames
-        return news is not None and (news.reader != self._name or news.answer <= newest)
+        if news is None:
+            return False
+        if news.reader != self._name:
+            return True
+        if news.answer > self._newest:
+            return False
+        named = np.concatenate([part.columns[name].ravel() for name in STACKS])
+        known = named[named < len(self._since)]
+        return bool((self._since[known] > news.answer).any())
 
     def take(self, part: ShardSample) -> None:
         """Its new frames are kept from now on."""
-        if part.new_frames is not None:
-            self._taken.append(part.new_frames.answer)
+        news = part.new_frames
+        if news is None:
+            return
+        self._taken.append(news.answer)
+        self._newest = max(self._newest, news.answer)
+        if news.n_places > len(self._since):
+            more = news.n_places - len(self._since)
+            self._since = np.concatenate([self._since, np.zeros(more, dtype=np.int64)])
+        self._since[news.places] = news.since

@@ -1,7 +1,7 @@
 """Whether a learner keeps the shards' frames on its device; draws then name them by place.
 
-Called by whoever draws for it in lockstep, the local runtime and the learner's Ray shell. No torch
-here unless there is a GPU: a learner on a compiled block does without.
+Called by the local runtime and the learner's Ray shell. No torch here unless there is a GPU: a
+learner on a compiled block does without.
 """
 
 from __future__ import annotations

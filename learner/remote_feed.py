@@ -11,7 +11,6 @@ no actor writes to while it is said to rest: the others are drawn from meanwhile
 from __future__ import annotations
 
 import collections
-import itertools
 import queue
 import threading
 import time
@@ -57,11 +56,6 @@ class _Request:
     @property
     def parts(self) -> list[ShardSample]:
         return [draws.part for draws in self.draws if draws.part is not None]
-
-    def was_drawn_before(self, other: _Request) -> bool:
-        """Whether a shard answered this one first, where answers are numbered."""
-        pairs = itertools.product(self.draws, other.draws)
-        return any(a.shard == b.shard and a.answer < b.answer for a, b in pairs)
 
 
 class ReplayFeed:
@@ -167,17 +161,11 @@ class ReplayFeed:
                 self._requests.remove(request)
                 for draws in request.draws:
                     self._lines[draws.shard].forget(draws)
-            complete = self._first_complete()
+            complete = next((r for r in self._requests if r.is_complete), None)
         if complete is not None:
             self._requests.remove(complete)
         self._clock.lap(WAIT)
         return complete
-
-    def _first_complete(self) -> _Request | None:
-        """By the shards' numbers, for training on one overtakes those that were drawn before it."""
-        complete = [r for r in self._requests if r.is_complete]
-        first = (r for r in complete if not any(o.was_drawn_before(r) for o in complete))
-        return next(first, complete[0] if complete else None)
 
     def _ask_ahead(self) -> None:
         while len(self._requests) < REQUESTS_IN_FLIGHT:

@@ -54,11 +54,6 @@ class Draws:
     """Those that may still bring them: more than one when some may be lost."""
     part: ShardSample | None = None
 
-    @property
-    def answer(self) -> int:
-        """Number of the answer that brought them, 0 when none has or when stacks came whole."""
-        return self.part.new_frames.answer if self.part and self.part.new_frames else 0
-
 
 class ShardLine:
     """Questions to one shard and their answers; every wait ends.
@@ -198,7 +193,6 @@ class ShardLine:
         except ray.exceptions.RayActorError:
             self._shard, self._updates = None, {}
             self.stats = self.stats._replace(size=0, mass=0.0)
-            self._open.clear()
             self._stats_refs = []
             return None
         self._heard()

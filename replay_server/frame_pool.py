@@ -155,10 +155,10 @@ class FramePool:
 
     def new_frames(self, places: Array, reader: FrameReader) -> NewFrames:
         """Of the frames at `places` [n] those that the reader is not known to have."""
-        number, places = self._sent.answer(reader, places)
+        number, places, since = self._sent.answer(reader, places)
         frames = np.empty((len(places), *self._shape), dtype=np.uint8)
         self._frames.copy(places, frames.reshape(len(places), self.frame_bytes))
-        return NewFrames(reader.name, number, len(self._frames), places, frames)
+        return NewFrames(reader.name, number, len(self._frames), places, frames, since)
 
     def clear(self) -> None:
         """Forget the frames of all rows; writers keep theirs."""

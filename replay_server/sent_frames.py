@@ -7,6 +7,8 @@ answer may be lost or let go; so no answer leans on one that never came.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from qfleet.common.pixels.new_frames import FrameReader
@@ -17,12 +19,22 @@ MAX_UNDER_WAY = 16
 _HAD = -1
 
 
+class Answer(NamedTuple):
+    """What goes with draws by place."""
+
+    number: int
+    places: Array
+    """int64 [n], each once: whose frames go with it."""
+    since: Array
+    """int64 [n]: number of the answer that was the first to carry the frame."""
+
+
 class SentFrames:
     """Not thread-safe; of one reader at a time, and a new one has nothing."""
 
     def __init__(self, n_places: int) -> None:
-        self._state = np.zeros(n_places, dtype=np.int64)
-        """By place: 0 never sent, `_HAD`, or the number of the newest answer that carries it."""
+        self._since = np.zeros(n_places, dtype=np.int64)
+        """By place: 0 never sent, `_HAD`, or the first answer that carried what lies there now."""
         self._reader = ""
         self._n_answers = 0
         self._under_way: dict[int, Array] = {}
@@ -31,29 +43,35 @@ class SentFrames:
     def overwritten(self, places: Array) -> None:
         """Other frames lie at `places` from now on."""
         if self._reader:  # else nothing was sent, and the pages of the array stay untouched
-            self._state[places] = 0
+            self._since[places] = 0
 
     def grow(self, n: int) -> None:
         """There are `n` more places."""
-        self._state = np.concatenate([self._state, np.zeros(n, dtype=np.int64)])
+        self._since = np.concatenate([self._since, np.zeros(n, dtype=np.int64)])
 
     def forget(self, n_places: int) -> None:
         """There are so many places, and the reader has none of what lies there."""
-        self._state = np.zeros(n_places, dtype=np.int64)
+        self._since = np.zeros(n_places, dtype=np.int64)
         self._under_way = {}
 
-    def answer(self, reader: FrameReader, places: Array) -> tuple[int, Array]:
-        """A new answer's number and those of `places` that go with it, int64 [n], each once."""
+    def answer(self, reader: FrameReader, places: Array) -> Answer:
+        """Of the frames at `places` [n] those that the reader is not known to have."""
         if reader.name != self._reader:
-            self.forget(len(self._state))
+            self.forget(len(self._since))
             self._reader = reader.name
         for number in reader.received:
-            came = self._under_way.pop(number, np.empty(0, dtype=np.int64))
-            self._state[came[self._state[came] == number]] = _HAD
-        sent = np.unique(places[self._state[places] != _HAD]).astype(np.int64)
+            self._received(number)
+        sent = np.unique(places[self._since[places] != _HAD]).astype(np.int64)
         self._n_answers += 1
-        self._state[sent] = self._n_answers
+        since = self._since[sent]
+        since[since == 0] = self._n_answers
+        self._since[sent] = since
         self._under_way[self._n_answers] = sent
         if len(self._under_way) > MAX_UNDER_WAY:
             del self._under_way[min(self._under_way)]
-        return self._n_answers, sent
+        return Answer(self._n_answers, sent, since)
+
+    def _received(self, number: int) -> None:
+        came = self._under_way.pop(number, np.empty(0, dtype=np.int64))
+        since = self._since[came]  # above the number: that answer carried what lay there before
+        self._since[came[(since > 0) & (since <= number)]] = _HAD

@@ -17,7 +17,7 @@ class FrameReader(NamedTuple):
     name: str
     """Of one reader in its time with one shard: another name has no frames yet."""
     received: tuple[int, ...] = ()
-    """Numbers of the newest answers that it took the frames of; said more than once, in case a
+    """Numbers of the last answers that it took the frames of; said more than once, in case a
     request is lost."""
 
 
@@ -34,7 +34,9 @@ class NewFrames(NamedTuple):
     """int64 [F], each once: where the reader is to have the frames."""
     frames: NDArray[Any]
     """uint8 [F, H, W]."""
+    since: NDArray[Any]
+    """int64 [F]: number of the answer that was the first to carry the frame."""
 
     def without_frames(self) -> NewFrames:
         """The same for draws of the answer whose reader has taken the frames already."""
-        return self._replace(places=self.places[:0], frames=self.frames[:0])
+        return self._replace(places=self.places[:0], frames=self.frames[:0], since=self.since[:0])

@@ -194,7 +194,7 @@ def sample_by_place(**changes):
     places = {name: np.array([[0, 1], [6, 2]], "<i4") for name in STACKS}
     columns = {**transition_rows(2), **places}
     frames = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    news = NewFrames("reader", 5, 7, np.array([1, 6]), frames)
+    news = NewFrames("reader", 5, 7, np.array([1, 6]), frames, np.array([5, 3]))
     sent = dataclasses.replace(sample(2), columns=columns, new_frames=news)
     meta, arrays = wire.decode(sample_message.encode_shard_sample(sent), "sample")
     return sent, wire.encode("sample", meta, {**arrays, **changes})
@@ -205,6 +205,7 @@ def test_shard_sample_by_place_round_trips():
     received = sample_message.decode_shard_sample(data)
     assert_same_columns(received.columns, sent.columns)
     assert received.new_frames[:3] == ("reader", 5, 7)
+    np.testing.assert_array_equal(received.new_frames.since, [5, 3])
     np.testing.assert_array_equal(received.new_frames.places, [1, 6])
     np.testing.assert_array_equal(received.new_frames.frames, sent.new_frames.frames)
 
@@ -216,6 +217,8 @@ def test_shard_sample_by_place_round_trips():
         {"new_places": np.array([1, 7])},
         {"new_places": np.array([-1, 6])},
         {"new_places": np.array([1, 6], np.int32)},
+        {"new_since": np.array([1])},
+        {"new_since": np.array([5, 3], np.int32)},
         {"new_frames": np.zeros((2, 6), np.uint8)},
         {"new_frames": np.zeros((2, 2, 3), np.int8)},
         {"observation": np.array([[0, 1], [7, 2]], "<i4")},
@@ -324,7 +327,7 @@ def test_shard_sample_bytes_by_place_holds_every_frame_that_the_draws_may_name(r
     spec, n = STACKED, rows * 2 * STACKED.frame_stack
     columns = {c.name: np.zeros((rows, *c.shape), c.dtype) for c in held_columns(spec)}
     frames = np.zeros((n, *spec.observation_shape[1:]), np.uint8)
-    news = NewFrames("0" * 32, 2**40, n + 1, np.arange(n), frames)
+    news = NewFrames("0" * 32, 2**40, n + 1, np.arange(n), frames, np.arange(n))
     keys, probabilities = np.arange(rows), np.full(rows, 0.5)
     sample = ShardSample(99, columns, keys, probabilities, stats, 1.5, 0.25, news)
 

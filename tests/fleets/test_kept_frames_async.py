@@ -25,6 +25,7 @@ from qfleet.learner.batch_stager import BatchStager
 from qfleet.learner.block_runner import BlockPlanner
 from qfleet.learner.plan import REQUESTS_IN_FLIGHT
 from qfleet.learner.remote_feed import ReplayFeed
+from qfleet.replay_server import remote, row_bytes
 from qfleet.replay_server.remote import ReplayServerShell
 from qfleet.settings.config import Config
 from qfleet.settings.config_auto import resolve_config
@@ -34,7 +35,7 @@ DEPTH, SIDE, BATCH, CAPACITY = 3, 4, 8, 60
 SPEC = EnvironmentSpec("E", (DEPTH, SIDE, SIDE), "|u1", 2, None, None, frame_stack=DEPTH)
 
 
-def plans(capacity):
+def plans(capacity, samples_per_insert=None, compression="none", most_blocks=3):
     config = Config.model_validate(
         {
             "env": {"frame_stack": DEPTH},
@@ -42,9 +43,15 @@ def plans(capacity):
                 "capacity": 2 * capacity,
                 "shards": 2,
                 "min_size_to_sample": 2 * BATCH,
-                "samples_per_insert": None,
+                "samples_per_insert": samples_per_insert,
+                "compression": compression,
             },
-            "learner": {"batch_size": BATCH, "updates_per_call": 2, "compile": "off"},
+            "learner": {
+                "batch_size": BATCH,
+                "updates_per_call": 2,
+                "max_blocks_per_request": most_blocks,
+                "compile": "off",
+            },
             "actors": {"count": 2},
         }
     )
@@ -59,7 +66,7 @@ class Shard:
         self.index, self.rng = index, np.random.default_rng(seed)
         self.n_frames = self.seq = self.n_sent = self.n_whole = 0
         self.whole = {}
-        """By item key: observation and next_observation."""
+        """By reader and item key: observation and next_observation."""
 
     def play(self, n_steps):
         """A chunk of a single endless episode, one frame a step."""
@@ -90,7 +97,8 @@ class Shard:
             stacks = self.shell._core._framed.unfold(part.columns)
             self.n_whole += len(part.item_keys) * 2 * DEPTH
             for row, key in enumerate(part.item_keys.tolist()):
-                self.whole[key] = [stacks[name][row] for name in STACKS]
+                name = part.new_frames.reader, key
+                self.whole[name] = [stacks[column][row] for column in STACKS]
         return data
 
 
@@ -103,6 +111,7 @@ class Network:
         self.shards = [Shard(plan, index, seed) for index in (0, 1)]
         self.gone = [[], []]
         """Processes that were shards before."""
+        self.n_silent = [0, 0]
         self.handles = [new_handle(), new_handle()]
         self.late = []
         """Answers that wait on their way, with their calls."""
@@ -130,12 +139,14 @@ class Network:
         if waiting:
             overtakes = len(waiting) > 1 and self.faulty()
             self.serve_call(shard, waiting[1 if overtakes else 0])
+            self.n_silent[index] = sum(not call.outcome for call in handle.calls[-8:])
             self.counts["overtaking"] += overtakes
 
     def serve_call(self, shard, call):
         call.was_heard = True
         fault = self.rng.choice(["lost before", "lost after", "silent", "late"])
-        if not self.faulty():
+        # Of one question's calls not all are silent: the learner rightly gives such a shard up.
+        if not self.faulty() or (fault == "silent" and self.n_silent[shard.index] > 1):
             fault = "fine"
         if fault == "lost before":
             call.answer(self.ray.lost)
@@ -161,8 +172,8 @@ class Network:
 def make_network(hand_ray, new_handle):
     ray = hand_ray(remote_feed, remote_line)
 
-    def make(seed, fault_rate, capacity=CAPACITY):
-        both = plans(capacity)
+    def make(seed, fault_rate, capacity=CAPACITY, **options):
+        both = plans(capacity, **options)
         network = Network(ray, new_handle, both.replay, seed, fault_rate)
         stop = threading.Event()
         stop.wait = lambda timeout: network.serve()
@@ -172,30 +183,30 @@ def make_network(hand_ray, new_handle):
         sizes = SimpleNamespace(size=1, observe=lambda asking_s, working_s: None)
         feed.blocks_per_request = sizes
         feed.set_shards(network.handles)
+        feed.stager = BatchStager(torch.device("cpu"))
         return network, feed
 
     return make
 
 
-def shown(network, feed, n_blocks, replaced_at=()):
+def shown(network, feed, n_blocks, replaced_at=(), most_blocks=3):
     """Train on so many blocks, and see that their stacks are right."""
     learner = SimpleNamespace(learner_steps=0, fleet_env_steps=0, params_version=0)
-    stager, blocks = BatchStager(torch.device("cpu")), feed.blocks(learner)
+    blocks = feed.blocks(learner)
     for number in range(n_blocks):
-        feed.blocks_per_request.size = int(network.rng.integers(1, 4))
+        feed.blocks_per_request.size = int(network.rng.integers(1, most_blocks + 1))
         if number in replaced_at:
             network.replace(feed, number % 2)
         sample = next(blocks)
-        batches = stager.stage(sample)
+        batches = feed.stager.stage(sample)
         stacks = [batches.observations.numpy(), batches.next_observations.numpy()]
         for at in np.ndindex(sample.item_keys.shape):
             shard, key = int(sample.shards[at]), int(sample.item_keys[at])
+            name = sample.new_frames[shard].reader, key
             processes = [network.shards[shard], *network.gone[shard]]
-            expected = [p.whole[key] for p in processes if key in p.whole]
-            assert any(
-                all(np.array_equal(got[at], want) for got, want in zip(stacks, pair, strict=True))
-                for pair in expected
-            ), (number, shard, key)
+            [expected] = [p.whole[name] for p in processes if name in p.whole]
+            for got, want in zip(stacks, expected, strict=True):
+                np.testing.assert_array_equal(got[at], want, err_msg=str((number, shard, key)))
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -233,23 +244,58 @@ def test_without_faults_a_frame_is_sent_about_once(make_network):
         assert shard.n_whole > 15 * shard.n_sent
 
 
-def test_requests_are_trained_on_in_the_order_of_their_draws(make_network):
-    """None is drawn again because the one behind it was drawn first."""
-    network, feed = make_network(4, 0.0)
-    feed.set_shards(network.handles[:1])
-    shard, handle = network.shards[0], network.handles[0]
+@pytest.mark.parametrize("compression", ["none", "zlib"])
+def test_stacks_are_those_of_the_draws_while_the_shards_memory_grows(
+    make_network, monkeypatch, compression
+):
+    monkeypatch.setattr(row_bytes, "SPARE_FRAMES", 0)
+    monkeypatch.setattr(row_bytes, "FRAMES_PER_ROW", 0.5)
+    network, feed = make_network(5, 0.2, compression=compression)
+    places = [len(s.shell._core._framed.pool._frames) for s in network.shards]
+    shown(network, feed, 200)
+    for shard, before in zip(network.shards, places, strict=True):
+        assert len(shard.shell._core._framed.pool._frames) > 1.5 * before
 
-    def serve_the_second_first():
-        for call in handle.open("stats"):
-            call.answer(shard.shell.stats())
-        waiting = handle.open("sample")
-        if len(waiting) == REQUESTS_IN_FLIGHT:
-            for call in waiting[::-1]:
-                network.serve_call(shard, call)
 
-    network.ray.on_idle = serve_the_second_first
-    feed._stop.wait = lambda timeout: serve_the_second_first()
-    shown(network, feed, 60)
-    drawn = shard.shell._core.stats().sampled
-    trained = 60 * 2 * BATCH
-    assert trained <= drawn <= trained + REQUESTS_IN_FLIGHT * 3 * 2 * BATCH
+@pytest.mark.parametrize(("rows", "pause"), [(2, 40), (8, 60)])
+def test_hardly_a_draw_is_lost_where_both_shards_hold_requests_back(
+    make_network, monkeypatch, rows, pause
+):
+    """Actors limit the run: a request held back at one shard is overtaken at both, without faults.
+
+    Draws that are let go count at the limiter, so the learner would train on fewer than asked for.
+    """
+    monkeypatch.setattr(remote, "SAMPLE_HOLD_S", 0.0)
+    network, feed = make_network(6, 0.0, capacity=3000, samples_per_insert=8, most_blocks=1)
+    until_play, held, n_held = [0, pause // 2], [0, 0], []
+
+    def tick():
+        network.ray.now_s += 0.005
+        for index, (shard, handle) in enumerate(zip(network.shards, network.handles, strict=True)):
+            until_play[index] -= 1
+            if until_play[index] <= 0 and shard.shell._core.can_insert(rows):
+                shard.play(rows)
+                until_play[index] = int(pause * network.rng.uniform(0.5, 1.5))
+            for call in handle.open("stats"):
+                call.answer(shard.shell.stats())
+            for call in handle.open("sample")[:1]:  # one at a time, in order
+                held[index] += 1
+                data = shard.sample(*call.arguments)
+                if data is not None or held[index] == 10:
+                    n_held.append(data is None)
+                    call.answer(data)
+                    held[index] = 0
+
+    network.ray.on_idle = tick
+    feed._stop.wait = lambda timeout: tick()
+    while sum(n_held) < 20:  # what the limiters let through at first is drawn
+        shown(network, feed, 20, most_blocks=1)
+    n_held.clear()
+
+    drawn = -sum(shard.shell._core.stats().sampled for shard in network.shards)
+    shown(network, feed, 300, most_blocks=1)
+    drawn += sum(shard.shell._core.stats().sampled for shard in network.shards)
+    assert sum(n_held) > 50
+    # What is on its way at the end is drawn and not trained on.
+    trained = 300 * 2 * BATCH
+    assert drawn - REQUESTS_IN_FLIGHT * 2 * BATCH <= 1.01 * trained

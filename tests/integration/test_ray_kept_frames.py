@@ -109,7 +109,8 @@ def seeing(shell, told):
                 seen["frames"] += sum(len(news.places) for news in sample.new_frames.values())
                 seen["stacks"] += 2 * played.size
                 seen["wrong"] += int(np.count_nonzero(wrong.any(axis=-1)))
-                told.write_text(json.dumps(seen))
+                told.with_suffix(".new").write_text(json.dumps(seen))
+                told.with_suffix(".new").replace(told)  # it is read meanwhile
                 return batches
 
             batch_stager.BatchStager.stage = looked_at

@@ -61,7 +61,7 @@ class Memories:
             new = np.array(sorted(named & self.unsent[shard]), dtype=np.int64)
             self.unsent[shard] -= named
             frames = self.frames[shard]
-            news[shard] = NewFrames("r", 1, len(frames), new, frames[new])
+            news[shard] = NewFrames("r", 1, len(frames), new, frames[new], np.ones_like(new))
         ones = np.ones((K, B), np.float32)
         columns = {
             "observation": places[0].astype(np.int32),

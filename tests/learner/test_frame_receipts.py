@@ -14,10 +14,15 @@ NONE = np.empty(0)
 WHOLE = ShardSample(0, {}, NONE, NONE, ReplayStats(*[0] * len(ReplayStats._fields)), 0.0)
 
 
-def part(receipts, answer):
-    name = receipts.reader().name
-    news = NewFrames(name, answer, 9, np.empty(0, np.int64), np.empty((0, 2, 2), np.uint8))
-    return dataclasses.replace(WHOLE, new_frames=news)
+def part(receipts, answer, named=(), new=None, n_places=9):
+    """Draws that name the places `named`; `new`: places that come with them, and since when."""
+    new = {} if new is None else new
+    places, since = (np.array(list(ints), np.int64) for ints in (new, new.values()))
+    frames = np.empty((len(new), 2, 2), np.uint8)
+    news = NewFrames(receipts.reader().name, answer, n_places, places, frames, since)
+    stacks = np.array(named, np.int32).reshape(-1, 1)
+    columns = {"observation": stacks, "next_observation": stacks[:1]}
+    return dataclasses.replace(WHOLE, columns=columns, new_frames=news)
 
 
 def test_requests_tell_of_the_newest_answers_that_were_taken():
@@ -28,10 +33,41 @@ def test_requests_tell_of_the_newest_answers_that_were_taken():
     assert receipts.reader().received == tuple(range(3, N_SAID + 3))
 
 
-def test_answers_are_taken_in_the_order_of_their_draws():
+def test_draws_are_overtaken_when_a_frame_that_they_name_was_replaced_after_them():
     receipts = FrameReceipts(by_place=True)
-    receipts.take(part(receipts, 4))
-    assert [receipts.is_overtaken(part(receipts, n)) for n in (3, 4, 5)] == [True, True, False]
+    receipts.take(part(receipts, 2, [0, 1, 2], {0: 2, 1: 2, 2: 2}))
+    receipts.take(part(receipts, 5, [1, 3, 4], {1: 4, 3: 3, 4: 2}))
+
+    def is_overtaken(answer, *named):
+        return receipts.is_overtaken(part(receipts, answer, named))
+
+    assert is_overtaken(3, 0, 1)  # 1 lay there from answer 4 on, so not at answer 3
+    assert not is_overtaken(4, 0, 1)
+    assert not is_overtaken(3, 3, 4, 0)  # those were there already
+    assert is_overtaken(2, 4, 3)
+    assert not is_overtaken(2, 4, 8)
+    assert not is_overtaken(6, 0, 1)
+
+
+def test_an_older_answer_that_is_taken_later_is_told_and_leaves_what_is_newer():
+    receipts = FrameReceipts(by_place=True)
+    receipts.take(part(receipts, 4, [0], {0: 4}))
+    late = part(receipts, 3, [1], {1: 3})
+    assert not receipts.is_overtaken(late)
+    receipts.take(late)
+    assert receipts.reader().received == (4, 3)
+    assert receipts.is_overtaken(part(receipts, 3, [0, 1]))
+    assert receipts.is_overtaken(part(receipts, 2, [1]))
+    assert not receipts.is_overtaken(part(receipts, 3, [1]))
+
+
+def test_memory_that_has_grown():
+    receipts = FrameReceipts(by_place=True)
+    receipts.take(part(receipts, 4, [2], {2: 4}, n_places=3))
+    receipts.take(part(receipts, 5, [7], {7: 5}, n_places=9))
+    assert receipts.is_overtaken(part(receipts, 3, [2]))
+    assert receipts.is_overtaken(part(receipts, 4, [7]))
+    assert not receipts.is_overtaken(part(receipts, 4, [2, 20], n_places=30))
 
 
 def test_no_two_readers_have_one_name_and_none_takes_what_was_meant_for_another():

@@ -16,6 +16,7 @@ from qfleet.common.stage_clock import StageClock
 from qfleet.common.types import EnvironmentSpec, ReplayStats, ShardSample
 from qfleet.learner import remote_feed, remote_line
 from qfleet.learner.block_runner import BlockPlanner
+from qfleet.learner.plan import REQUESTS_IN_FLIGHT
 from qfleet.learner.remote_feed import ReplayFeed
 from qfleet.settings.config import Config
 from qfleet.settings.config_auto import resolve_config
@@ -378,6 +379,39 @@ def test_shard_replaced_before_its_death_is_noticed_answers_what_was_open(make_f
 
     for _ in range(5):
         next(blocks)
+
+
+def test_shard_whose_death_is_told_after_its_replacement_is_asked_what_was_open(
+    make_fleet, new_handle
+):
+    """Priorities tell it: the driver was faster, while the learner still trained on a block."""
+    fleet = make_fleet([9.0], sampling="prioritized")
+    first = fleet.handles[0]
+
+    def serve_draws():
+        for call in [*first.open("stats"), *first.open("sample")[:1]]:
+            is_draws = call.method == "sample"
+            call.answer(draws(0, call.arguments[0], 9.0) if is_draws else list(stats(9.0)))
+
+    fleet.ray.on_idle = serve_draws
+    fleet.stop.wait = lambda timeout: serve_draws()
+    blocks = fleet.feed.blocks(fleet.learner)
+    for _ in range(remote_line.UPDATES_UNDER_WAY + 1):
+        sample = next(blocks)
+        fleet.feed.give_back(sample, np.ones(sample.item_keys.shape))
+    n_open = len(first.open("sample"))
+    for call in first.calls:
+        call.outcome = call.outcome or [fleet.ray.dead]
+    fleet.handles[0] = new_handle()
+    fleet.feed.replace_shard(0, fleet.handles[0])
+    fleet.ray.on_idle = fleet.serve
+    fleet.stop.wait = lambda timeout: fleet.serve()
+
+    for _ in range(5):
+        next(blocks)
+
+    assert n_open == REQUESTS_IN_FLIGHT - 1
+    assert len(fleet.handles[0].open("sample")) == REQUESTS_IN_FLIGHT - 1
 
 
 def test_no_shard_left_ends_the_wait(make_fleet):

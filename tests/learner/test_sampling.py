@@ -144,7 +144,7 @@ def test_slices_cut_every_answer_into_the_blocks_it_was_asked_for():
 
 
 def test_slices_bring_new_frames_with_the_first_draws_of_their_answer():
-    news = NewFrames("r", 3, 9, np.arange(4), np.zeros((4, 2, 2), np.uint8))
+    news = NewFrames("r", 3, 9, np.arange(4), np.zeros((4, 2, 2), np.uint8), np.arange(4))
     parts = [dataclasses.replace(part(i, 5, 50), new_frames=news) for i in (0, 1)]
 
     blocks = slices(parts, [[2, 0], [2, 4], [1, 1]])
@@ -155,7 +155,8 @@ def test_slices_bring_new_frames_with_the_first_draws_of_their_answer():
     ]
     every = [0, 1, 2, 3]
     assert brought == [[(0, 3, every)], [(0, 3, []), (1, 3, every)], [(0, 3, []), (1, 3, [])]]
-    assert [block[0].new_frames.frames.shape[0] for block in blocks] == [4, 0, 0]
+    assert [len(block[0].new_frames.frames) for block in blocks] == [4, 0, 0]
+    assert [len(block[0].new_frames.since) for block in blocks] == [4, 0, 0]
 
 
 def test_slices_of_one_block_are_the_parts_themselves():

@@ -16,16 +16,32 @@ def sent() -> SentFrames:
 
 def answer(sent: SentFrames, received: tuple[int, ...], *places: int, name: str = "a") -> list[int]:
     """Number of the answer, and the places whose frames go with it."""
-    number, new = sent.answer(FrameReader(name, received), np.array(places, dtype=np.int32))
+    number, new, _ = sent.answer(FrameReader(name, received), np.array(places, dtype=np.int32))
     return [number, *new.tolist()]
 
 
 def test_frame_goes_with_every_answer_until_the_reader_says_that_one_came(sent):
     assert answer(sent, (), 3, 1, 3) == [1, 1, 3]
     assert answer(sent, (), 1, 2) == [2, 1, 2]
-    assert answer(sent, (1,), 3, 2, 1) == [3, 1, 2]  # 1 came again with answer 2: that one counts
-    assert answer(sent, (1, 2), 1, 2, 3) == [4, 1, 2]  # and with answer 3
-    assert answer(sent, (1, 2, 3, 4), 1, 2, 3) == [5]
+    assert answer(sent, (1,), 3, 2, 1) == [3, 2]
+    assert answer(sent, (1, 3), 1, 2, 3) == [4]  # 2 came with answer 3, if not with answer 2
+
+
+def test_frame_that_every_request_names_is_had_although_receipts_lag(sent):
+    """Two requests are in flight: each says what came with the one before the last."""
+    sent_with = [answer(sent, tuple(range(1, number - 1)), 0)[1:] for number in range(1, 6)]
+    assert sent_with == [[0], [0], [], [], []]
+
+
+def test_frames_tell_which_answer_was_the_first_to_carry_them(sent):
+    def since(received, *places):
+        return sent.answer(FrameReader("a", received), np.array(places))[2].tolist()
+
+    assert since((), 0, 1) == [1, 1]
+    assert since((), 0, 2) == [1, 2]
+    sent.overwritten(np.array([0]))
+    assert since((), 0, 1, 2) == [3, 1, 2]
+    assert since((3,), 0, 1, 2, 4) == [4]
 
 
 def test_frame_of_a_lost_answer_is_sent_again(sent):
@@ -80,5 +96,5 @@ def test_answers_that_nobody_took_are_given_up(sent):
 
 def test_shards_without_a_reader_do_not_touch_the_array(sent):
     """Its pages stay the system's zeros, so that replay for a CPU's learner takes no more."""
-    sent._state.setflags(write=False)
+    sent._since.setflags(write=False)
     sent.overwritten(np.arange(6))
