@@ -62,7 +62,9 @@ def test_frame_that_was_overwritten_while_its_answer_was_under_way_is_sent_again
     """What the reader says it took is the frame of before."""
     answer(sent, (), 0, 1)
     sent.overwritten(np.array([0]))
-    assert answer(sent, (1,), 0, 1) == [2, 0]
+    assert answer(sent, (), 0) == [2, 0]
+    assert answer(sent, (1,), 0, 1) == [3, 0]
+    assert answer(sent, (1, 2), 0, 1) == [4]
 
 
 def test_another_reader_has_nothing_and_so_has_the_first_when_it_comes_back(sent):
