@@ -61,7 +61,7 @@ TWINS = {
     "frames_over_ray": (
         "tests/fleets/test_kept_frames_async.py"
         "::test_stacks_are_those_of_the_draws_whatever_is_lost_late_or_overtaken",
-        "tests/integration/test_ray_kept_frames.py::test_stacks_are_right_over_a_role_that_is_killed",
+        "tests/integration/test_ray_kept_frames.py::test_stacks_are_right_over_roles_that_are_killed",
     ),
     "compile_choice": (
         "tests/learner/fast/test_package_backend.py::test_learner_with_package_1000_updates_equal_eager",
