@@ -36,7 +36,8 @@ NEW_PLACES = "new_places"
 NEW_FRAMES = "new_frames"
 NEW_SINCE = "new_since"
 _KEY_AND_PROBABILITY_BYTES = 16
-_PLACE_BYTES = 16  # and the number of the answer that first carried its frame
+_NEW_PLACE_BYTES = 16
+"""A new frame's place, and the number of the answer that first carried it."""
 MAX_SAMPLE_BYTES = 2**31
 _SAMPLE_ENVELOPE_BYTES = 1024
 """More than a sample's header, head and the padding of its columns take."""
@@ -74,7 +75,7 @@ def shard_sample_bytes(spec: EnvironmentSpec, n_draws: int, *, by_place: bool = 
     row_bytes = sum(np.dtype(c.dtype).itemsize * math.prod(c.shape) for c in columns)
     if by_place:
         named = sum(math.prod(c.shape) for c in columns if c.name in STACKS)
-        row_bytes += named * (_PLACE_BYTES + math.prod(frame_shape(spec)))
+        row_bytes += named * (_NEW_PLACE_BYTES + math.prod(frame_shape(spec)))
     return n_draws * (row_bytes + _KEY_AND_PROBABILITY_BYTES) + _SAMPLE_ENVELOPE_BYTES
 
 
@@ -112,4 +113,6 @@ def _take_new_frames(columns: Columns, meta: dict[str, Any]) -> NewFrames:
         raise WireFormatError(f"a sample's places must be below {n_places}")
     if len(since) != len(places):
         raise WireFormatError(f"a sample must hold {NEW_SINCE} as int64 [{len(places)}]")
+    if since.size and not 1 <= since.min() <= since.max() <= meta["answer"]:
+        raise WireFormatError(f"a sample's {NEW_SINCE} must be 1 to its answer {meta['answer']}")
     return NewFrames(meta["reader"], meta["answer"], n_places, places, frames, since)

@@ -1,4 +1,4 @@
-"""The shards' frames in a GPU's memory: each is sent once, and stacks are gathered there.
+"""The shards' frames in a GPU's memory: few are sent more than once, and stacks are gathered there.
 
 Owned by the learner's `BatchStager`. A frame belongs to every stack that is drawn around it, dozens
 in most runs and thousands in the course's; carrying whole stacks over the bus takes as long as

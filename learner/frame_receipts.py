@@ -27,8 +27,6 @@ class FrameReceipts:
         self._name = uuid.uuid4().hex if by_place else ""
         """Empty: stacks come whole, and there is nothing to tell."""
         self._taken: collections.deque[int] = collections.deque(maxlen=N_SAID)
-        self._newest = 0
-        """The highest number of an answer that was taken."""
         self._since = np.zeros(0, dtype=np.int64)
         """By place: the first answer that carried the frame which the learner has there."""
 
@@ -46,8 +44,6 @@ class FrameReceipts:
             return False
         if news.reader != self._name:
             return True
-        if news.answer > self._newest:
-            return False
         named = np.concatenate([part.columns[name].ravel() for name in STACKS])
         known = named[named < len(self._since)]
         return bool((self._since[known] > news.answer).any())
@@ -58,7 +54,6 @@ class FrameReceipts:
         if news is None:
             return
         self._taken.append(news.answer)
-        self._newest = max(self._newest, news.answer)
         if news.n_places > len(self._since):
             more = news.n_places - len(self._since)
             self._since = np.concatenate([self._since, np.zeros(more, dtype=np.int64)])

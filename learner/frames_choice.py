@@ -21,5 +21,7 @@ def keeps_frames(device: str, n_bytes: int) -> bool:
 
     keeps = has_room(device, n_bytes)
     if keeps:
-        say_once(f"frames are kept on {device} ({n_bytes / 2**30:.2f} GiB), each sent once")
+        say_once(
+            f"frames are kept on {device} ({n_bytes / 2**30:.2f} GiB), not sent with every draw"
+        )
     return keeps

@@ -45,7 +45,7 @@ class RemoteReplay:
         refs = [shard.draw.remote(n, reader) for shard, n, reader in asked if n]
         parts = [decode_shard_sample(data) for data in self._get(refs, "answer a sample")]
         for part in parts:
-            self._receipts[part.shard].take(part)
+            self._receipts[part.shard].take(part)  # the learner trains on it before it draws again
         return parts
 
     def update_priorities(self, updates: dict[int, PriorityUpdate]) -> None:

@@ -48,7 +48,6 @@ CONCURRENCY_GROUPS = {"insert": 16, "sample": 1, "update": 1, "params": 4}
 """Threads beside the control calls' one. So many inserts wait for the limiter, the rest behind
 them; `update` takes what the learner tells, `params` answers actors."""
 IN_ORDER_S = 1.0  # for a chunk with frames to wait for one that was sent before it
-Reader = FrameReader | None
 RAY_OPTIONS: dict[str, Any] = {
     "concurrency_groups": CONCURRENCY_GROUPS,
     "max_restarts": 0,
@@ -157,11 +156,16 @@ class ReplayServerShell:
 
     @ray.method(concurrency_group="sample")
     def sample(
-        self, n_draws: int, n_pieces: int = 1, params_version: int = 0, reader: Reader = None
+        self,
+        n_draws: int,
+        n_pieces: int = 1,
+        params_version: int = 0,
+        reader: FrameReader | None = None,
     ) -> bytes | list[bytes] | list[None] | None:
         """A `ShardSample` as bytes, in so many parts (`inline_pieces`); None when held back.
 
-        `params_version`: the learner's newest, whose announcement may still be on its way.
+        `params_version`: the learner's newest, whose announcement may still be on its way;
+        `reader`: see `ReplayShard.sample`.
         """
         data = self._sample(n_draws, params_version, reader)
         if n_pieces == 1:
@@ -169,12 +173,12 @@ class ReplayServerShell:
         return [None] * n_pieces if data is None else split(data, n_pieces)
 
     @ray.method(concurrency_group="sample")
-    def draw(self, n_draws: int, reader: Reader = None) -> bytes | None:
+    def draw(self, n_draws: int, reader: FrameReader | None = None) -> bytes | None:
         """Lockstep: the same at once."""
         return self._sample(n_draws, 0, reader, wait=False)
 
     def _sample(
-        self, n_draws: int, params_version: int, reader: Reader, *, wait: bool = True
+        self, n_draws: int, params_version: int, reader: FrameReader | None, *, wait: bool = True
     ) -> bytes | None:
         with self._lock:
             self._params.expect(params_version)

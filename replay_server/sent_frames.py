@@ -41,7 +41,7 @@ class SentFrames:
         """Places whose frames an answer carries, by its number."""
 
     def overwritten(self, places: Array) -> None:
-        """Other frames lie at `places` from now on."""
+        """Other frames lie at `places` int64 [n] from now on."""
         if self._reader:  # else nothing was sent, and the pages of the array stay untouched
             self._since[places] = 0
 
@@ -55,7 +55,7 @@ class SentFrames:
         self._under_way = {}
 
     def answer(self, reader: FrameReader, places: Array) -> Answer:
-        """Of the frames at `places` [n] those that the reader is not known to have."""
+        """Of the frames at `places` int32 [n] those that the reader is not known to have."""
         if reader.name != self._reader:
             self.forget(len(self._since))
             self._reader = reader.name

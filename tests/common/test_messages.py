@@ -218,6 +218,8 @@ def test_shard_sample_by_place_round_trips():
         {"new_places": np.array([-1, 6])},
         {"new_places": np.array([1, 6], np.int32)},
         {"new_since": np.array([1])},
+        {"new_since": np.array([0, 3])},
+        {"new_since": np.array([6, 3])},
         {"new_since": np.array([5, 3], np.int32)},
         {"new_frames": np.zeros((2, 6), np.uint8)},
         {"new_frames": np.zeros((2, 2, 3), np.int8)},

@@ -184,4 +184,4 @@ def test_keeps_frames_where_there_is_room_and_says_so_once(monkeypatch, capsys):
     assert not frames_choice.keeps_frames("cpu", 1)
     assert not frames_choice.keeps_frames("cuda:0", 0)
     err = capsys.readouterr().err
-    assert err == "qfleet: frames are kept on cuda:0 (0.00 GiB), each sent once\n"
+    assert err == "qfleet: frames are kept on cuda:0 (0.00 GiB), not sent with every draw\n"

@@ -65,7 +65,7 @@ class LocalReplay:
                 receipts, clock = self._receipts[index], self.clocks[index]
                 clock.start()
                 parts.append(self._shards[index].sample(n, now_s, reader=receipts.reader()))
-                receipts.take(parts[-1])  # lockstep trains on them before it draws again
+                receipts.take(parts[-1])  # the learner trains on it before it draws again
                 clock.lap(SAMPLING)
         self.sample_age_s = parts[0].mean_age_s
         return parts
